@@ -1,0 +1,268 @@
+"""What every launcher shares: the server's specification, the handle on it, its log.
+
+The pytest plugin imports this module at start-up, so it may import only the standard library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import psutil
+
+Progress = Callable[[str], None]
+
+__all__ = [
+    "Endpoints",
+    "Launcher",
+    "ModelSpec",
+    "Progress",
+    "ServerHandle",
+    "ServerLog",
+    "ServerSpec",
+    "StopReport",
+]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model of a model repository, byte for byte as it will be written.
+
+    Attributes:
+        name: the model's name and the name of its folder.
+        model_json: the text of ``<version>/model.json``; it may be malformed on purpose. None: no
+            such file is written.
+        config: the text of ``config.pbtxt``. "": no such file is written.
+        version: the version folder.
+        files: more files, as (path relative to the model's folder, content).
+    """
+
+    name: str
+    model_json: str | None = None
+    config: str = ""
+    version: int = 1
+    files: tuple[tuple[str, bytes], ...] = ()
+
+    @classmethod
+    def create(
+        cls,
+        name: str,
+        engine_args: Mapping[str, Any],
+        config: str = "",
+        *,
+        version: int = 1,
+        files: Mapping[str, bytes] | None = None,
+    ) -> ModelSpec:
+        """A model whose model.json holds these engine arguments, in one canonical spelling."""
+        return cls(
+            name=name,
+            model_json=canonical_json(engine_args),
+            config=config,
+            version=version,
+            files=tuple(sorted((files or {}).items())),
+        )
+
+    @property
+    def engine_args(self) -> dict[str, Any]:
+        """The engine arguments in ``model_json``; raises ValueError where it is no JSON object."""
+        value = json.loads(self.model_json) if self.model_json is not None else {}
+        if not isinstance(value, dict):
+            raise ValueError(f"model.json of {self.name!r} is not a JSON object")
+        return value
+
+
+def canonical_json(value: Mapping[str, Any]) -> str:
+    """Equal dictionaries give equal texts, so that their specs are equal and share a server."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+@dataclass(frozen=True)
+class ServerSpec:
+    """All that decides what a server is. Equal specs may share one server.
+
+    Attributes:
+        models: the model repository's content.
+        backend_dir: the vLLM backend under test. It is copied, without ``__pycache__``, so that a
+            run keeps what it started with and the source folder is never written to.
+        args: more tritonserver flags. Those that the launcher needs for itself are refused.
+        env: more environment variables of the server.
+        load: the models loaded at start in explicit mode. None: all of them.
+        control_mode: Triton's model control mode.
+        shm_prefix: the prefix of the server's shared-memory regions. None: a unique one is made.
+    """
+
+    models: tuple[ModelSpec, ...]
+    backend_dir: Path
+    args: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    load: tuple[str, ...] | None = None
+    control_mode: Literal["explicit", "none"] = "explicit"
+    shm_prefix: str | None = None
+
+    @property
+    def started_models(self) -> tuple[str, ...]:
+        """The models that must be ready before the server counts as ready."""
+        if self.load is None or self.control_mode == "none":
+            return tuple(model.name for model in self.models)
+        return self.load
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Where a server listens.
+
+    Attributes:
+        http: base URL, such as ``http://127.0.0.1:8000``.
+        grpc: host and port, such as ``127.0.0.1:8001``.
+        metrics: URL of the Prometheus page; None where there is none.
+    """
+
+    http: str
+    grpc: str
+    metrics: str | None = None
+
+
+class ServerLog:
+    """A server's log file, readable while it grows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def position(self) -> int:
+        """The log's present length in bytes: pass it to :meth:`read` later."""
+        try:
+            return self.path.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def read(self, since: int = 0) -> str:
+        """The log's text from byte ``since`` on."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(since)
+                return file.read().decode("utf-8", "replace")
+        except FileNotFoundError:
+            return ""
+
+    def tail(self, lines: int = 30) -> str:
+        """The last ``lines`` lines, without those that only show a table's frame or are empty."""
+        told = [line.rstrip() for line in self.read().splitlines()]
+        told = [line for line in told if line.strip("+-| \t")]
+        return "\n".join(told[-lines:])
+
+
+@dataclass(frozen=True)
+class StopReport:
+    """What was found when a server had stopped.
+
+    Attributes:
+        exit_code: of tritonserver; -N where signal N ended it, None where it is not known.
+        forced: the server did not end by itself in time and was killed.
+        orphans: processes of the server that outlived it and were killed, as "pid command".
+        swept: names of shared-memory regions that the server left behind and that were removed.
+    """
+
+    exit_code: int | None
+    forced: bool = False
+    orphans: tuple[str, ...] = ()
+    swept: tuple[str, ...] = ()
+
+
+@dataclass
+class ServerHandle(ABC):
+    """A server, whichever launcher gave it.
+
+    Attributes:
+        endpoints: where it listens.
+        log: its log; None where it cannot be read (attached servers).
+        owned: whether the suite started it, and so may stop it, load into it, or kill it.
+        spec: what it was started from; None for attached servers.
+        boot_seconds: from the start to ready.
+        model_repository: the folder it serves; None where it cannot be seen.
+        shm_prefix: the prefix of its shared-memory regions, where known.
+        command: the command line that started it; empty for attached servers.
+        environment: what its environment adds to ours (None: taken out), to reproduce it by hand.
+        stop_report: what :meth:`stop` or :meth:`kill` found; None while it runs.
+    """
+
+    endpoints: Endpoints
+    log: ServerLog | None = None
+    owned: bool = True
+    spec: ServerSpec | None = None
+    boot_seconds: float = 0.0
+    model_repository: Path | None = None
+    shm_prefix: str | None = None
+    command: list[str] = field(default_factory=list)
+    environment: dict[str, str | None] = field(default_factory=dict)
+    stop_report: StopReport | None = None
+
+    @property
+    @abstractmethod
+    def server_pid(self) -> int | None:
+        """The process id of tritonserver; None where it is not ours to know."""
+
+    @abstractmethod
+    def is_running(self) -> bool:
+        """Whether the server process lives (attached: whether it answers)."""
+
+    @abstractmethod
+    def exit_code(self) -> int | None:
+        """The server's exit status once it has ended by itself or was stopped; else None."""
+
+    @abstractmethod
+    def processes(self) -> list[psutil.Process]:
+        """The server and all its descendants, orphaned ones too; empty for attached servers."""
+
+    @abstractmethod
+    def stop(self, timeout: float | None = None) -> int | None:
+        """End the server gracefully, then by force after ``timeout``; its exit code.
+
+        Whatever it left behind (processes, shared memory) is removed, and told in
+        ``stop_report``. Calling it again is harmless.
+        """
+
+    @abstractmethod
+    def kill(self) -> None:
+        """End the server and all its descendants at once (SIGKILL), and sweep after them."""
+
+    def reproduce(self) -> str:
+        """A shell command that starts the same server by hand; "" for attached servers."""
+        import shlex
+
+        if not self.command:
+            return ""
+        unset = [f"-u {shlex.quote(k)}" for k, v in self.environment.items() if v is None]
+        added = [f"{k}={shlex.quote(v)}" for k, v in self.environment.items() if v is not None]
+        prefix = ["env", *unset, *added] if unset or added else []
+        return " ".join([*prefix, *(shlex.quote(word) for word in self.command)])
+
+    def __enter__(self) -> ServerHandle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.stop()
+
+
+class Launcher(Protocol):
+    """A way to get a server."""
+
+    def describe(self) -> str:
+        """One line for pytest's header: which launcher, which server."""
+        ...
+
+    def launch(
+        self,
+        spec: ServerSpec,
+        *,
+        timeout: float,
+        on_progress: Progress | None = None,
+    ) -> ServerHandle:
+        """A server that is ready; raises ServerFailed or UserError, leaving nothing behind."""
+        ...
