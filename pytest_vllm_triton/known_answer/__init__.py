@@ -1,0 +1,8 @@
+"""A real checkpoint whose every answer is known by construction, and the oracle that knows it."""
+
+from __future__ import annotations
+
+from ._checkpoint import build_checkpoint
+from ._spec import DEFAULT_STORY, OTHER_STORY, KnownAnswerSpec
+
+__all__ = ["DEFAULT_STORY", "OTHER_STORY", "KnownAnswerSpec", "build_checkpoint"]
