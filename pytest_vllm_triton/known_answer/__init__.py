@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from ._checkpoint import build_checkpoint
+from ._oracle import Answer, FinishReason, KnownAnswer
 from ._spec import DEFAULT_STORY, OTHER_STORY, KnownAnswerSpec
 
-__all__ = ["DEFAULT_STORY", "OTHER_STORY", "KnownAnswerSpec", "build_checkpoint"]
+__all__ = [
+    "DEFAULT_STORY",
+    "OTHER_STORY",
+    "Answer",
+    "FinishReason",
+    "KnownAnswer",
+    "KnownAnswerSpec",
+    "build_checkpoint",
+]

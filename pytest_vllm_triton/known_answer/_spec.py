@@ -8,27 +8,30 @@ import math
 import re
 from dataclasses import asdict, dataclass
 
-# Raise it whenever the bytes of a checkpoint change for an unchanged spec: it is part of the cache key.
+# Part of the cache key: raise it whenever an unchanged spec gives other bytes than before.
 FORMAT_VERSION = 1
 
-# The story is written so that it hurts: every word is one token, except for an emoji and an accented
-# letter spelled byte by byte (streams cut inside characters) and a line break, quote and backslash
-# (broken JSON or SSE escaping shows).
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(f" {word}" for word in text.split())
+
+
+# Written so that it hurts: every word is one token, but an emoji and an accented letter are spelled
+# byte by byte (a stream is cut inside characters), and a line break, a quote and a backslash show
+# broken JSON or SSE escaping.
 DEFAULT_STORY: tuple[str, ...] = (
-    *(f" {w}" for w in "alpha bravo charlie delta echo foxtrot golf hotel india juliett".split()),
-    *(f" {w}" for w in "kilo lima mike".split()),
+    *_words("alpha bravo charlie delta echo foxtrot golf hotel india juliett kilo lima mike"),
     " 😀é",
-    *(f" {w}" for w in "november oscar papa quebec romeo sierra tango uniform".split()),
-    *(f" {w}" for w in "victor whiskey xray yankee".split()),
+    *_words("november oscar papa quebec romeo sierra tango uniform victor whiskey xray yankee"),
     '\n"\\',
     " zulu",
 )
 
 # A second story, in the same form, for the second of two models.
 OTHER_STORY: tuple[str, ...] = (
-    *(f" {w}" for w in "mercury venus earth mars jupiter saturn uranus neptune".split()),
+    *_words("mercury venus earth mars jupiter saturn uranus neptune"),
     " 🪐ü",
-    *(f" {w}" for w in "pluto ceres eris haumea makemake sedna".split()),
+    *_words("pluto ceres eris haumea makemake sedna"),
 )
 
 _WORD = re.compile(r" [A-Za-z]+")
@@ -46,9 +49,9 @@ class KnownAnswerSpec:
     story: the pieces of the text the model tells, each with its leading space. A space followed by
         ASCII letters is one token; every other piece is spelled in bytes, one token each. No token
         may occur twice, because each token has one successor.
-    margin: distance in logits between the right next token and the second best; a multiple of 0.25,
-        so that every logit is exact even in bfloat16.
-    seed: chooses the codes of the tokens and the order of the memory cells: other weights, same text.
+    margin: distance in logits between the right next token and the second best; a multiple of
+        0.25, so that every logit is exact even in bfloat16.
+    seed: chooses the tokens' codes and the order of the memory cells: other weights, same text.
     """
 
     story: tuple[str, ...] = DEFAULT_STORY

@@ -1,18 +1,20 @@
 """The weights: an associative memory, exact in every floating-point type that vLLM offers.
 
 Every token has a code, a row of a Hadamard matrix: entries of +1 and -1, mean zero, any two codes
-exactly orthogonal. The one feed-forward layer is a memory with one cell per token: a cell answers 1
-to its own code and 0 to every other, and replaces the code by the token's *target*, a sum of the codes
-of the next tokens with whole-number weights (the wanted logits, in quarters). Attention and positions
-add nothing. All numbers on the way are whole numbers times powers of two, with eight significant bits
-at most, so bfloat16, float16 and float32 give the same logits, on any device and in any order of
-summation, and a tensor-parallel rank that loses its half of the cells loses half of the story.
+exactly orthogonal. The one feed-forward layer is a memory with one cell per token: a cell answers
+1 to its own code and 0 to every other, and replaces the code by the token's *target*, a sum of the
+codes of the next tokens with whole-number weights (the wanted logits, in quarters). Attention and
+positions add nothing. All numbers on the way are whole numbers times powers of two, with eight
+significant bits at most, so bfloat16, float16 and float32 give the same logits, on any device and
+in any order of summation. The cells are shuffled, so a tensor-parallel rank that loses its half of
+them loses every other word of the story.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,8 +26,8 @@ from ._vocabulary import EOS, Vocabulary
 HEADS = 8
 MAX_POSITIONS = 4096
 QUARTERS = 4
-# Logits of the best tokens after the right one. The first is the story's first word, so a token that
-# is masked out (EOS under min_tokens, a banned word) has a known deputy.
+# Logits of the best tokens after the right one. The first is the story's first word, so a token
+# that is masked out (EOS under min_tokens, a banned word) has a known deputy.
 RIVAL_LOGITS = (4.0, 3.0, 2.0, 1.0)
 # Scale of the residual stream: makes layer_norm's epsilon (1e-5) vanish beside the variance.
 _SCALE = 4
@@ -45,7 +47,7 @@ class Successors:
     margin: float
 
     def ranked(self, token_id: int) -> tuple[tuple[int, float], ...]:
-        """(token id, logit) of the tokens that may follow `token_id`, best first; all others have 0."""
+        """(token id, logit) of the five best tokens after `token_id`; all others have logit 0."""
         right = self.next_ids[token_id]
         rivals = [i for i in self.story_ids if i != right][: len(RIVAL_LOGITS)]
         best = RIVAL_LOGITS[0] + self.margin
@@ -59,11 +61,18 @@ class Successors:
         return logits
 
 
-def build_successors(spec: KnownAnswerSpec, vocabulary: Vocabulary) -> Successors:
-    """The story's chain into EOS; every token outside the story leads to its first word."""
+def build_successors(
+    spec: KnownAnswerSpec, vocabulary: Vocabulary, *, links: Mapping[int, int] | None = None
+) -> Successors:
+    """The story's chain into EOS; every token outside the story leads to its first word.
+
+    `links` (token id -> next token id) overrides single steps, as a LoRA adapter does.
+    """
     story = vocabulary.story_ids
     next_ids = [story[0]] * len(vocabulary)
     for token, following in itertools.pairwise((*story, EOS)):
+        next_ids[token] = following
+    for token, following in (links or {}).items():
         next_ids[token] = following
     return Successors(len(vocabulary), story, tuple(next_ids), spec.margin)
 
@@ -138,12 +147,11 @@ def build_target(successors: Successors, codebook: Codebook, token_id: int) -> t
     weights = [round(logit * QUARTERS) for _, logit in ranked]
     length, ballast = _ballast_weights(weights)
     codes = codebook.token_codes[[i for i, _ in ranked]]
-    return length, np.array(weights) @ codes + np.array(ballast) @ codebook.ballast
+    target: Ints = np.array(weights) @ codes + np.array(ballast) @ codebook.ballast
+    return length, target
 
 
-def build_weights(
-    successors: Successors, codebook: Codebook
-) -> dict[str, npt.NDArray[np.float16]]:
+def build_weights(successors: Successors, codebook: Codebook) -> dict[str, npt.NDArray[np.float16]]:
     """Hugging Face OPT tensors by name, float16, every value exact in bfloat16 too."""
     vocab_size, hidden = codebook.token_codes.shape
     fc1 = np.zeros((codebook.cell_count, hidden))
@@ -161,8 +169,8 @@ def build_weights(
     weights: dict[str, Floats] = {
         "model.decoder.embed_tokens.weight": _SCALE * codebook.token_codes.astype(np.float64),
         "model.decoder.embed_positions.weight": zeros(MAX_POSITIONS + 2, hidden),
-        # (x / length) * length / (hidden * scale * quarters): the dot product with a token's embedding
-        # is then its logit.
+        # (x / length) * length / (hidden * scale * quarters): its dot product with a token's
+        # embedding is the token's logit.
         "model.decoder.final_layer_norm.weight": np.full(
             hidden, length / (hidden * _SCALE * QUARTERS)
         ),

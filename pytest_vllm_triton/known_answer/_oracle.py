@@ -1,0 +1,266 @@
+"""What a known-answer checkpoint answers, computed from its spec alone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from ._detokenizer import Detokenizer
+from ._spec import KnownAnswerSpec
+from ._vocabulary import BOS, EOS, SPECIAL_TOKENS, Vocabulary, build_vocabulary
+from ._weights import MAX_POSITIONS, Floats, Successors, build_successors
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One expected completion.
+
+    text: the generated text, without the prompt.
+    token_ids: generated tokens, a final EOS or stop token included, as vLLM counts them.
+    finish_reason: "stop" at EOS, a stop token or a stop string; else "length".
+    stop_reason: the stop string or stop token id that ended it; as in vLLM, None for EOS and length.
+    num_input_tokens: tokens of the prompt, BOS included.
+    fragments: the text that each token adds, aligned with token_ids; "" for a token that only
+        continues a character. A stream may be cut between fragments and nowhere else.
+    logprobs: natural logarithm of each token's probability before temperature and masks.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stop_reason: str | int | None
+    num_input_tokens: int
+    fragments: tuple[str, ...]
+    logprobs: tuple[float, ...]
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def cumulative_logprob(self) -> float:
+        return sum(self.logprobs)
+
+
+class KnownAnswer:
+    """The oracle of one checkpoint, optionally under one of its LoRA adapters.
+
+    links: what the adapter changes (token id -> next token id), as `Adapter.link_ids` gives it.
+    """
+
+    def __init__(self, spec: KnownAnswerSpec, *, links: Mapping[int, int] | None = None) -> None:
+        self.spec = spec
+        self._links = dict(links or {})
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        return build_vocabulary(self.spec)
+
+    @cached_property
+    def successors(self) -> Successors:
+        return build_successors(self.spec, self.vocabulary, links=self._links)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.vocabulary)
+
+    @property
+    def bos_token_id(self) -> int:
+        return BOS
+
+    @property
+    def eos_token_id(self) -> int:
+        return EOS
+
+    @property
+    def max_model_len(self) -> int:
+        """Prompt and completion together, in tokens, that the checkpoint has positions for."""
+        return MAX_POSITIONS
+
+    @property
+    def story_text(self) -> str:
+        return "".join(self.spec.story)
+
+    @property
+    def story_ids(self) -> tuple[int, ...]:
+        """The story in tokens, without EOS."""
+        return self.vocabulary.story_ids
+
+    def tokenize(self, prompt: str) -> list[int]:
+        """Token ids of `prompt` as vLLM sees them: BOS first, special tokens' text recognized."""
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"no server can receive this prompt, it is not valid Unicode: {error}"
+            ) from error
+        return list(self.vocabulary.tokenizer.encode(prompt).ids)
+
+    def token_text(self, token_id: int) -> str:
+        """A token's own text, U+FFFD for bytes that are no character by themselves."""
+        return self.vocabulary.token_bytes(token_id).decode("utf-8", "replace")
+
+    def successor(self, token_id: int) -> int:
+        """The token that greedy decoding puts after `token_id`."""
+        return self.successors.next_ids[token_id]
+
+    def logits(self, previous_token: int) -> Floats:
+        """Logits of every token after `previous_token`, shape [vocab_size], exact."""
+        return self.successors.logits(previous_token)
+
+    def logprobs(self, previous_token: int, *, temperature: float = 1.0) -> Floats:
+        """Log-probabilities (natural) of every token after `previous_token`, shape [vocab_size]."""
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, not {temperature!r}")
+        scaled = self.logits(previous_token) / temperature
+        shifted = scaled - scaled.max()
+        normalized: Floats = shifted - np.log(np.exp(shifted).sum())
+        return normalized
+
+    def expected_logprob(
+        self, previous_token: int, token: int, *, temperature: float = 1.0
+    ) -> float:
+        """Log-probability of `token` after `previous_token`; vLLM reports that of temperature 1."""
+        return float(self.logprobs(previous_token, temperature=temperature)[token])
+
+    def top_logprobs(self, previous_token: int, count: int) -> list[tuple[int, float]]:
+        """(token id, log-probability) of the `count` most probable next tokens, best first.
+
+        Only the ranked tokens (the right one and its four deputies) differ from each other: asking
+        for more than five is refused, because their order would be the sorting's choice.
+        """
+        ranked = self.successors.ranked(previous_token)
+        if not 0 <= count <= len(ranked):
+            raise ValueError(f"count must be from 0 to {len(ranked)}, not {count}")
+        logprobs = self.logprobs(previous_token)
+        return [(i, float(logprobs[i])) for i, _ in ranked[:count]]
+
+    def greedy_probability(self, prompt: str, *, temperature: float, max_tokens: int) -> float:
+        """Probability that sampling at `temperature` gives exactly the greedy answer."""
+        answer = self.answer(prompt, max_tokens=max_tokens)
+        before = [self.tokenize(prompt)[-1], *answer.token_ids[:-1]]
+        return float(
+            np.exp(
+                sum(
+                    self.expected_logprob(previous, token, temperature=temperature)
+                    for previous, token in zip(before, answer.token_ids, strict=True)
+                )
+            )
+        )
+
+    def answer(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = 16,
+        min_tokens: int = 0,
+        ignore_eos: bool = False,
+        stop: str | Sequence[str] = (),
+        stop_token_ids: Collection[int] = (),
+        include_stop: bool = False,
+        skip_special_tokens: bool = True,
+        max_model_len: int = MAX_POSITIONS,
+    ) -> Answer:
+        """The greedy answer to `prompt` (text, or token ids) under vLLM's sampling parameters.
+
+        `include_stop` is vLLM's include_stop_str_in_output, the others have vLLM's names and
+        defaults; `max_tokens=None` means up to `max_model_len`. What vLLM refuses is a ValueError.
+        """
+        prompt_ids = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        room = max_model_len - len(prompt_ids)
+        if not prompt_ids or not all(0 <= i < self.vocab_size for i in prompt_ids):
+            raise ValueError("a prompt has at least one token, and only tokens of the vocabulary")
+        if room < 1:
+            raise ValueError(f"a prompt of {len(prompt_ids)} tokens leaves no room to answer")
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
+        if min_tokens < 0 or (max_tokens is not None and min_tokens > max_tokens):
+            raise ValueError(f"min_tokens must be from 0 to max_tokens, not {min_tokens}")
+        if not all(stops):
+            raise ValueError("stop strings must not be empty")
+
+        limit = room if max_tokens is None else min(max_tokens, room)
+        ends = {*stop_token_ids, *(() if ignore_eos else (EOS,))}
+        # vLLM masks EOS below min_tokens even when EOS is ignored.
+        masked = {*stop_token_ids, EOS}
+        detokenizer = Detokenizer(
+            self.vocabulary.token_bytes if skip_special_tokens else self._shown_bytes, prompt_ids
+        )
+        previous = prompt_ids[-1]
+        token_ids: list[int] = []
+        fragments: list[str] = []
+        logprobs: list[float] = []
+
+        def finished(reason: FinishReason, cause: str | int | None = None) -> Answer:
+            return Answer(
+                "".join(fragments),
+                tuple(token_ids),
+                reason,
+                cause,
+                len(prompt_ids),
+                tuple(fragments),
+                tuple(logprobs),
+            )
+
+        while True:
+            token = self._best(previous, masked if len(token_ids) < min_tokens else ())
+            token_ids.append(token)
+            logprobs.append(self.expected_logprob(previous, token))
+            ended = token in ends
+            fragments.append("" if ended and not include_stop else detokenizer.step(token))
+            if len(token_ids) > min_tokens:
+                found = _find_stop("".join(fragments), len(fragments[-1]), stops)
+                if found is not None:
+                    stop_string, start = found
+                    length = start + len(stop_string) if include_stop else start
+                    fragments = _truncate(fragments, length)
+                    return finished("stop", stop_string)
+            if ended:
+                return finished("stop", None if token == EOS and not ignore_eos else token)
+            if len(token_ids) == limit:
+                return finished("length")
+            previous = token
+
+    def _best(self, previous: int, masked: Collection[int]) -> int:
+        ranked = self.successors.ranked(previous)
+        best = next((i for i, _ in ranked if i not in masked), None)
+        if best is None:
+            raise ValueError("every ranked token is masked; which of the others comes is not known")
+        return best
+
+    def _shown_bytes(self, token_id: int) -> bytes:
+        if token_id < len(SPECIAL_TOKENS):
+            return SPECIAL_TOKENS[token_id].encode()
+        return self.vocabulary.token_bytes(token_id)
+
+
+def _find_stop(text: str, new: int, stops: Sequence[str]) -> tuple[str, int] | None:
+    """(stop string, start) of the stop string that `new` new characters complete first."""
+    if not new:
+        return None
+    hits = (
+        (start + len(stop), order, stop, start)
+        for order, stop in enumerate(stops)
+        if (start := text.find(stop, max(0, len(text) - new - len(stop) + 1))) >= 0
+    )
+    first = min(hits, default=None)
+    return None if first is None else (first[2], first[3])
+
+
+def _truncate(fragments: Sequence[str], length: int) -> list[str]:
+    """`fragments` cut so that together they have `length` characters."""
+    kept: list[str] = []
+    for fragment in fragments:
+        kept.append(fragment[: max(0, length)])
+        length -= len(fragment)
+    return kept
+
+
+__all__ = ["Answer", "FinishReason", "KnownAnswer"]
