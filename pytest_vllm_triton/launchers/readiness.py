@@ -1,0 +1,176 @@
+"""The one rule by which every launcher decides that a server is ready, or never will be."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pytest_vllm_triton.errors import ServerFailed
+from pytest_vllm_triton.launchers.base import Endpoints, Progress, ServerHandle
+
+if TYPE_CHECKING:
+    import httpx
+
+POLL_SECONDS = 0.1
+TAIL_LINES = 30
+
+#: What Triton and vLLM write on their way, and how it is told to the user.
+_STAGES = (
+    (re.compile(r'"loading: (?P<model>[^"]+):\d+"'), "loading model {model}"),
+    (
+        re.compile(r"Initializing a V1 LLM engine|Initializing an LLM engine"),
+        "vLLM engine starting",
+    ),
+    (re.compile(r"Starting to load model"), "vLLM loading the weights"),
+    (re.compile(r"GPU KV cache size|CPU KV cache size|KV cache size:"), "vLLM preparing its cache"),
+    (re.compile(r"Capturing CUDA graphs|[Ww]arming up model"), "vLLM warming up"),
+    (re.compile(r"\"successfully loaded '(?P<model>[^']+)'\""), "model {model} loaded"),
+)
+
+#: One log line of Triton; the quoted text escapes line ends.
+_LOAD_FAILED = re.compile(r"\"failed to load '(?P<model>[^']+)' version \d+: (?P<reason>.*)\"\s*$")
+_POLL_FAILED = re.compile(
+    r"\"Poll failed for model directory '(?P<model>[^']+)': (?P<reason>.*)\"\s*$"
+)
+_BUSY_PORT = re.compile(r"Socket '[^']+:(?P<port>\d+)' already in use")
+
+
+class PortTaken(ServerFailed):
+    """The server found one of its ports in use: try again with others."""
+
+
+def wait_ready(
+    handle: ServerHandle,
+    models: Sequence[str],
+    *,
+    timeout: float,
+    on_progress: Progress | None = None,
+) -> None:
+    """Return when the server and these models are ready.
+
+    Raises ServerFailed as soon as it is known that they never will be: the process ended, or a
+    model failed to load. Otherwise after ``timeout`` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    watch = _LogWatch(handle, models, on_progress)
+    with _client(handle.endpoints) as client:
+        while True:
+            running = handle.is_running()  # before the log is read: the last lines count
+            watch.look()
+            if not running:
+                raise _dead(handle)
+            missing = _not_ready(client, handle, models)
+            if not missing:
+                return
+            if time.monotonic() > deadline:
+                raise ServerFailed(
+                    f"The server was not ready after {timeout:g} s: {missing}.",
+                    handle.log.tail(TAIL_LINES) if handle.log else "",
+                )
+            time.sleep(POLL_SECONDS)
+
+
+def _client(endpoints: Endpoints) -> httpx.Client:
+    import httpx
+
+    # A proxy of the user's never leads to this machine's own loopback address.
+    loopback = re.match(r"https?://(127\.|localhost|\[::1\])", endpoints.http) is not None
+    return httpx.Client(timeout=5.0, trust_env=not loopback)
+
+
+def _not_ready(client: httpx.Client, handle: ServerHandle, models: Sequence[str]) -> str:
+    """What is missing, in words; "" when all is ready."""
+    import httpx
+
+    http = handle.endpoints.http
+    try:
+        healthy = client.get(f"{http}/v2/health/ready").status_code == 200
+        for model in models:
+            if client.get(f"{http}/v2/models/{model}/ready").status_code != 200:
+                _raise_if_unavailable(client, handle, model)
+                return f"model {model!r} is not ready"
+        if not healthy:
+            return "/v2/health/ready does not answer 200"
+        # Triton opens its metrics port last, and ends if it cannot: only then it is up.
+        metrics = handle.endpoints.metrics
+        if metrics is not None and client.get(metrics).status_code != 200:
+            return f"{metrics} does not answer 200"
+    except httpx.TransportError as error:
+        return f"it does not answer ({type(error).__name__})"
+    return ""
+
+
+def _raise_if_unavailable(client: httpx.Client, handle: ServerHandle, model: str) -> None:
+    answer = client.post(f"{handle.endpoints.http}/v2/repository/index", json={})
+    if answer.status_code != 200:
+        return
+    entries: list[dict[str, Any]] = answer.json()
+    states = [entry for entry in entries if entry.get("name") == model]
+    for entry in states:
+        reason = entry.get("reason", "")
+        if entry.get("state") == "UNAVAILABLE" and reason and reason != "unloaded":
+            raise _load_failed(handle, model, reason)
+    if not states:
+        known = ", ".join(sorted({str(entry.get("name")) for entry in entries})) or "none"
+        raise ServerFailed(f"The server has no model {model!r}; it has: {known}.")
+
+
+class _LogWatch:
+    """Reads what is new in a server's log: progress, and failures that decide the matter."""
+
+    def __init__(
+        self, handle: ServerHandle, models: Sequence[str], on_progress: Progress | None
+    ) -> None:
+        self.handle = handle
+        self.models = set(models)
+        self.on_progress = on_progress
+        self.position = 0
+        self.partial = b""
+
+    def look(self) -> None:
+        if self.handle.log is None or not self.handle.log.path.exists():
+            return
+        with self.handle.log.path.open("rb") as file:
+            file.seek(self.position)
+            new = file.read()
+        self.position += len(new)
+        *complete, self.partial = (self.partial + new).split(b"\n")
+        lines = [line.decode("utf-8", "replace") for line in complete]
+        for line in lines:
+            self.judge(line)
+            self.tell(line)
+
+    def judge(self, line: str) -> None:
+        failed = _LOAD_FAILED.search(line)
+        if failed:
+            model = failed["model"].rstrip("/").rpartition("/")[2]
+            if model in self.models:
+                raise _load_failed(self.handle, model, failed["reason"])
+        busy = _BUSY_PORT.search(line)
+        if busy:
+            raise PortTaken(f"Port {busy['port']} is already in use.", line)
+
+    def tell(self, line: str) -> None:
+        if self.on_progress is not None:
+            for pattern, words in _STAGES:
+                found = pattern.search(line)
+                if found:
+                    self.on_progress(words.format(**found.groupdict()))
+
+
+def _load_failed(handle: ServerHandle, model: str, reason: str) -> ServerFailed:
+    reason = reason.replace("\\n", "\n").strip()
+    tail = handle.log.tail(TAIL_LINES) if handle.log else ""
+    return ServerFailed(f"Model {model!r} failed to load: {reason}", tail)
+
+
+def _dead(handle: ServerHandle) -> ServerFailed:
+    code = handle.exit_code()
+    if code is not None and code < 0:
+        how = f"was killed by signal {-code}"
+    else:
+        how = "ended with an unknown status" if code is None else f"ended with exit code {code}"
+    tail = handle.log.tail(TAIL_LINES) if handle.log else ""
+    return ServerFailed(f"The server {how} before it was ready.", tail)

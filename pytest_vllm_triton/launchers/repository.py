@@ -1,0 +1,56 @@
+"""Write model specifications as a Triton model repository."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from pytest_vllm_triton.launchers.base import ModelSpec
+
+
+def write_repository(models: Sequence[ModelSpec], root: Path) -> Path:
+    """Write the models into the new folder ``root``, and make sure that they are what was asked."""
+    names = [model.name for model in models]
+    if len(set(names)) != len(names):
+        raise ValueError(f"two models have the same name: {', '.join(sorted(names))}")
+    root.mkdir(parents=True)
+    expected: dict[Path, bytes] = {}
+    for model in models:
+        folder = root / _checked(model.name, "model name", parts=1)
+        (folder / str(model.version)).mkdir(parents=True)
+        for path, content in _files(model):
+            expected[folder / path] = content
+    for file, content in expected.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    written = {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}
+    if written != expected:
+        wrong = sorted(
+            str(file.relative_to(root))
+            for file in written.keys() | expected.keys()
+            if written.get(file) != expected.get(file)
+        )
+        raise RuntimeError(f"the model repository {root} is not what was asked: {', '.join(wrong)}")
+    return root
+
+
+def _files(model: ModelSpec) -> Iterator[tuple[PurePosixPath, bytes]]:
+    files: dict[PurePosixPath, bytes] = {}
+    if model.config:
+        files[PurePosixPath("config.pbtxt")] = model.config.encode()
+    if model.model_json is not None:
+        files[PurePosixPath(str(model.version), "model.json")] = model.model_json.encode()
+    for name, content in model.files:
+        path = _checked(name, "file")
+        if path in files:
+            raise ValueError(f"model {model.name!r} has the file {name!r} twice")
+        files[path] = content
+    yield from files.items()
+
+
+def _checked(name: str, what: str, parts: int | None = None) -> PurePosixPath:
+    path = PurePosixPath(name)
+    wrong = not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name
+    if wrong or (parts is not None and len(path.parts) != parts):
+        raise ValueError(f"{what} {name!r} would lie outside its folder of the model repository")
+    return path
