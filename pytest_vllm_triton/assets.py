@@ -1,0 +1,34 @@
+"""Where the suite, the backend and the fixtures are: inside the installed package, or in a checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parent
+
+
+def suite_dir() -> Path:
+    """The conformance suite."""
+    return _first(_PACKAGE / "conformance", _PACKAGE.parent / "conformance")
+
+
+def backend_dir() -> Path:
+    """The vLLM backend of this project."""
+    return _first(_PACKAGE / "_assets" / "backend", _PACKAGE.parent / "backend")
+
+
+def fixtures_dir() -> Path:
+    """Sample model repository and other data files."""
+    return _first(_PACKAGE / "_assets" / "fixtures", _PACKAGE.parent / "fixtures")
+
+
+def suite_files() -> list[Path]:
+    """The suite's test modules."""
+    return sorted(suite_dir().glob("test_*.py"))
+
+
+def _first(*candidates: Path) -> Path:
+    for candidate in candidates:
+        if candidate.is_dir():
+            return candidate
+    raise FileNotFoundError(f"broken installation: none of {[str(c) for c in candidates]} exists")

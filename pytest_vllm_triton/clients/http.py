@@ -1,0 +1,258 @@
+"""Triton over HTTP: the generate endpoints, server-sent events, and raw requests."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from pytest_vllm_triton.clients.messages import (
+    GenerateRequest,
+    Generation,
+    Response,
+    Tensor,
+    Unanswered,
+)
+from pytest_vllm_triton.expect import Violation
+from pytest_vllm_triton.transcript import Transcript
+
+_NOT_OUTPUTS = frozenset({"model_name", "model_version", "id", "error", "parameters"})
+_EVENT_PREFIX = b"data: "
+_EVENT_END = b"\n\n"
+
+
+@dataclass(frozen=True)
+class HttpAnswer:
+    """An HTTP response, read to its end.
+
+    Attributes:
+        events: the server-sent events as (seconds after the request, raw bytes without the blank line);
+            empty unless the content type is an event stream.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+    seconds: float
+    events: tuple[tuple[float, bytes], ...] = ()
+
+    @property
+    def text(self) -> str:
+        return self.content.decode("utf-8", errors="replace")
+
+    def json(self) -> Any:
+        """The body as JSON.
+
+        Raises:
+            Violation: it is not JSON.
+        """
+        return _parse(self.content)
+
+    @property
+    def error(self) -> str | None:
+        """The ``error`` field of the body or of the first event that has one."""
+        for content in [event for _, event in self.events] or [self.content]:
+            value = _parse(content.removeprefix(_EVENT_PREFIX)) if content else {}
+            if isinstance(value, dict) and "error" in value:
+                return str(value["error"])
+        return None
+
+
+class HttpClient:
+    """HTTP client of one server and one model.
+
+    Args:
+        url: e.g. ``http://127.0.0.1:8000``.
+        model: the default model of `generate`.
+        transcript: where requests and answers are noted.
+        deadline: seconds after which an unanswered request is a `Unanswered` violation.
+    """
+
+    def __init__(
+        self, url: str, model: str, transcript: Transcript | None = None, deadline: float = 60.0
+    ) -> None:
+        self.url = url
+        self.model = model
+        self._transcript = transcript or Transcript()
+        self._deadline = deadline
+        # Plain HTTP on a known address: no certificates to load, no proxies to consult.
+        self._client = httpx.Client(base_url=url, timeout=deadline, verify=False, trust_env=False)
+
+    def __enter__(self) -> HttpClient:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._client.close()
+
+    def for_model(self, model: str) -> HttpClient:
+        """A client of another model on the same server; it shares the transcript."""
+        return HttpClient(self.url, model, self._transcript, self._deadline)
+
+    def path(self, action: str, version: int | str | None = None) -> str:
+        """``/v2/models/<model>[/versions/<version>]/<action>``."""
+        versioned = f"/versions/{version}" if version is not None else ""
+        return f"/v2/models/{self.model}{versioned}{action and '/' + action}"
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        json_body: Any = None,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        deadline: float | None = None,
+    ) -> HttpAnswer:
+        """Send one request and read the whole answer.
+
+        Raises:
+            Unanswered: no complete answer within the deadline, or the connection broke.
+        """
+        if json_body is not None:
+            content = json.dumps(json_body, ensure_ascii=False).encode()
+        with self.opened(method, path, content, headers, deadline) as stream:
+            for _ in stream.events():
+                pass
+            return stream.answer()
+
+    def get(self, path: str) -> HttpAnswer:
+        return self.request("GET", path)
+
+    def generate(self, request: GenerateRequest, version: int | None = None) -> Generation:
+        """``/generate``, or ``/generate_stream`` when the request streams."""
+        action = "generate_stream" if request.stream else "generate"
+        answer = self.request("POST", self.path(action, version), json_body=http_body(request))
+        return to_generation(request, answer)
+
+    @contextmanager
+    def opened(
+        self,
+        method: str,
+        path: str,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        deadline: float | None = None,
+    ) -> Iterator[OpenAnswer]:
+        """An answer that is being read: for checks that look at arrival times or hang up early."""
+        shown = (content or b"").decode("utf-8", errors="backslashreplace")
+        seconds = deadline or self._deadline
+        with self._transcript.record(f"{method} {path} {shown}".rstrip()) as exchange:
+            try:
+                with self._client.stream(
+                    method, path, content=content, headers=dict(headers or {}), timeout=seconds
+                ) as response:
+                    stream = OpenAnswer(response, seconds)
+                    try:
+                        yield stream
+                    finally:
+                        exchange.answered(stream.shown())
+            except httpx.HTTPError as error:
+                raise Unanswered(
+                    f"{method} {path}", f"an answer within {seconds:.0f} s", repr(error)
+                ) from error
+
+
+class OpenAnswer:
+    """An HTTP response whose body is read piece by piece."""
+
+    def __init__(self, response: httpx.Response, deadline: float) -> None:
+        self._response = response
+        self._started = time.monotonic()
+        self._deadline = deadline
+        self._body = bytearray()
+        self._events: list[tuple[float, bytes]] = []
+        self.status = response.status_code
+        self.headers = response.headers
+
+    def events(self) -> Iterator[tuple[float, bytes]]:
+        """Server-sent events as they arrive: (seconds, bytes without the blank line)."""
+        streaming = self.headers.get("content-type", "").startswith("text/event-stream")
+        read = 0
+        for piece in self._response.iter_raw():
+            self._body += piece
+            now = time.monotonic() - self._started
+            if now > self._deadline:
+                raise Unanswered("body", f"its end within {self._deadline:.0f} s", f"{now:.0f} s")
+            while streaming and (end := self._body.find(_EVENT_END, read)) >= 0:
+                event = (now, bytes(self._body[read:end]))
+                read = end + len(_EVENT_END)
+                self._events.append(event)
+                yield event
+
+    def answer(self) -> HttpAnswer:
+        """What was read so far."""
+        return HttpAnswer(
+            status=self.status,
+            headers=self.headers,
+            content=bytes(self._body),
+            seconds=time.monotonic() - self._started,
+            events=tuple(self._events),
+        )
+
+    def shown(self) -> str:
+        return f"{self.status} {self._body.decode('utf-8', errors='backslashreplace')}"
+
+
+def http_body(request: GenerateRequest) -> dict[str, Any]:
+    """The JSON body of a generate request."""
+    body: dict[str, Any] = dict(request.named_inputs())
+    for name, value in body.items():
+        if isinstance(value, bytes):
+            raise ValueError(f"{name}: raw bytes cannot be sent as JSON")
+    if request.parameters:
+        body["parameters"] = dict(request.parameters)
+    if request.id:
+        body["id"] = request.id
+    return body
+
+
+def to_generation(request: GenerateRequest, answer: HttpAnswer) -> Generation:
+    """The answer of a generate endpoint as responses."""
+    pieces = [(at, event.removeprefix(_EVENT_PREFIX)) for at, event in answer.events]
+    if not pieces:
+        pieces = [(answer.seconds, answer.content)]
+    return Generation(
+        request=request,
+        responses=[_response(_parse(content), at) for at, content in pieces],
+        status=answer.status,
+        seconds=answer.seconds,
+    )
+
+
+def _response(value: Any, at: float) -> Response:
+    if not isinstance(value, dict):
+        raise Violation("body", "a JSON object", value)
+    outputs = {
+        name: Tensor(field if isinstance(field, list) else [field])
+        for name, field in value.items()
+        if name not in _NOT_OUTPUTS
+    }
+    return Response(
+        outputs=outputs,
+        error=None if "error" not in value else str(value["error"]),
+        id=str(value.get("id", "")),
+        at=at,
+        model_name=str(value.get("model_name", "")),
+        model_version=str(value.get("model_version", "")),
+    )
+
+
+def _parse(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise Violation("body", f"JSON ({error})", content) from None

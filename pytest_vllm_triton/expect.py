@@ -1,0 +1,86 @@
+"""Assertions that keep what was expected and what came, so that a report can show both.
+
+A check states each fact through one of these functions. They raise `Violation`, which a plain
+``pytest.raises(AssertionError)`` also catches; the report prints ``expected`` and ``actual`` as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Violation(AssertionError):
+    """The backend did not do what the requirement says.
+
+    Attributes:
+        what: the observed thing, e.g. ``"HTTP status"``.
+        expected: what the requirement asks for.
+        actual: what came.
+    """
+
+    def __init__(self, what: str, expected: object, actual: object) -> None:
+        self.what = what
+        self.expected = _shown(expected)
+        self.actual = _shown(actual)
+        super().__init__(f"{what}\n  expected: {self.expected}\n  actual:   {self.actual}")
+
+
+def equal(what: str, actual: object, expected: object) -> None:
+    """The two are equal."""
+    if actual != expected:
+        raise Violation(what, expected, actual)
+
+
+def different(what: str, actual: object, other: object) -> None:
+    """The two differ."""
+    if actual == other:
+        raise Violation(what, _Words(f"anything but {_shown(other)}"), actual)
+
+
+def contains(what: str, actual: str | Collection[Any] | None, part: Any) -> None:
+    """The text contains the part, or the collection the element."""
+    if actual is None or part not in actual:
+        raise Violation(what, _Words(f"something that contains {_shown(part)}"), actual)
+
+
+def starts_with(what: str, actual: str | None, prefix: str) -> None:
+    """The text starts with the prefix."""
+    if actual is None or not actual.startswith(prefix):
+        raise Violation(what, _Words(f"a text that starts with {_shown(prefix)}"), actual)
+
+
+def matches(what: str, actual: str | None, pattern: str) -> None:
+    """The regular expression is found in the text."""
+    if actual is None or not re.search(pattern, actual):
+        raise Violation(what, _Words(f"a text that matches /{pattern}/"), actual)
+
+
+def one_of(what: str, actual: object, choices: Collection[Any]) -> None:
+    """The value is one of the choices."""
+    if actual not in choices:
+        listed = ", ".join(_shown(choice) for choice in choices)
+        raise Violation(what, _Words(f"one of {listed}"), actual)
+
+
+def between(what: str, actual: float | None, low: float, high: float) -> None:
+    """``low <= actual <= high``."""
+    if actual is None or not low <= actual <= high:
+        raise Violation(what, _Words(f"from {low} to {high}"), actual)
+
+
+def that(what: str, actual: T, is_right: Callable[[T], bool], expected: str) -> None:
+    """The predicate holds; ``expected`` says it in words."""
+    if not is_right(actual):
+        raise Violation(what, _Words(expected), actual)
+
+
+class _Words(str):
+    """A description rather than a value: shown without quotes."""
+
+
+def _shown(value: object) -> str:
+    return str(value) if isinstance(value, _Words) else repr(value)

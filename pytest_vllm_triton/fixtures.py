@@ -1,0 +1,142 @@
+"""The fixtures: of the conformance suite, and for anybody's own tests of a vLLM model on Triton."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+
+from pytest_vllm_triton.state import HARNESS, TRANSCRIPT
+from pytest_vllm_triton.verdicts import untested
+
+if TYPE_CHECKING:
+    from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient, HttpClient
+    from pytest_vllm_triton.harness import Harness
+    from pytest_vllm_triton.known_answer import KnownAnswer
+    from pytest_vllm_triton.launchers.base import ServerHandle
+    from pytest_vllm_triton.models import ModelUnderTest
+
+
+class ServerFactory(Protocol):
+    """Boots a server with another model.json, configuration or command line."""
+
+    def __call__(
+        self,
+        engine_args: Mapping[str, Any] | None = None,
+        *,
+        config: str | None = None,
+        args: tuple[str, ...] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> ServerHandle:
+        """A ready server; it is stopped when the test that asked for it ends.
+
+        Args:
+            engine_args: merged into model.json; None as a value removes a key.
+            config: the text of config.pbtxt (default: the sample's).
+            args: further tritonserver flags.
+            env: further environment variables of the server.
+
+        Raises:
+            ServerFailed: it did not get ready.
+        """
+
+
+@pytest.fixture(scope="session")
+def vllm_harness(request: pytest.FixtureRequest) -> Harness:
+    """Launcher, model and servers of this session."""
+    harness: Harness = request.config.stash[HARNESS]
+    request.addfinalizer(harness.close)
+    return harness
+
+
+@pytest.fixture(scope="session")
+def vllm_model(vllm_harness: Harness) -> ModelUnderTest:
+    """The model under test: its checkpoint folder, tokenizer and, if it has one, its oracle."""
+    return vllm_harness.model
+
+
+@pytest.fixture(scope="session")
+def vllm_server(vllm_harness: Harness) -> ServerHandle:
+    """A running Triton server with the backend and the model under test, shared by the session."""
+    return vllm_harness.shared_server()
+
+
+@pytest.fixture
+def vllm_server_factory(vllm_harness: Harness) -> Iterator[ServerFactory]:
+    """Boot further servers, each with its own settings, for one test."""
+    started: list[ServerHandle] = []
+
+    def boot(
+        engine_args: Mapping[str, Any] | None = None,
+        *,
+        config: str | None = None,
+        args: tuple[str, ...] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> ServerHandle:
+        spec = vllm_harness.server_spec(
+            vllm_harness.model_spec(engine_args=engine_args, config=config),
+            args=args,
+            env=tuple(sorted((env or {}).items())),
+        )
+        handle = vllm_harness.boot(spec, "asked for by a test")
+        started.append(handle)
+        return handle
+
+    yield boot
+    for handle in reversed(started):
+        handle.stop()
+
+
+@pytest.fixture
+def triton_http(
+    request: pytest.FixtureRequest, vllm_harness: Harness, vllm_server: ServerHandle
+) -> Iterator[HttpClient]:
+    """An HTTP client of the shared server."""
+    from pytest_vllm_triton.clients import HttpClient
+
+    with HttpClient(
+        vllm_server.endpoints.http,
+        vllm_harness.settings.model_name,
+        request.node.stash[TRANSCRIPT],
+    ) as client:
+        yield client
+
+
+@pytest.fixture
+def triton_grpc(
+    request: pytest.FixtureRequest, vllm_harness: Harness, vllm_server: ServerHandle
+) -> Iterator[GrpcClient]:
+    """A gRPC client of the shared server."""
+    from pytest_vllm_triton.clients import GrpcClient
+
+    with GrpcClient(
+        vllm_server.endpoints.grpc,
+        vllm_harness.settings.model_name,
+        request.node.stash[TRANSCRIPT],
+    ) as client:
+        yield client
+
+
+@pytest.fixture(params=["http", "grpc"])
+def generate(request: pytest.FixtureRequest) -> Callable[[GenerateRequest], Generation]:
+    """Send a request over HTTP, then (a second test) the same over gRPC."""
+    client = request.getfixturevalue(f"triton_{request.param}")
+    send: Callable[[GenerateRequest], Generation] = client.generate
+    return send
+
+
+@pytest.fixture
+def known_answer(vllm_model: ModelUnderTest) -> KnownAnswer:
+    """The oracle of the known-answer model; without that model the test is UNTESTED."""
+    if vllm_model.known_answer is None:
+        untested(f"needs the known-answer model, not {vllm_model.source}")
+    return vllm_model.known_answer
+
+
+@pytest.fixture
+def owned_server(vllm_server: ServerHandle) -> ServerHandle:
+    """The shared server, if this session started it; otherwise the test is UNTESTED."""
+    if not vllm_server.owned:
+        untested("needs a server that the suite starts itself, not an attached one")
+    return vllm_server

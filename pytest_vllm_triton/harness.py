@@ -1,0 +1,271 @@
+"""What a test session needs to get servers: the launcher, the model under test, the servers it booted.
+
+Everything is made on first use, so that a session that needs no server pays for none.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_vllm_triton import assets
+from pytest_vllm_triton.errors import ServerFailed, UserError
+from pytest_vllm_triton.launchers.base import Launcher, ModelSpec, ServerHandle, ServerSpec
+from pytest_vllm_triton.options import LauncherKind, Settings
+
+if TYPE_CHECKING:
+    from pytest_vllm_triton.models import ModelUnderTest
+    from pytest_vllm_triton.runtime import Runtime
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Boot:
+    """One start of a server.
+
+    Attributes:
+        purpose: why it was started.
+        seconds: until it was ready, or had failed.
+        ready: whether it got ready.
+    """
+
+    purpose: str
+    seconds: float
+    ready: bool
+
+
+@dataclass
+class Harness:
+    """Launcher, model and servers of one session.
+
+    Attributes:
+        settings: what the user asked for.
+        work_dir: makes a folder for model repositories and logs; called when the first is needed.
+        progress: shows the user what takes time.
+    """
+
+    settings: Settings
+    make_work_dir: Callable[[], Path]
+    progress: Progress = lambda line: None
+    boots: list[Boot] = field(default_factory=list)
+    servers: list[ServerHandle] = field(default_factory=list)
+    _shared: ServerHandle | None = None
+    _shared_failure: ServerFailed | None = None
+
+    @cached_property
+    def runtime(self) -> Runtime | None:
+        """The embedded runtime, when it is what runs the servers; made if it does not exist yet."""
+        if not self._uses_embedded_runtime:
+            return None
+        from pytest_vllm_triton import runtime
+
+        return runtime.find_runtime(self.settings.vllm_version) or runtime.create_runtime(
+            self.settings.vllm_version, self.progress
+        )
+
+    @cached_property
+    def launcher(self) -> Launcher:
+        """The launcher that the settings select.
+
+        Raises:
+            UserError: it cannot work on this host.
+        """
+        kind = self.settings.launcher
+        if kind is LauncherKind.CONTAINER:
+            raise UserError(
+                "--triton-launcher container is not built yet. Use process (a tritonserver of this "
+                "host, or the embedded runtime) or attach (a running server, --triton-url)."
+            )
+        if kind is LauncherKind.ATTACH:
+            from pytest_vllm_triton.launchers.attach import AttachLauncher
+
+            assert self.settings.url is not None
+            return AttachLauncher(
+                self.settings.url,
+                self.settings.grpc_url,
+                self.settings.metrics_url,
+                model=self.settings.model_name,
+            )
+        from pytest_vllm_triton.launchers.process import ProcessLauncher
+
+        if self.runtime is not None:
+            return ProcessLauncher(
+                tritonserver=self.runtime.tritonserver,
+                backends=self.runtime.backends,
+                environment=self.runtime.environment(),
+                work_dir=self.work_dir,
+            )
+        binary = self.local_tritonserver
+        assert binary is not None
+        return ProcessLauncher(
+            tritonserver=binary,
+            backends=binary.resolve().parent.parent / "backends",
+            environment={},
+            work_dir=self.work_dir,
+        )
+
+    @cached_property
+    def local_tritonserver(self) -> Path | None:
+        """The tritonserver of this host: the given one, else the one on PATH."""
+        import shutil
+
+        if self.settings.server_bin is not None:
+            return self.settings.server_bin
+        found = shutil.which("tritonserver")
+        return Path(found) if found else None
+
+    @property
+    def _uses_embedded_runtime(self) -> bool:
+        return (
+            self.settings.launcher in (LauncherKind.AUTO, LauncherKind.PROCESS)
+            and self.local_tritonserver is None
+        )
+
+    @cached_property
+    def work_dir(self) -> Path:
+        return self.make_work_dir()
+
+    @cached_property
+    def model(self) -> ModelUnderTest:
+        """The model under test, downloaded or generated if it is not there yet.
+
+        Raises:
+            ModelUnavailable: it cannot be had.
+        """
+        from pytest_vllm_triton.models import resolve_model
+
+        return resolve_model(self.settings, self.progress)
+
+    @property
+    def backend_dir(self) -> Path:
+        """The vLLM backend under test."""
+        return self.settings.backend_dir or assets.backend_dir()
+
+    def prepare(self) -> None:
+        """Get everything that can fail for the user's reasons before any test runs.
+
+        Raises:
+            UserError: in one sentence, what is missing and what to do.
+        """
+        _ = self.model
+        _ = self.launcher
+
+    def model_spec(
+        self,
+        name: str | None = None,
+        engine_args: Mapping[str, Any] | None = None,
+        config: str | None = None,
+        **fields: Any,
+    ) -> ModelSpec:
+        """The sample model of the repository with another ``model``, as a user would edit it.
+
+        Args:
+            name: the model's name.
+            engine_args: merged over the sample's and the user's; None as a value removes a key.
+            config: text of config.pbtxt (default: the sample's).
+            fields: further fields of `ModelSpec`.
+        """
+        sample = assets.fixtures_dir() / "model_repository" / "vllm_model"
+        merged = json.loads((sample / "1" / "model.json").read_text(encoding="utf-8"))
+        merged["model"] = str(self.model.path)
+        merged.update(self.model.engine_args)
+        merged.update(self.settings.model_json)
+        merged.update(engine_args or {})
+        if config is None:
+            config = (sample / "config.pbtxt").read_text(encoding="utf-8")
+        return ModelSpec.create(
+            name or self.settings.model_name,
+            {key: value for key, value in merged.items() if value is not None},
+            config,
+            **fields,
+        )
+
+    def server_spec(self, *models: ModelSpec, **fields: Any) -> ServerSpec:
+        """A server with these models (default: the sample model) and the backend under test."""
+        return ServerSpec(
+            models=models or (self.model_spec(),), backend_dir=self.backend_dir, **fields
+        )
+
+    def shared_server(self) -> ServerHandle:
+        """The server that all checks share which do not need one of their own.
+
+        Raises:
+            ServerFailed: it does not boot; the second and later calls say so without the log.
+        """
+        if self._shared_failure is not None:
+            raise ServerFailed("the shared server did not boot (see the first error)")
+        if self._shared is None:
+            try:
+                self._shared = self.boot(self.server_spec(), "shared by all checks that can share")
+            except ServerFailed as error:
+                self._shared_failure = error
+                raise
+        return self._shared
+
+    @property
+    def shared_failure(self) -> ServerFailed | None:
+        """Why the shared server did not boot, if it did not."""
+        return self._shared_failure
+
+    def boot(self, spec: ServerSpec, purpose: str) -> ServerHandle:
+        """Start a server; it is stopped at the end of the session if nobody does before.
+
+        Raises:
+            ServerFailed: it did not get ready.
+        """
+        started = time.monotonic()
+        ready = False
+        try:
+            handle = self.launcher.launch(
+                spec, timeout=self.settings.boot_timeout, on_progress=self.progress
+            )
+            ready = True
+        finally:
+            self.boots.append(Boot(purpose, time.monotonic() - started, ready))
+        self.servers.append(handle)
+        return handle
+
+    def close(self) -> None:
+        """Stop every server that still runs, the last one started first."""
+        while self.servers:
+            self.servers.pop().stop()
+        self._shared = None
+
+    def describe(self) -> dict[str, str]:
+        """What is under test, for the header and the report. Boots and downloads nothing."""
+        facts = {"launcher": self._describe_launcher(), "model": self._describe_model()}
+        if self.settings.launcher is not LauncherKind.ATTACH:
+            own = "" if self.settings.backend_dir else " (this package's)"
+            facts["backend"] = f"{self.backend_dir}{own}"
+        return facts
+
+    def _describe_launcher(self) -> str:
+        settings = self.settings
+        if settings.launcher is LauncherKind.ATTACH:
+            return f"attach: {settings.url}"
+        if settings.launcher is LauncherKind.CONTAINER:
+            return "container"
+        why = "asked for" if settings.launcher is LauncherKind.PROCESS else "auto"
+        if self.local_tritonserver is not None:
+            return f"process ({why}): {self.local_tritonserver}"
+        from pytest_vllm_triton import runtime
+
+        found = runtime.find_runtime(settings.vllm_version)
+        if found is None:
+            return f"process ({why}): the embedded runtime, which has to be made first"
+        return (
+            f"process ({why}): Triton {found.triton_version}, vLLM {found.vllm_version} on the CPU "
+            "(embedded runtime)"
+        )
+
+    def _describe_model(self) -> str:
+        extra = f" + {dict(self.settings.model_json)}" if self.settings.model_json else ""
+        if self.settings.launcher is LauncherKind.ATTACH and not self.settings.model_is_explicit:
+            return f"{self.settings.model_name}, whatever it serves"
+        return f"{self.settings.model}{extra}"

@@ -1,0 +1,138 @@
+"""The hooks that turn results into the end of a run: summary, report file, exit status.
+
+With pytest-xdist they act in the controller, where the reports of all workers arrive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_vllm_triton.requirements import Level
+from pytest_vllm_triton.state import SETTINGS
+
+if TYPE_CHECKING:
+    from pytest_vllm_triton.harness import Harness
+    from pytest_vllm_triton.report.results import Results
+
+
+class Judge:
+    """Collects the results of all checks and says what they mean.
+
+    Attributes:
+        harness: the servers of this process, None as long as no test needs one.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._is_worker = hasattr(config, "workerinput")
+        self._abort_status: pytest.ExitCode | None = None
+        self._abort_reason = ""
+        self.harness: Harness | None = None
+
+    @cached_property
+    def results(self) -> Results:
+        from pytest_vllm_triton.report.results import Results
+        from pytest_vllm_triton.requirements import load_catalogue
+
+        return Results(load_catalogue())
+
+    def abort(self, reason: str, status: pytest.ExitCode) -> None:
+        """No check can run, for this reason; the session ends with this status."""
+        self._abort_reason = reason
+        self._abort_status = status
+        self.results.aborted = reason
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        from pytest_vllm_triton.report.checks import RESULT_ATTRIBUTE
+        from pytest_vllm_triton.report.results import CheckResult
+
+        value = getattr(report, RESULT_ATTRIBUTE, None)
+        if value is not None and not self._is_worker:
+            self.results.add(CheckResult.from_dict(value))
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if self._abort_reason:
+            terminalreporter.write_sep("=", "no check was run", red=True, bold=True)
+            terminalreporter.write_line(self._abort_reason)
+        if self._has_requirements:
+            from pytest_vllm_triton.report.terminal import write_summary
+
+            write_summary(terminalreporter, self.results, [*self._facts().items()], self.verdict())
+            if (path := self._config.stash[SETTINGS].report) is not None:
+                terminalreporter.write_line(f"report: {path}")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
+        if self._is_worker:
+            return (yield)
+        if self._abort_status is not None:
+            session.exitstatus = self._abort_status
+        elif self._has_requirements and not self.results.decided_anything:
+            # A run that decided nothing must not pass a gate.
+            session.exitstatus = max(int(session.exitstatus), pytest.ExitCode.NO_TESTS_COLLECTED)
+        path = self._config.stash[SETTINGS].report
+        if path is not None and not self._config.option.collectonly:
+            self._write_report(path)
+        return (yield)
+
+    @property
+    def _has_requirements(self) -> bool:
+        if self._is_worker or self._config.option.collectonly or "results" not in self.__dict__:
+            return False
+        return bool(self.results.selected or self.results.checks)
+
+    @property
+    def conformant(self) -> bool:
+        """Whether a gate may let the backend pass."""
+        red = any(verdict.is_red for verdict in self.results.totals())
+        return not red and self.results.decided_anything and self._abort_status is None
+
+    def verdict(self) -> str:
+        """The sentence that closes the run."""
+        from pytest_vllm_triton.report.results import count
+        from pytest_vllm_triton.verdicts import Verdict
+
+        requirements = self.results.requirements()
+        parts = []
+        for level in Level:
+            counts = count(r for r in requirements if r.requirement.level is level)
+            if total := sum(counts.values()):
+                parts.append(f"{level.value} {counts[Verdict.PASS]} of {total} pass")
+        totals = count(requirements)
+        parts += [
+            f"{totals[verdict]} {verdict.value}"
+            for verdict in Verdict
+            if totals[verdict] and verdict is not Verdict.PASS
+        ]
+        word = "CONFORMANT" if self.conformant else "NOT CONFORMANT"
+        if not self.results.decided_anything:
+            word = "NOTHING DECIDED"
+        return f"{word}: {', '.join(parts)}"
+
+    def _facts(self) -> dict[str, str]:
+        if self.harness is None:
+            return {}
+        facts = self.harness.describe()
+        if self.harness.boots:
+            seconds = ", ".join(
+                f"{boot.seconds:.1f} s{'' if boot.ready else ' (failed)'}"
+                for boot in self.harness.boots
+            )
+            facts["boots"] = f"{len(self.harness.boots)} ({seconds})"
+        return facts
+
+    def _write_report(self, path: Any) -> None:
+        from pytest_vllm_triton.report.document import build_document, write_document
+
+        document = build_document(
+            self.results,
+            environment=self._facts(),
+            boots=self.harness.boots if self.harness else [],
+            verdict=self.verdict(),
+            conformant=self.conformant,
+        )
+        write_document(document, path)

@@ -1,0 +1,175 @@
+"""The model under test: generated, downloaded or local, and what is known about its answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_vllm_triton.errors import ModelUnavailable
+from pytest_vllm_triton.options import KNOWN_ANSWER, LauncherKind, Settings, nearest_sibling
+from pytest_vllm_triton.paths import cache_home
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from pytest_vllm_triton.known_answer import KnownAnswer
+
+# What vLLM reads of a checkpoint; original PyTorch or TensorFlow weights beside it stay on the hub.
+_DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+_DOWNLOADED_OLD_FORMAT = [*_DOWNLOADED, "*.bin"]
+_HUB_TIMEOUT_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class ModelUnderTest:
+    """A checkpoint and the oracle for it, if there is one.
+
+    Attributes:
+        source: as the user named it.
+        path: the checkpoint folder; None when the served checkpoint is not known (attach).
+        known_answer: the oracle; only the known-answer checkpoint has one.
+        engine_args: what this model needs in model.json besides ``model``.
+    """
+
+    source: str
+    path: Path | None
+    known_answer: KnownAnswer | None = None
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The checkpoint's fast tokenizer, None when it has none."""
+        from tokenizers import Tokenizer
+
+        if self.path is None or not (self.path / "tokenizer.json").is_file():
+            return None
+        return Tokenizer.from_file(str(self.path / "tokenizer.json"))
+
+
+def resolve_model(settings: Settings, progress: Callable[[str], None]) -> ModelUnderTest:
+    """Find, generate or download the model that the user asked for.
+
+    Raises:
+        ModelUnavailable: what is wrong with it, in one sentence.
+    """
+    name = settings.model
+    if settings.launcher is LauncherKind.ATTACH and not settings.model_is_explicit:
+        return ModelUnderTest(source="unknown", path=None)
+    if name == KNOWN_ANSWER:
+        return known_answer_model()
+    folder = Path(name).expanduser()
+    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        return ModelUnderTest(source=name, path=_checked_checkpoint(folder.absolute()))
+    return ModelUnderTest(source=name, path=_downloaded(name, progress))
+
+
+def known_answer_model() -> ModelUnderTest:
+    """The known-answer checkpoint, generated into the cache on first use."""
+    from pytest_vllm_triton.known_answer import KnownAnswer, KnownAnswerSpec, build_checkpoint
+
+    spec = KnownAnswerSpec()
+    path = build_checkpoint(spec, cache_home() / "checkpoints")
+    return ModelUnderTest(
+        source=KNOWN_ANSWER,
+        path=path,
+        known_answer=KnownAnswer(spec),
+        # Shorter than the checkpoint allows, so that a prompt that is too long stays a small one.
+        engine_args={"max_model_len": 2048},
+    )
+
+
+def _checked_checkpoint(folder: Path) -> Path:
+    """The folder, if vLLM can be expected to read it."""
+    if not folder.exists():
+        raise ModelUnavailable(
+            f"--vllm-model: {str(folder)!r} does not exist.{nearest_sibling(folder)}"
+        )
+    if not folder.is_dir():
+        raise ModelUnavailable(
+            f"--vllm-model: {str(folder)!r} is a file; give the checkpoint's directory."
+        )
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ModelUnavailable(
+            f"--vllm-model: {str(folder)!r} is no Hugging Face checkpoint: it holds no config.json."
+        )
+    try:
+        architectures = json.loads(config.read_text(encoding="utf-8")).get("architectures")
+    except (ValueError, AttributeError) as error:
+        raise ModelUnavailable(
+            f"--vllm-model: {str(config)!r} is not a valid checkpoint configuration: {error}."
+        ) from None
+    if not architectures:
+        raise ModelUnavailable(f"--vllm-model: {str(config)!r} names no architecture.")
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise ModelUnavailable(
+            f"--vllm-model: {str(folder)!r} holds no weights (*.safetensors or *.bin)."
+        )
+    return folder
+
+
+def _downloaded(name: str, progress: Callable[[str], None]) -> Path:
+    """The snapshot of a model of the Hugging Face hub (or of HF_ENDPOINT), cached by the hub client."""
+    import os
+
+    # Read by huggingface_hub when it is imported; the user's own setting wins.
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(int(_HUB_TIMEOUT_SECONDS)))
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    def cached() -> Path | None:
+        try:
+            folder = Path(snapshot_download(name, local_files_only=True))
+            return _checked_checkpoint(folder)
+        except (LocalEntryNotFoundError, ModelUnavailable):
+            return None
+
+    endpoint = constants.ENDPOINT
+    try:
+        complete = cached()
+        if complete is not None:
+            return complete
+        progress(f"Downloading {name} from {endpoint}")
+        files = HfApi().list_repo_files(name)
+        patterns = (
+            _DOWNLOADED
+            if any(file.endswith(".safetensors") for file in files)
+            else _DOWNLOADED_OLD_FORMAT
+        )
+        return _checked_checkpoint(Path(snapshot_download(name, allow_patterns=patterns)))
+    except HFValidationError:
+        raise ModelUnavailable(
+            f"--vllm-model: {name!r} is neither known-answer, nor a Hugging Face id, nor a "
+            f"directory.{nearest_sibling(Path(name).absolute())}"
+        ) from None
+    except GatedRepoError:
+        raise ModelUnavailable(
+            f"--vllm-model: {name!r} is gated: accept its licence on {endpoint} and set HF_TOKEN."
+        ) from None
+    except RepositoryNotFoundError:
+        raise ModelUnavailable(
+            f"--vllm-model: {endpoint} knows no model {name!r} (or it is private: set HF_TOKEN)."
+        ) from None
+    except ModelUnavailable:
+        raise
+    except Exception as error:
+        # The hub client reports a missing network through several libraries' exceptions.
+        raise ModelUnavailable(
+            f"--vllm-model: {name!r} is not in the local cache and could not be downloaded from "
+            f"{endpoint} ({type(error).__name__}: {_first_line(error)}). Check the network or "
+            "HF_ENDPOINT, give a local checkpoint directory, or use --vllm-model known-answer, "
+            "which needs no download."
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else "no details"

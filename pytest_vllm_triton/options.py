@@ -1,0 +1,361 @@
+"""Every option of the plugin: one table, read from the command line, the environment or the ini file.
+
+Each option ``--a-b`` has an ini twin ``a_b`` and an environment variable ``PYTEST_A_B``. The command
+line wins over the environment, the environment over the ini file. `Settings` is the validated result.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_vllm_triton.errors import UserError
+from pytest_vllm_triton.requirements import Level
+
+KNOWN_ANSWER = "known-answer"
+
+
+class LauncherKind(Enum):
+    """The ways to get a server."""
+
+    AUTO = "auto"
+    CONTAINER = "container"
+    PROCESS = "process"
+    ATTACH = "attach"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: its flag, its default and the function that validates a text value."""
+
+    flag: str
+    parse: Callable[[str], Any]
+    default: str | None
+    metavar: str
+    help: str
+    selects_suite: bool = False
+
+    @property
+    def ini(self) -> str:
+        return self.flag.lstrip("-").replace("-", "_")
+
+    @property
+    def env(self) -> str:
+        return "PYTEST_" + self.ini.upper()
+
+
+def did_you_mean(given: str, choices: Iterable[str]) -> str:
+    """``" Did you mean 'process'?"`` when one of the choices is close, else ``""``."""
+    close = difflib.get_close_matches(given, list(choices), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _choice(*names: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() in names:
+            return text.lower()
+        raise UserError(f"{text!r} is not one of {', '.join(names)}.{did_you_mean(text, names)}")
+
+    return parse
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise UserError(f"{text!r} is not a number of seconds greater than 0.")
+    return value
+
+
+def nearest_sibling(path: Path) -> str:
+    """Suggest an existing entry for a mistyped path."""
+    parent = path.parent
+    names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f" Did you mean {str(parent / close[0])!r}?" if close else ""
+
+
+def _executable(text: str) -> Path:
+    path = Path(text).expanduser().absolute()
+    if not path.is_file():
+        raise UserError(f"{text!r} is not a file.{nearest_sibling(path)}")
+    if not os.access(path, os.X_OK):
+        raise UserError(f"{text!r} is not executable.")
+    return path
+
+
+def _backend_dir(text: str) -> Path:
+    path = Path(text).expanduser().absolute()
+    if not path.is_dir():
+        raise UserError(f"{text!r} is not a directory.{nearest_sibling(path)}")
+    if not (path / "model.py").is_file():
+        found = sorted(str(p.parent) for p in path.glob("*/model.py"))
+        hint = f" Did you mean {found[0]!r}?" if found else ""
+        raise UserError(
+            f"{text!r} holds no model.py, so it is no Python-based Triton backend.{hint}"
+        )
+    return path
+
+
+def _model_json(text: str) -> dict[str, Any]:
+    """A JSON object of vLLM engine arguments, inline or the path of a file that holds one."""
+    source = text.strip()
+    where = "the given JSON"
+    if not source.startswith("{"):
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise UserError(
+                f"{text!r} is neither a file nor inline JSON such as '{{\"max_num_seqs\": 4}}'."
+                f"{nearest_sibling(path.absolute())}"
+            )
+        source, where = path.read_text(encoding="utf-8"), str(path)
+    try:
+        value = json.loads(source)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where} is not valid JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{where} is JSON, but not an object of engine arguments.")
+    return value
+
+
+def _url(text: str) -> str:
+    host_port = text.removeprefix("http://").rstrip("/")
+    host, colon, port = host_port.split("/", 1)[0].rpartition(":")
+    if text.startswith("https://") or not host or not colon or not port.isdigit():
+        raise UserError(f"{text!r} is not of the form http://HOST:PORT.")
+    return "http://" + host_port
+
+
+def _grpc_url(text: str) -> str:
+    address = text.removeprefix("grpc://").removeprefix("http://").rstrip("/")
+    host, colon, port = address.rpartition(":")
+    if not host or not colon or not port.isdigit():
+        raise UserError(f"{text!r} is not of the form HOST:PORT.")
+    return address
+
+
+def _report_path(text: str) -> Path:
+    path = Path(text).expanduser().absolute()
+    if path.suffix != ".json":
+        raise UserError(f"{text!r}: the report is JSON; give a path that ends in .json.")
+    return path
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option(
+        "--vllm-model",
+        str,
+        KNOWN_ANSWER,
+        "MODEL",
+        "the model to serve: known-answer (default, generated offline), a Hugging Face id, "
+        "or a local checkpoint directory",
+        selects_suite=True,
+    ),
+    Option(
+        "--vllm-model-json",
+        _model_json,
+        None,
+        "JSON",
+        "vLLM engine arguments merged into the served model.json: a file or inline JSON",
+    ),
+    Option(
+        "--vllm-version",
+        str,
+        None,
+        "VERSION",
+        "the vLLM version of the embedded server runtime",
+    ),
+    Option(
+        "--triton-launcher",
+        _choice(*(kind.value for kind in LauncherKind)),
+        LauncherKind.AUTO.value,
+        "KIND",
+        "how to get a server: auto (default), container, process or attach",
+    ),
+    Option(
+        "--triton-server-bin",
+        _executable,
+        None,
+        "PATH",
+        "the tritonserver to run (process launcher); default: the one on PATH, else the "
+        "embedded runtime's",
+    ),
+    Option(
+        "--triton-backend-dir",
+        _backend_dir,
+        None,
+        "DIR",
+        "the vLLM backend under test (default: the one in this package)",
+    ),
+    Option(
+        "--triton-url",
+        _url,
+        None,
+        "URL",
+        "HTTP address of a running server to check, e.g. http://localhost:8000 (attach)",
+        selects_suite=True,
+    ),
+    Option(
+        "--triton-grpc-url",
+        _grpc_url,
+        None,
+        "HOST:PORT",
+        "its gRPC address (default: the HTTP port + 1)",
+    ),
+    Option(
+        "--triton-metrics-url",
+        _url,
+        None,
+        "URL",
+        "its metrics address (default: the HTTP port + 2)",
+    ),
+    Option(
+        "--triton-model-name",
+        str,
+        "vllm_model",
+        "NAME",
+        "the name under which the model is served",
+    ),
+    Option(
+        "--triton-boot-timeout",
+        _seconds,
+        "300",
+        "SECONDS",
+        "how long a server may take to get ready",
+    ),
+    Option(
+        "--conformance-level",
+        _choice(*(level.value.lower() for level in Level)),
+        "may",
+        "LEVEL",
+        "check requirements of this level and above: must, should or may (default: all)",
+        selects_suite=True,
+    ),
+    Option(
+        "--conformance-report",
+        _report_path,
+        None,
+        "PATH",
+        "write the verdict of every requirement to this JSON file",
+        selects_suite=True,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked for, validated."""
+
+    model: str
+    model_is_explicit: bool
+    model_json: Mapping[str, Any]
+    vllm_version: str | None
+    launcher: LauncherKind
+    server_bin: Path | None
+    backend_dir: Path | None
+    url: str | None
+    grpc_url: str | None
+    metrics_url: str | None
+    model_name: str
+    boot_timeout: float
+    level: Level
+    report: Path | None
+    selects_suite: bool
+    is_default: bool
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Register every option and its ini twin."""
+    group = parser.getgroup("vllm-triton", "vLLM backend of Triton: conformance")
+    for option in OPTIONS:
+        group.addoption(
+            option.flag,
+            dest=option.ini,
+            metavar=option.metavar,
+            default=None,
+            help=f"{option.help} [ini: {option.ini}, env: {option.env}]",
+        )
+        parser.addini(option.ini, help=option.help, default=None)
+
+
+def load_settings(config: pytest.Config) -> Settings:
+    """Validate all options.
+
+    Raises:
+        pytest.UsageError: names the option, the offending value and, where one is close, the value
+            that was probably meant.
+    """
+    _check_environment_names()
+    values: dict[str, Any] = {}
+    given: set[str] = set()
+    selects_suite = False
+    for option in OPTIONS:
+        text, origin = _raw(config, option)
+        if origin:
+            given.add(option.ini)
+            selects_suite |= option.selects_suite and origin == option.flag
+        try:
+            values[option.ini] = None if text is None else option.parse(text)
+        except UserError as error:
+            raise pytest.UsageError(f"{origin or option.flag}: {error}") from None
+    launcher = LauncherKind(values["triton_launcher"])
+    if values["triton_url"] and launcher is LauncherKind.AUTO:
+        launcher = LauncherKind.ATTACH
+    if launcher is LauncherKind.ATTACH and not values["triton_url"]:
+        raise pytest.UsageError(
+            "--triton-launcher attach needs --triton-url, e.g. http://localhost:8000"
+        )
+    return Settings(
+        model=values["vllm_model"],
+        model_is_explicit="vllm_model" in given,
+        model_json=values["vllm_model_json"] or {},
+        vllm_version=values["vllm_version"],
+        launcher=launcher,
+        server_bin=values["triton_server_bin"],
+        backend_dir=values["triton_backend_dir"],
+        url=values["triton_url"],
+        grpc_url=values["triton_grpc_url"],
+        metrics_url=values["triton_metrics_url"],
+        model_name=values["triton_model_name"],
+        boot_timeout=values["triton_boot_timeout"],
+        level=Level[values["conformance_level"].upper()],
+        report=values["conformance_report"],
+        selects_suite=selects_suite,
+        is_default=not given,
+    )
+
+
+def _raw(config: pytest.Config, option: Option) -> tuple[str | None, str]:
+    """The option's text and where it came from ("" for the default)."""
+    from_command_line = config.getoption(option.ini)
+    if from_command_line is not None:
+        return str(from_command_line), option.flag
+    if option.env in os.environ:
+        return os.environ[option.env], option.env
+    from_ini = config.getini(option.ini)
+    if from_ini:
+        return str(from_ini), f"ini option {option.ini}"
+    return option.default, ""
+
+
+def _check_environment_names() -> None:
+    """A mistyped variable must not be ignored in silence: a gate would check the wrong thing."""
+    known = [option.env for option in OPTIONS]
+    reserved = (*known, "PYTEST_VLLM_TRITON_HOME")
+    for name in os.environ:
+        if name.startswith(("PYTEST_VLLM_", "PYTEST_TRITON_", "PYTEST_CONFORMANCE_")) and (
+            name not in reserved
+        ):
+            raise pytest.UsageError(
+                f"unknown environment variable {name}.{did_you_mean(name, reserved)}"
+            )

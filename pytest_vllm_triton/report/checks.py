@@ -1,0 +1,126 @@
+"""From one pytest report to one `CheckResult`, and the text that a failure shows on the terminal."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_vllm_triton.errors import ServerFailed, UserError
+from pytest_vllm_triton.expect import Violation
+from pytest_vllm_triton.report.results import CheckResult
+from pytest_vllm_triton.requirements import Catalogue
+from pytest_vllm_triton.transcript import Transcript
+from pytest_vllm_triton.verdicts import Verdict, split_skip_reason
+
+# The slice of a server's log that goes into a report: its end is where the cause usually is.
+_MAX_LOG_CHARACTERS = 20_000
+
+# Where a pytest report carries the result, as plain values: pytest-xdist sends those along.
+RESULT_ATTRIBUTE = "vllm_triton_result"
+
+
+def check_result(
+    item: pytest.Item,
+    call: pytest.CallInfo[None],
+    report: pytest.TestReport,
+    requirements: tuple[str, ...],
+    transcript: Transcript,
+    server_log: str,
+) -> CheckResult | None:
+    """The result that this phase of the test decides; None when it decides nothing.
+
+    A passing set-up or teardown decides nothing; a failing one is an ERROR, never a skip.
+    """
+    verdict, reason, expected, actual = _outcome(call, report)
+    if verdict is None:
+        return None
+    failed = verdict.is_red
+    return CheckResult(
+        test=item.nodeid,
+        requirements=requirements,
+        verdict=verdict,
+        seconds=round(report.duration, 3) if report.when == "call" else 0.0,
+        reason=reason,
+        expected=expected,
+        actual=actual,
+        exchanges=tuple(
+            {"request": e.request, "response": e.response, "seconds": round(e.seconds, 3)}
+            for e in transcript.exchanges
+        )
+        if failed
+        else (),
+        server_log=server_log[-_MAX_LOG_CHARACTERS:] if failed else "",
+    )
+
+
+def _outcome(
+    call: pytest.CallInfo[None], report: pytest.TestReport
+) -> tuple[Verdict | None, str, str, str]:
+    """(verdict, reason, expected, actual) of one phase."""
+    if hasattr(report, "wasxfail"):
+        verdict = Verdict.XFAIL if report.skipped else Verdict.XPASS
+        return verdict, str(report.wasxfail), "", ""
+    if report.skipped:
+        assert call.excinfo is not None
+        verdict, reason = split_skip_reason(str(call.excinfo.value))
+        return verdict, reason, "", ""
+    if report.passed:
+        return (Verdict.PASS, "", "", "") if report.when == "call" else (None, "", "", "")
+    assert call.excinfo is not None
+    error = call.excinfo.value
+    if report.when == "call" and isinstance(error, Violation):
+        return Verdict.FAIL, error.what, error.expected, error.actual
+    if report.when == "call" and isinstance(error, AssertionError):
+        return Verdict.FAIL, str(error), "", ""
+    return Verdict.ERROR, f"{type(error).__name__}: {error}", "", ""
+
+
+def describe_failure(
+    item: pytest.Item,
+    call: pytest.CallInfo[None],
+    report: pytest.TestReport,
+    result: CheckResult,
+    catalogue: Catalogue,
+) -> None:
+    """Replace pytest's traceback by what the requirement says and what came instead.
+
+    A traceback is kept where the suite itself broke, or where the user asks for it (``--tb=long``).
+    """
+    assert call.excinfo is not None
+    error = call.excinfo.value
+    keep_traceback = item.config.getoption("tbstyle") == "long"
+    known = isinstance(error, (Violation, ServerFailed, UserError))
+    heading = [
+        f"{key} {catalogue[key].level.value}  {catalogue[key].sentence}"
+        for key in result.requirements
+    ]
+    if known and not keep_traceback:
+        report.longrepr = "\n".join([*heading, "", *_lines(error), "", _location(item, call)])
+    else:
+        report.sections.insert(0, ("requirement", "\n".join(heading)))
+    if result.exchanges:
+        report.sections.append(
+            (
+                "requests (>) and responses (<)",
+                "\n".join(
+                    f"> {e['request']}\n< {e['response']}  ({e['seconds']:.2f} s)"
+                    for e in result.exchanges
+                ),
+            )
+        )
+    if result.server_log:
+        report.sections.append(("server log since the check began", result.server_log))
+
+
+def _lines(error: BaseException) -> list[str]:
+    if isinstance(error, Violation):
+        return [f"{error.what}", f"  expected  {error.expected}", f"  actual    {error.actual}"]
+    return str(error).splitlines()
+
+
+def _location(item: pytest.Item, call: pytest.CallInfo[None]) -> str:
+    """The line of the check that failed."""
+    assert call.excinfo is not None
+    for entry in reversed(call.excinfo.traceback):
+        if str(entry.path) == str(item.path):
+            return f"at {item.path}:{entry.lineno + 1}"
+    return f"at {item.path}"

@@ -1,0 +1,120 @@
+"""What was found: one result per check, and from those one verdict per requirement."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pytest_vllm_triton.requirements import Catalogue, Requirement
+from pytest_vllm_triton.verdicts import Verdict, combine
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The outcome of one check.
+
+    Attributes:
+        test: the test's name, e.g. ``"test_streaming.py::test_deltas[http]"``.
+        requirements: ids of the requirements that it decides.
+        verdict: its outcome.
+        seconds: how long it took, without the boot of a shared server.
+        reason: why it did not pass, in a sentence or as an error text.
+        expected, actual: what the violated assertion compared; "" when there was none.
+        exchanges: the requests and responses, as (request, response, seconds) mappings.
+        server_log: what the server logged since the check began.
+    """
+
+    test: str
+    requirements: tuple[str, ...]
+    verdict: Verdict
+    seconds: float = 0.0
+    reason: str = ""
+    expected: str = ""
+    actual: str = ""
+    exchanges: tuple[Mapping[str, Any], ...] = ()
+    server_log: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values: how it crosses process borders and enters the report."""
+        return {**asdict(self), "verdict": self.verdict.value}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> CheckResult:
+        fields = dict(value)
+        fields["verdict"] = Verdict(fields["verdict"])
+        fields["requirements"] = tuple(fields["requirements"])
+        fields["exchanges"] = tuple(fields["exchanges"])
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class RequirementResult:
+    """The verdict of one requirement.
+
+    Attributes:
+        reason: of the check that decided the verdict.
+    """
+
+    requirement: Requirement
+    verdict: Verdict
+    checks: tuple[CheckResult, ...]
+    reason: str = ""
+
+    @property
+    def seconds(self) -> float:
+        return sum(check.seconds for check in self.checks)
+
+
+@dataclass
+class Results:
+    """All checks of a session, collected as they end.
+
+    Attributes:
+        selected: ids of the requirements that the selected checks are about.
+        aborted: why the session ended before its checks ran, "" if it did not.
+    """
+
+    catalogue: Catalogue
+    selected: set[str] = field(default_factory=set)
+    checks: list[CheckResult] = field(default_factory=list)
+    aborted: str = ""
+
+    def add(self, result: CheckResult) -> None:
+        self.checks.append(result)
+
+    def requirements(self) -> list[RequirementResult]:
+        """The verdict of every selected requirement, in the catalogue's order."""
+        by_id: dict[str, list[CheckResult]] = {key: [] for key in self.selected}
+        for check in self.checks:
+            for key in check.requirements:
+                by_id.setdefault(key, []).append(check)
+        return [
+            self._decide(requirement, by_id[key])
+            for key, requirement in self.catalogue.items()
+            if key in by_id
+        ]
+
+    def _decide(self, requirement: Requirement, checks: list[CheckResult]) -> RequirementResult:
+        if not checks:
+            reason = self.aborted or "its check did not run: the session ended before"
+            verdict = Verdict.ERROR
+        else:
+            verdict = combine(check.verdict for check in checks)
+            reason = next(check.reason for check in checks if check.verdict is verdict)
+        return RequirementResult(requirement, verdict, tuple(checks), reason)
+
+    def totals(self) -> Counter[Verdict]:
+        """How many requirements have which verdict."""
+        return count(self.requirements())
+
+    @property
+    def decided_anything(self) -> bool:
+        """Whether at least one check said something about the backend."""
+        silent = (Verdict.UNTESTED, Verdict.NOT_APPLICABLE)
+        return any(result.verdict not in silent for result in self.requirements())
+
+
+def count(results: Iterable[RequirementResult]) -> Counter[Verdict]:
+    return Counter(result.verdict for result in results)

@@ -1,0 +1,148 @@
+"""The hooks of a session that has tests to run on servers: in the process that runs the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_vllm_triton.errors import ServerFailed, UserError
+from pytest_vllm_triton.harness import Harness
+from pytest_vllm_triton.options import did_you_mean
+from pytest_vllm_triton.report.checks import RESULT_ATTRIBUTE, check_result, describe_failure
+from pytest_vllm_triton.requirements import load_catalogue
+from pytest_vllm_triton.state import HARNESS, JUDGE, SETTINGS, TRANSCRIPT
+from pytest_vllm_triton.transcript import Transcript
+
+_LOG_POSITIONS: pytest.StashKey[dict[int, int]] = pytest.StashKey()
+
+
+class ServerSession:
+    """Selects the checks, gets what they need before the first one, and judges each when it ends."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._catalogue = load_catalogue()
+        self._settings = config.stash[SETTINGS]
+        self._judge = config.stash[JUDGE]
+        self.harness = Harness(self._settings, self._make_work_dir, self._show)
+        config.stash[HARNESS] = self.harness
+        self._judge.harness = self.harness
+
+    def select(self, items: list[pytest.Item]) -> None:
+        """Keep the checks of the asked level, and attach their requirements.
+
+        Raises:
+            pytest.UsageError: a test names a requirement that does not exist.
+        """
+        kept, deselected = [], []
+        for item in items:
+            ids = requirement_ids(item)
+            for key in ids:
+                if key not in self._catalogue:
+                    raise pytest.UsageError(
+                        f"{item.nodeid}: unknown requirement {key}."
+                        f"{did_you_mean(key, self._catalogue)}"
+                    )
+            levels = [self._catalogue[key].level for key in ids]
+            if ids and not any(self._settings.level.includes(level) for level in levels):
+                deselected.append(item)
+                continue
+            kept.append(item)
+            self._judge.results.selected.update(ids)
+            # user_properties reach JUnit's <properties> and pytest-xdist's controller.
+            item.user_properties += [("requirement", key) for key in ids]
+            item.user_properties += [("level", level.value) for level in levels]
+        if deselected:
+            self._config.hook.pytest_deselected(items=deselected)
+            items[:] = kept
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        """Get model, runtime and shared server first: what is missing is said once, and at once."""
+        if session.config.option.collectonly or session.testsfailed:
+            return None
+        needs_shared = any("vllm_server" in getattr(i, "fixturenames", ()) for i in session.items)
+        try:
+            with self._visible():
+                self.harness.prepare()
+                if needs_shared:
+                    self.harness.shared_server()
+        except UserError as error:
+            self._judge.abort(str(error), pytest.ExitCode.USAGE_ERROR)
+            return True
+        except ServerFailed as error:
+            self._judge.abort(str(error), pytest.ExitCode.TESTS_FAILED)
+            return True
+        return None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        item.stash[TRANSCRIPT] = Transcript()
+        item.stash[_LOG_POSITIONS] = {
+            id(server): server.log.position()
+            for server in self.harness.servers
+            if server.log is not None
+        }
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        ids = requirement_ids(item)
+        if ids:
+            transcript = item.stash.get(TRANSCRIPT, Transcript())
+            result = check_result(item, call, report, ids, transcript, self._log_since(item))
+            if result is not None:
+                setattr(report, RESULT_ATTRIBUTE, result.to_dict())
+                report.user_properties.append(("verdict", result.verdict.value))
+                if report.failed:
+                    describe_failure(item, call, report, result, self._catalogue)
+        return report
+
+    def pytest_unconfigure(self) -> None:
+        # The fixture's finalizer has done it, unless pytest was interrupted before any fixture.
+        self.harness.close()
+
+    def _log_since(self, item: pytest.Item) -> str:
+        """What the servers logged since the test's set-up began."""
+        positions = item.stash.get(_LOG_POSITIONS, {})
+        slices = [
+            server.log.read(positions.get(id(server), 0))
+            for server in self.harness.servers
+            if server.log is not None
+        ]
+        return "".join(slices)
+
+    def _make_work_dir(self) -> Path:
+        # pytest keeps the folders of the last three sessions: logs can be read after the run.
+        factory: pytest.TempPathFactory = self._config._tmp_path_factory  # type: ignore[attr-defined]
+        return factory.mktemp("triton")
+
+    @contextmanager
+    def _visible(self) -> Iterator[None]:
+        """Lift pytest's output capture, so that progress reaches the terminal."""
+        capture: Any = self._config.pluginmanager.getplugin("capturemanager")
+        if capture is None:
+            yield
+            return
+        with capture.global_and_fixture_disabled():
+            yield
+
+    def _show(self, line: str) -> None:
+        terminal: Any = self._config.pluginmanager.getplugin("terminalreporter")
+        if terminal is not None:
+            with self._visible():
+                terminal.ensure_newline()
+                terminal.write_line(line)
+
+
+def requirement_ids(item: pytest.Item) -> tuple[str, ...]:
+    """The requirements that a test decides, closest marker first, each once."""
+    return tuple(
+        dict.fromkeys(key for marker in item.iter_markers("requirement") for key in marker.args)
+    )

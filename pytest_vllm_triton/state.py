@@ -1,0 +1,18 @@
+"""Keys under which the plugin keeps its state on pytest's own objects, instead of in globals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_vllm_triton.harness import Harness
+    from pytest_vllm_triton.judge import Judge
+    from pytest_vllm_triton.options import Settings
+    from pytest_vllm_triton.transcript import Transcript
+
+SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
+HARNESS: pytest.StashKey[Harness] = pytest.StashKey()
+JUDGE: pytest.StashKey[Judge] = pytest.StashKey()
+TRANSCRIPT: pytest.StashKey[Transcript] = pytest.StashKey()
