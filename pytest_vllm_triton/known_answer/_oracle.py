@@ -16,6 +16,10 @@ from ._weights import MAX_POSITIONS, Floats, Successors, build_successors
 
 FinishReason = Literal["stop", "length"]
 
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# A UTF-8 character has four bytes at most: vLLM looks no further back.
+_CONTEXT = 4
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -24,10 +28,12 @@ class Answer:
     text: the generated text, without the prompt.
     token_ids: generated tokens, a final EOS or stop token included, as vLLM counts them.
     finish_reason: "stop" at EOS, a stop token or a stop string; else "length".
-    stop_reason: the stop string or stop token id that ended it; as in vLLM, None for EOS and length.
+    stop_reason: the stop string or stop token id that ended it, None for EOS and for length.
     num_input_tokens: tokens of the prompt, BOS included.
     fragments: the text that each token adds, aligned with token_ids; "" for a token that only
         continues a character. A stream may be cut between fragments and nowhere else.
+    decoded_tokens: the text that vLLM shows for each token in its logprobs. Unlike a fragment it
+        is not cut at a stop string, shows EOS, and looks at no prompt for an unfinished character.
     logprobs: natural logarithm of each token's probability before temperature and masks.
     """
 
@@ -37,6 +43,7 @@ class Answer:
     stop_reason: str | int | None
     num_input_tokens: int
     fragments: tuple[str, ...]
+    decoded_tokens: tuple[str, ...]
     logprobs: tuple[float, ...]
 
     @property
@@ -141,6 +148,16 @@ class KnownAnswer:
         logprobs = self.logprobs(previous_token)
         return [(i, float(logprobs[i])) for i, _ in ranked[:count]]
 
+    def decoded_tokens(self, token_ids: Sequence[int]) -> tuple[str, ...]:
+        """`decoded_token` of each generated token in vLLM's logprobs.
+
+        A character's first bytes have "", its last byte has the character.
+        """
+        return tuple(
+            self._decoded_token(token_ids[max(0, i - _CONTEXT) : i], token_id)
+            for i, token_id in enumerate(token_ids)
+        )
+
     def greedy_probability(self, prompt: str, *, temperature: float, max_tokens: int) -> float:
         """Probability that sampling at `temperature` gives exactly the greedy answer."""
         answer = self.answer(prompt, max_tokens=max_tokens)
@@ -206,6 +223,7 @@ class KnownAnswer:
                 cause,
                 len(prompt_ids),
                 tuple(fragments),
+                self.decoded_tokens(token_ids),
                 tuple(logprobs),
             )
 
@@ -234,6 +252,20 @@ class KnownAnswer:
         if best is None:
             raise ValueError("every ranked token is masked; which of the others comes is not known")
         return best
+
+    def _decoded_token(self, context: Sequence[int], token_id: int) -> str:
+        for first in range(len(context), -1, -1):
+            used = [*context[first:], token_id]
+            text = self._shown_text(used)
+            if text.endswith(_REPLACEMENT):
+                continue
+            while len(used) > 1 and self._shown_text(used[-2:-1]).endswith(_REPLACEMENT):
+                del used[-2]
+            return text[len(self._shown_text(used[:-1])) :]
+        return ""
+
+    def _shown_text(self, token_ids: Sequence[int]) -> str:
+        return b"".join(map(self._shown_bytes, token_ids)).decode("utf-8", "replace")
 
     def _shown_bytes(self, token_id: int) -> bytes:
         if token_id < len(SPECIAL_TOKENS):

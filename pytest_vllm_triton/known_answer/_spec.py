@@ -50,12 +50,14 @@ class KnownAnswerSpec:
         ASCII letters is one token; every other piece is spelled in bytes, one token each. No token
         may occur twice, because each token has one successor.
     margin: distance in logits between the right next token and the second best; a multiple of
-        0.25, so that every logit is exact even in bfloat16.
+        0.25, so that every logit is exact even in bfloat16. With the default, 16 tokens sampled
+        at temperature 0.5 are the story (all but one time in 300 000), and at temperature 2, the
+        highest that vLLM takes, they are not (all but one time in 70 000).
     seed: chooses the tokens' codes and the order of the memory cells: other weights, same text.
     """
 
     story: tuple[str, ...] = DEFAULT_STORY
-    margin: float = 12.0
+    margin: float = 8.0
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -147,7 +147,7 @@ def build_target(successors: Successors, codebook: Codebook, token_id: int) -> t
     weights = [round(logit * QUARTERS) for _, logit in ranked]
     length, ballast = _ballast_weights(weights)
     codes = codebook.token_codes[[i for i, _ in ranked]]
-    target: Ints = np.array(weights) @ codes + np.array(ballast) @ codebook.ballast
+    target: Ints = np.asarray(weights, np.int64) @ codes + np.asarray(ballast) @ codebook.ballast
     return length, target
 
 
