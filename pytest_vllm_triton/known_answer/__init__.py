@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from ._checkpoint import build_checkpoint
+from ._adapter import BACKWARDS, LEAPS, AdapterSpec
+from ._checkpoint import build_adapter, build_checkpoint
 from ._oracle import Answer, FinishReason, KnownAnswer
 from ._spec import DEFAULT_STORY, OTHER_STORY, KnownAnswerSpec
 
 __all__ = [
+    "BACKWARDS",
     "DEFAULT_STORY",
+    "LEAPS",
     "OTHER_STORY",
+    "AdapterSpec",
     "Answer",
     "FinishReason",
     "KnownAnswer",
     "KnownAnswerSpec",
+    "build_adapter",
     "build_checkpoint",
 ]

@@ -1,4 +1,4 @@
-"""Writes a known-answer checkpoint, once per cache directory."""
+"""Writes known-answer checkpoints and their adapters, once per cache directory."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 from safetensors.numpy import save
 
+from ._adapter import AdapterSpec, adapter_config, adapter_weights
 from ._spec import KnownAnswerSpec
 from ._vocabulary import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, Vocabulary, build_vocabulary
 from ._weights import HEADS, MAX_POSITIONS, build_codebook, build_successors, build_weights
@@ -25,11 +28,21 @@ def build_checkpoint(spec: KnownAnswerSpec, cache_dir: Path) -> Path:
 
     Safe against several makers at once, in threads or processes; a damaged folder is made anew.
     """
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    folder = cache_dir / f"known-answer-{spec.key}"
-    with FileLock(cache_dir / f".{folder.name}.lock"):
+    return _cached(cache_dir / f"known-answer-{spec.key}", partial(checkpoint_files, spec))
+
+
+def build_adapter(spec: KnownAnswerSpec, adapter: AdapterSpec, cache_dir: Path) -> Path:
+    """The folder of a PEFT LoRA adapter for `spec`'s checkpoint; cached like the checkpoint."""
+    return _cached(
+        cache_dir / f"known-answer-lora-{adapter.key(spec)}", partial(adapter_files, spec, adapter)
+    )
+
+
+def _cached(folder: Path, make_files: Callable[[], dict[str, bytes]]) -> Path:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
         if not is_intact(folder):
-            replace_folder(folder, checkpoint_files(spec))
+            replace_folder(folder, make_files())
     return folder
 
 
@@ -88,6 +101,23 @@ def checkpoint_files(spec: KnownAnswerSpec) -> dict[str, bytes]:
     }
 
 
+def adapter_files(spec: KnownAnswerSpec, adapter: AdapterSpec) -> dict[str, bytes]:
+    """File name -> content of the adapter, the same bytes on every machine."""
+    vocabulary = build_vocabulary(spec)
+    links = adapter.link_ids(vocabulary)
+    weights = adapter_weights(
+        adapter,
+        vocabulary=vocabulary,
+        codebook=build_codebook(spec, len(vocabulary)),
+        base=build_successors(spec, vocabulary),
+        changed=build_successors(spec, vocabulary, links=links),
+    )
+    return {
+        "adapter_config.json": _json(adapter_config(adapter)),
+        "adapter_model.safetensors": save(weights, metadata={"format": "pt"}),
+    }
+
+
 def _special_tokens() -> dict[str, str]:
     ids = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "unk_token": UNK}
     return {role: SPECIAL_TOKENS[i] for role, i in ids.items()}
@@ -122,5 +152,5 @@ def _config(vocabulary: Vocabulary, hidden: int, cell_count: int) -> dict[str, A
     }
 
 
-def _json(value: dict[str, Any]) -> bytes:
+def _json(value: Mapping[str, object]) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=True) + "\n").encode()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
+from ._adapter import AdapterSpec
 from ._detokenizer import Detokenizer
 from ._spec import KnownAnswerSpec
 from ._vocabulary import BOS, EOS, SPECIAL_TOKENS, Vocabulary, build_vocabulary
@@ -56,14 +57,11 @@ class Answer:
 
 
 class KnownAnswer:
-    """The oracle of one checkpoint, optionally under one of its LoRA adapters.
+    """The oracle of one checkpoint, optionally under one of its LoRA adapters."""
 
-    links: what the adapter changes (token id -> next token id), as `Adapter.link_ids` gives it.
-    """
-
-    def __init__(self, spec: KnownAnswerSpec, *, links: Mapping[int, int] | None = None) -> None:
+    def __init__(self, spec: KnownAnswerSpec, *, adapter: AdapterSpec | None = None) -> None:
         self.spec = spec
-        self._links = dict(links or {})
+        self.adapter = adapter
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -71,7 +69,8 @@ class KnownAnswer:
 
     @cached_property
     def successors(self) -> Successors:
-        return build_successors(self.spec, self.vocabulary, links=self._links)
+        links = None if self.adapter is None else self.adapter.link_ids(self.vocabulary)
+        return build_successors(self.spec, self.vocabulary, links=links)
 
     @property
     def vocab_size(self) -> int:
@@ -170,6 +169,36 @@ class KnownAnswer:
                 )
             )
         )
+
+    def choice(self, prompt: str, choices: Sequence[str]) -> str:
+        """Which of `choices` greedy decoding takes under structured output's `choice`.
+
+        ValueError where two of them part at tokens that are equally probable after the prompt.
+        """
+        previous = self.tokenize(prompt)[-1]
+        left = {text: text.encode() for text in choices}
+        while len(left) > 1:
+            allowed = {
+                token
+                for token in range(self.vocab_size)
+                if (spelled := self.vocabulary.token_bytes(token))
+                and any(rest.startswith(spelled) for rest in left.values())
+            }
+            if not all(left.values()):
+                allowed.add(EOS)
+            ranked = [i for i, _ in self.successors.ranked(previous) if i in allowed]
+            if not ranked and len(allowed) > 1:
+                raise ValueError(f"after {prompt!r} the model has no preference among {choices!r}")
+            previous = ranked[0] if ranked else allowed.pop()
+            if previous == EOS:
+                return next(text for text, rest in left.items() if not rest)
+            spelled = self.vocabulary.token_bytes(previous)
+            left = {
+                text: rest.removeprefix(spelled)
+                for text, rest in left.items()
+                if rest.startswith(spelled)
+            }
+        return next(iter(left))
 
     def answer(
         self,

@@ -147,7 +147,8 @@ def build_target(successors: Successors, codebook: Codebook, token_id: int) -> t
     weights = [round(logit * QUARTERS) for _, logit in ranked]
     length, ballast = _ballast_weights(weights)
     codes = codebook.token_codes[[i for i, _ in ranked]]
-    target: Ints = np.asarray(weights, np.int64) @ codes + np.asarray(ballast) @ codebook.ballast
+    vectors = np.concatenate([codes, codebook.ballast])
+    target: Ints = np.array([*weights, *ballast], dtype=np.int64).dot(vectors)
     return length, target
 
 
@@ -188,10 +189,10 @@ def build_weights(successors: Successors, codebook: Codebook) -> dict[str, npt.N
     for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
         weights[f"{layer}self_attn.{projection}.weight"] = zeros(hidden, hidden)
         weights[f"{layer}self_attn.{projection}.bias"] = zeros(hidden)
-    return {name: _exact_float16(name, values) for name, values in weights.items()}
+    return {name: exact_float16(name, values) for name, values in weights.items()}
 
 
-def _exact_float16(name: str, values: Floats) -> npt.NDArray[np.float16]:
+def exact_float16(name: str, values: Floats) -> npt.NDArray[np.float16]:
     """`values` as float16, refused unless bfloat16 (eight significant bits) holds them too."""
     mantissas, _ = np.frexp(values)
     stored = values.astype(np.float16)
