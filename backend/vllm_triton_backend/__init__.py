@@ -1,0 +1,16 @@
+"""A vLLM backend for Triton: requests go to vLLM's asynchronous engine, vLLM does the batching.
+
+Nothing is imported here, so that Triton's auto-complete pass, which only needs `config`, stays
+cheap. The modules, each with one duty:
+
+* `config`     model.json, config.pbtxt parameters, device placement, the tensor tables
+* `requests`   one Triton request -> one frozen value
+* `sampling`   client values -> vLLM's SamplingParams, through vLLM's own type hints
+* `responses`  vLLM outputs -> response tensors
+* `streams`    the FIFO of one request, and the threads that send
+* `engine`     the event-loop thread, live requests, cancellation, drain
+* `adapter`    the only module that knows vLLM's API
+* `lora`, `images`, `metrics`, `watchdog`, `errors`
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,321 @@
+"""The only module that knows vLLM's API, which moves with every release.
+
+Supported: vLLM 0.22 to 0.32 (run: see docs/backend.md). Nothing is decided by version number:
+what differs between releases is probed, and a vLLM that lacks something essential is refused at
+load with one sentence. Written against vllm/v1/engine/async_llm.py and output_processor.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import inspect
+import locale
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
+
+from vllm_triton_backend.errors import Code, LoadError, RequestError, invalid
+
+SUPPORTED = "0.22 to 0.32"
+
+Sink = Callable[[Any], None]
+"""Receives, on the event loop, each RequestOutput of a request, or the Exception that ended it."""
+
+
+@dataclasses.dataclass(slots=True)
+class Handle:
+    """One request inside the engine. `abort_id` is the id that `abort` takes; `internal` tells
+    which of vLLM's two id spaces it is from; `task` drives the fallback path."""
+
+    abort_id: str
+    internal: bool
+    task: asyncio.Task[None] | None = None
+
+
+class Vllm:
+    """vLLM's classes, imported and probed once.
+
+    Raises:
+        LoadError: vLLM is not installed, cannot be imported, or is an unsupported version.
+    """
+
+    def __init__(self) -> None:
+        _use_utf8_locale()
+        try:
+            import vllm
+        except ImportError as error:
+            raise LoadError(
+                f"vLLM cannot be imported by Triton's Python ({error}); install it with "
+                "`pip install vllm` into the environment that the stub uses"
+            ) from error
+        self.version = str(getattr(vllm, "__version__", "unknown"))
+        try:
+            from vllm import SamplingParams
+            from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.lora.request import LoRARequest
+            from vllm.pooling_params import PoolingParams
+            from vllm.sampling_params import RequestOutputKind
+            from vllm.v1.engine.async_llm import AsyncLLM
+            from vllm.v1.engine.exceptions import EngineDeadError
+        except ImportError as error:
+            raise self._unsupported(error) from error
+        for owner, name in (
+            (AsyncLLM, "from_engine_args"),
+            (AsyncLLM, "generate"),
+            (AsyncLLM, "abort"),
+            (AsyncLLM, "errored"),
+            (RequestOutputKind, "DELTA"),
+            (RequestOutputKind, "FINAL_ONLY"),
+        ):
+            if not hasattr(owner, name):
+                raise self._unsupported(f"{owner.__name__} has no '{name}'")
+        self.sampling_params = SamplingParams
+        self.pooling_params = PoolingParams
+        self.lora_request = LoRARequest
+        self.output_kind = RequestOutputKind
+        self._engine_class = AsyncLLM
+        self._engine_args_class = AsyncEngineArgs
+        self._dead_error = EngineDeadError
+        self._client_errors = _client_errors()
+
+    def _unsupported(self, detail: object) -> LoadError:
+        return LoadError(
+            f"vLLM {self.version} is not supported by this backend, which works with vLLM "
+            f"{SUPPORTED} ({detail})"
+        )
+
+    def engine_args(self, arguments: Mapping[str, Any]) -> Any:
+        """`arguments` of model.json as AsyncEngineArgs.
+
+        Raises:
+            LoadError: naming the unknown or refused argument.
+        """
+        known = {field.name for field in dataclasses.fields(self._engine_args_class)}
+        unknown = sorted(set(arguments) - known)
+        if unknown:
+            raise LoadError(
+                f"'model.json' has engine arguments that vLLM {self.version} does not know: "
+                + ", ".join(f"'{name}'" for name in unknown)
+            )
+        return self._engine_args_class(**arguments)
+
+    async def start_engine(
+        self, arguments: Mapping[str, Any], stat_loggers: Sequence[Any] = ()
+    ) -> Engine:
+        """Boot an engine; must run on the event loop that will use it."""
+        args = self.engine_args(arguments)
+        options = {"stat_loggers": list(stat_loggers)} if stat_loggers else {}
+        engine = self._engine_class.from_engine_args(args, **options)
+        try:
+            return Engine(self, engine, await _supported_tasks(engine))
+        except BaseException:
+            engine.shutdown()
+            raise
+
+    def to_request_error(self, error: BaseException) -> RequestError:
+        """What a failed request tells its client."""
+        if isinstance(error, RequestError):
+            return error
+        text = f"Error generating stream: {error or type(error).__name__}"
+        if isinstance(error, self._dead_error):
+            return RequestError(Code.UNAVAILABLE, text)
+        status = getattr(error, "http_status", None)
+        if status is not None and int(status) == 503:
+            return RequestError(Code.UNAVAILABLE, text)
+        if isinstance(error, self._client_errors):
+            return invalid(text)
+        return RequestError(Code.INTERNAL, text)
+
+
+class Engine:
+    """A running AsyncLLM. Every method belongs to its event loop, except `alive` and `shutdown`.
+
+    `tasks` are vLLM's supported tasks ("generate", "embed", …).
+    """
+
+    def __init__(self, vllm: Vllm, engine: Any, tasks: frozenset[str]) -> None:
+        self._vllm = vllm
+        self._engine = engine
+        self.tasks = tasks
+        self._render = _renderer(engine)
+        self._parameters = frozenset(inspect.signature(engine.generate).parameters)
+        self.tracing = bool(
+            getattr(getattr(engine, "observability_config", None), "otlp_traces_endpoint", None)
+        )
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine's processes are healthy, as far as vLLM has noticed."""
+        return not self._engine.errored
+
+    async def check_health(self) -> None:
+        """vLLM's own check; raises when the engine is not healthy."""
+        await self._engine.check_health()
+
+    async def prepare(self, prompt: Any) -> Any:
+        """Tokenize (and process images) off the event loop, where this vLLM can.
+
+        Args:
+            prompt: a vLLM prompt: str, {"prompt": …, "multi_modal_data": …} or
+                {"prompt_token_ids": […]}.
+        """
+        return prompt if self._render is None else await self._render(prompt)
+
+    async def generate(
+        self,
+        prompt: Any,
+        params: Any,
+        request_id: str,
+        sink: Sink,
+        *,
+        prompt_text: str | None = None,
+        lora: Any | None = None,
+        trace_headers: Mapping[str, str] | None = None,
+        priority: int = 0,
+    ) -> Handle:
+        """Add a request (SamplingParams or PoolingParams); its outputs go to `sink`.
+
+        Must not be cancelled: vLLM leaks a request that is cancelled while it is being added
+        (vllm#57061). Abort it afterwards instead.
+        """
+        options: dict[str, Any] = {"lora_request": lora, "priority": priority}
+        if trace_headers and self.tracing:
+            options["trace_headers"] = dict(trace_headers)
+        if prompt_text is not None and "prompt_text" in self._parameters:
+            options["prompt_text"] = prompt_text
+        if hasattr(self._engine, "add_request"):
+            collector = await self._engine.add_request(request_id, prompt, params, **options)
+            if _tap(collector, sink):
+                internal = getattr(collector, "request_id", None)
+                return Handle(internal or request_id, internal is not None)
+            outputs = _drain(collector)
+        elif isinstance(params, self._vllm.pooling_params):
+            options.pop("prompt_text", None)
+            outputs = self._engine.encode(prompt, params, request_id, **options)
+        else:
+            outputs = self._engine.generate(prompt, params, request_id, **options)
+        handle = Handle(request_id, False)
+        handle.task = asyncio.get_running_loop().create_task(_pump(outputs, sink))
+        return handle
+
+    async def abort(self, handle: Handle) -> None:
+        """Take the request out of the engine and free its state."""
+        if handle.internal:
+            await self._engine.abort(handle.abort_id, internal=True)
+        else:
+            await self._engine.abort(handle.abort_id)
+        if handle.task is not None:
+            handle.task.cancel()
+
+    async def add_lora(self, lora: Any) -> None:
+        """Load an adapter now: inside a running batch a bad one would kill the engine.
+
+        Raises:
+            Exception: vLLM's reason, when the adapter cannot be loaded.
+        """
+        if hasattr(self._engine, "add_lora"):
+            await self._engine.add_lora(lora)
+
+    def max_model_len(self) -> int | None:
+        """Longest prompt plus answer, in tokens; None when this vLLM does not say."""
+        return getattr(getattr(self._engine, "model_config", None), "max_model_len", None)
+
+    def shutdown(self) -> None:
+        """Stop the engine's processes."""
+        self._engine.shutdown()
+
+
+def _use_utf8_locale() -> None:
+    """Leave the C locale, in which Triton's stub runs and in which vLLM and torch cannot read
+    their own UTF-8 sources ("'ascii' codec can't decode byte 0xe2")."""
+    for name in ("", "C.UTF-8", "en_US.UTF-8"):
+        try:
+            locale.setlocale(locale.LC_CTYPE, name)
+        except locale.Error:
+            continue
+        if "utf" in locale.getpreferredencoding(False).lower():
+            return
+
+
+def _client_errors() -> tuple[type[BaseException], ...]:
+    """Exceptions by which vLLM refuses a request: a class of its own in new versions, plain
+    ValueError and TypeError in old ones (and still in places)."""
+    errors: tuple[type[BaseException], ...] = (ValueError, TypeError, NotImplementedError)
+    try:
+        from vllm.exceptions import VLLMClientError
+
+        errors += (VLLMClientError,)
+    except ImportError:
+        try:
+            from vllm.exceptions import VLLMValidationError
+
+            errors += (VLLMValidationError,)
+        except ImportError:
+            pass
+    return errors
+
+
+async def _supported_tasks(engine: Any) -> frozenset[str]:
+    if hasattr(engine, "get_supported_tasks"):
+        return frozenset(await engine.get_supported_tasks())
+    return frozenset({"generate"})
+
+
+def _renderer(engine: Any) -> Callable[[Any], Any] | None:
+    """How this vLLM wants prompts prepared; None: it takes raw prompts."""
+    renderer = getattr(engine, "renderer", None)
+    if renderer is None or not hasattr(renderer, "render_cmpl_async"):
+        return None
+    try:
+        from vllm.renderers.inputs.preprocess import parse_model_prompt
+    except ImportError:
+        return None
+    model_config = engine.model_config
+
+    async def render(prompt: Any) -> Any:
+        (rendered,) = await renderer.render_cmpl_async([parse_model_prompt(model_config, prompt)])
+        return rendered
+
+    return render
+
+
+def _tap(collector: Any, sink: Sink) -> bool:
+    """Let vLLM's output loop call `sink` itself, instead of waking one task per request and step.
+
+    False when the collector is not the one this was written for.
+    """
+    if not hasattr(collector, "put") or not hasattr(collector, "output"):
+        return False
+    try:
+        collector.put = sink
+    except AttributeError:
+        return False
+    # An output may have come while the request was being added.
+    early, collector.output = collector.output, None
+    if early is not None:
+        sink(early)
+    return True
+
+
+async def _drain(collector: Any) -> AsyncIterator[Any]:
+    finished = False
+    while not finished:
+        output = await collector.get()
+        finished = output.finished
+        yield output
+
+
+async def _pump(outputs: AsyncIterator[Any], sink: Sink) -> None:
+    try:
+        async for output in outputs:
+            sink(output)
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:
+        sink(error)
+
+
+def new_request_id(request_id: str, number: int) -> str:
+    """Triton's id made unique: the ids of two clients may be equal, vLLM's may not."""
+    return f"{request_id or 'triton'}-{time.time_ns():x}-{number}"

@@ -1,0 +1,338 @@
+"""The event-loop thread, the live requests, cancellation, drain and shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import itertools
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from vllm_triton_backend.adapter import Engine, Handle, Vllm, new_request_id
+from vllm_triton_backend.errors import (
+    CANCELLED,
+    SHUTTING_DOWN,
+    UNHEALTHY,
+    Code,
+    RequestError,
+    invalid,
+)
+from vllm_triton_backend.images import decode_images
+from vllm_triton_backend.lora import Adapter, LoraRegistry
+from vllm_triton_backend.requests import EmbedRequest, GenerateRequest
+from vllm_triton_backend.streams import ResponseStream
+
+T = TypeVar("T")
+Log = Callable[[str], None]
+
+# One round over all live requests costs about 40 µs each (a round trip to the server); at most an
+# eighth of a thread is spent on it.
+_POLL_SECONDS = 0.05
+_POLL_SHARE = 8
+_ABORT_SECONDS = 5.0
+
+
+class EventLoop:
+    """An asyncio loop in a thread of its own. uvloop is used where it is installed."""
+
+    def __init__(self, name: str) -> None:
+        self.loop = _new_loop()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def call(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        """Run a coroutine on the loop and wait for it (never from the loop itself)."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout)
+
+    def stop(self, timeout: float) -> None:
+        """End the loop and its thread; tasks that still run are cancelled."""
+        if not self._thread.is_alive():
+            return
+        try:
+            self.call(_cancel_all(), timeout)
+        except (TimeoutError, concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
+            pass
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(timeout)
+        if not self._thread.is_alive():
+            self.loop.close()
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
+
+
+async def _cancel_all() -> None:
+    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks, timeout=1) if tasks else None
+
+
+@dataclass(eq=False, slots=True)
+class Live:
+    """One request between `submit` and its last response.
+
+    `handle` is set once the engine has it; `ended` once its stream got its last item (event loop
+    only, except that `RequestRegistry` reads it).
+    """
+
+    number: int
+    request: GenerateRequest | EmbedRequest
+    params: Any
+    adapter: Adapter | None
+    stream: ResponseStream
+    handle: Handle | None = None
+    ended: bool = False
+    task: asyncio.Task[None] | None = field(default=None, repr=False)
+    timer: asyncio.TimerHandle | None = field(default=None, repr=False)
+
+
+class RequestRunner:
+    """Feeds requests to the engine and their outputs to their streams.
+
+    Args:
+        loop: the engine's event loop.
+        max_inflight: requests beyond this number are refused with UNAVAILABLE; 0 for no limit.
+        health_check: ask vLLM's health check before every request and call `on_unhealthy` when
+            it fails (upstream's ENABLE_VLLM_HEALTH_CHECK).
+    """
+
+    def __init__(
+        self,
+        vllm: Vllm,
+        engine: Engine,
+        loop: EventLoop,
+        *,
+        loras: LoraRegistry | None,
+        max_inflight: int,
+        health_check: bool,
+        on_unhealthy: Callable[[], None],
+        log: Log,
+    ) -> None:
+        self._vllm = vllm
+        self._engine = engine
+        self._loop = loop
+        self._loras = loras
+        self._max_inflight = max_inflight
+        self._health_check = health_check
+        self._on_unhealthy = on_unhealthy
+        self._log = log
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        self._live: dict[ResponseStream, Live] = {}
+        self._idle = threading.Condition(self._lock)
+        self._accepting = True
+        self._stopped = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="vllm-cancel", daemon=True)
+        self._watcher.start()
+
+    def submit(
+        self,
+        request: GenerateRequest | EmbedRequest,
+        params: Any,
+        adapter: Adapter | None,
+        stream: ResponseStream,
+    ) -> None:
+        """Take over a request; returns at once.
+
+        Raises:
+            RequestError: UNAVAILABLE, while unloading or over the in-flight limit.
+        """
+        live = Live(next(self._numbers), request, params, adapter, stream)
+        with self._lock:
+            if not self._accepting:
+                raise RequestError(Code.UNAVAILABLE, SHUTTING_DOWN)
+            if self._max_inflight and len(self._live) >= self._max_inflight:
+                raise RequestError(
+                    Code.UNAVAILABLE,
+                    f"Model is busy: {self._max_inflight} requests are in flight "
+                    "(MAX_INFLIGHT_REQUESTS)",
+                )
+            self._live[stream] = live
+        self._loop.loop.call_soon_threadsafe(self._start, live)
+
+    def forget(self, stream: ResponseStream) -> None:
+        """The stream's last response was handed to Triton (called by the sender threads)."""
+        with self._lock:
+            self._live.pop(stream, None)
+            if not self._live:
+                self._idle.notify_all()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine can serve."""
+        return self._engine.alive
+
+    def drain(self, timeout: float) -> None:
+        """Refuse new requests, wait for the running ones, then end the rest with UNAVAILABLE."""
+        with self._lock:
+            self._accepting = False
+            count = len(self._live)
+        if count and self._engine.alive:
+            self._log(f"[vllm] Awaiting remaining {count} requests")
+            self._wait_idle(timeout)
+        with self._lock:
+            rest = list(self._live.values())
+        for live in rest:
+            self._stop(live, RequestError(Code.UNAVAILABLE, SHUTTING_DOWN))
+        if rest:
+            self._log(f"[vllm] Aborted {len(rest)} requests that outlived the drain timeout")
+            self._wait_idle(_ABORT_SECONDS)
+        self._stopped.set()
+        self._watcher.join(_ABORT_SECONDS)
+
+    def _wait_idle(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            while self._live and (left := deadline - time.monotonic()) > 0:
+                # Woken early to notice an engine that died meanwhile.
+                self._idle.wait(min(left, 0.5))
+                if not self._engine.alive:
+                    return
+
+    # -- event loop ------------------------------------------------------------------------------
+
+    def _start(self, live: Live) -> None:
+        if live.ended:
+            return
+        if live.request.timeout > 0:
+            live.timer = self._loop.loop.call_later(live.request.timeout, self._expire, live)
+        live.task = self._loop.loop.create_task(self._run(live))
+
+    async def _run(self, live: Live) -> None:
+        try:
+            if self._health_check:
+                await self._check_health()
+            await self._add(live)
+        except Exception as error:
+            self._end(live, self._vllm.to_request_error(error))
+        finally:
+            live.task = None
+
+    async def _check_health(self) -> None:
+        try:
+            await self._engine.check_health()
+        except Exception as error:
+            self._log(f"[vllm] Model is not healthy: {error}")
+            self._on_unhealthy()
+            raise RequestError(Code.UNAVAILABLE, UNHEALTHY) from None
+
+    async def _add(self, live: Live) -> None:
+        request = live.request
+        prompt: Any
+        text: str | None = None
+        lora = None
+        if isinstance(request, EmbedRequest):
+            prompt = (
+                request.input
+                if isinstance(request.input, str)
+                else {"prompt_token_ids": list(request.input)}
+            )
+        else:
+            prompt = text = request.prompt
+            if request.images:
+                images = await asyncio.to_thread(decode_images, request.images)
+                prompt = {"prompt": request.prompt, "multi_modal_data": {"image": images}}
+            if live.adapter is not None and self._loras is not None:
+                lora = await self._loras.activate(live.adapter, self._engine)
+        prompt = await self._engine.prepare(prompt)
+        if live.ended:
+            return
+        handle = await self._engine.generate(
+            prompt,
+            live.params,
+            new_request_id(request.request_id, live.number),
+            lambda output: self._receive(live, output),
+            prompt_text=text,
+            lora=lora,
+            trace_headers=request.trace_headers,
+            priority=request.priority,
+        )
+        live.handle = handle
+        if live.ended:
+            # Given up while vLLM was adding it.
+            await self._abort(live)
+
+    def _receive(self, live: Live, output: Any) -> None:
+        if live.ended:
+            return
+        if isinstance(output, BaseException):
+            self._end(live, self._vllm.to_request_error(output))
+        elif output.finished:
+            live.ended = True
+            self._disarm(live)
+            live.stream.put(output, last=True)
+        else:
+            live.stream.put(output)
+
+    def _expire(self, live: Live) -> None:
+        seconds = live.request.timeout
+        error = RequestError(Code.CANCELLED, f"Request exceeded its timeout of {seconds:g} s")
+        self._give_up(live, error)
+
+    def _give_up(self, live: Live, error: RequestError) -> None:
+        if live.ended:
+            return
+        self._end(live, error)
+        if live.handle is not None:
+            live.task = self._loop.loop.create_task(self._abort(live))
+
+    def _end(self, live: Live, error: RequestError) -> None:
+        live.ended = True
+        self._disarm(live)
+        live.stream.fail(error)
+
+    def _disarm(self, live: Live) -> None:
+        if live.timer is not None:
+            live.timer.cancel()
+            live.timer = None
+
+    async def _abort(self, live: Live) -> None:
+        handle, live.handle = live.handle, None
+        if handle is None:
+            return
+        try:
+            await self._engine.abort(handle)
+        except Exception as error:
+            self._log(f"[vllm] Aborting a request failed: {error}")
+
+    # -- cancellation ----------------------------------------------------------------------------
+
+    def _stop(self, live: Live, error: RequestError) -> None:
+        self._loop.loop.call_soon_threadsafe(self._give_up, live, error)
+
+    def _watch(self) -> None:
+        pause = _POLL_SECONDS
+        while not self._stopped.wait(pause):
+            with self._lock:
+                candidates = [live for live in self._live.values() if not live.ended]
+            started = time.monotonic()
+            for live in candidates:
+                if live.stream.is_cancelled():
+                    self._log(f"[vllm] Cancelling the request {live.request.request_id}".rstrip())
+                    self._stop(live, RequestError(Code.CANCELLED, CANCELLED))
+                    self._log("[vllm] Successfully cancelled the request")
+            pause = max(_POLL_SECONDS, _POLL_SHARE * (time.monotonic() - started))
+
+
+def check_task(engine_tasks: frozenset[str], task: str, model_name: str) -> None:
+    """Refuse a request of the wrong kind with upstream's text.
+
+    Raises:
+        RequestError: INVALID_ARG.
+    """
+    if task not in engine_tasks:
+        raise invalid(f"Model {model_name} does not support '{task}' request")

@@ -1,0 +1,59 @@
+"""Typed errors of the backend and their Triton codes.
+
+Source of the codes: python_backend's README ("Supported error codes") and `pb_utils.TritonError`
+of Triton 24.10. HTTP statuses on newer servers: INVALID_ARG 400, NOT_FOUND 404, INTERNAL 500,
+UNSUPPORTED 501, UNAVAILABLE 503; Triton 24.10 answers 400 for all of them.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+
+class Code(enum.Enum):
+    """Name of a `pb_utils.TritonError` code."""
+
+    INVALID_ARG = "INVALID_ARG"
+    NOT_FOUND = "NOT_FOUND"
+    UNAVAILABLE = "UNAVAILABLE"
+    UNSUPPORTED = "UNSUPPORTED"
+    CANCELLED = "CANCELLED"
+    INTERNAL = "INTERNAL"
+
+
+class LoadError(Exception):
+    """The model cannot be loaded; the text is shown by Triton's load API as it is."""
+
+
+class RequestError(Exception):
+    """One request cannot be answered.
+
+    Becomes exactly one final response that carries the code and the text and no tensors.
+    """
+
+    def __init__(self, code: Code, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+def invalid(message: str) -> RequestError:
+    """The client's mistake: INVALID_ARG."""
+    return RequestError(Code.INVALID_ARG, message)
+
+
+CANCELLED = "Request was cancelled"
+SHUTTING_DOWN = "Model is unavailable because it is being unloaded"
+UNHEALTHY = "Model is unavailable due to unhealthy vLLM engine"
+
+
+def to_triton(error: RequestError, pb_utils: Any) -> Any:
+    """`error` as a `pb_utils.TritonError`.
+
+    A server whose `pb_utils` does not know the code gets the error without one (INTERNAL).
+    """
+    code = getattr(pb_utils.TritonError, error.code.name, None)
+    if code is None:
+        return pb_utils.TritonError(error.message)
+    return pb_utils.TritonError(error.message, code)

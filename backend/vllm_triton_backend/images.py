@@ -1,0 +1,40 @@
+"""Images of a request: base64 text or data: URLs -> PIL images. Runs off the event loop."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from vllm_triton_backend.errors import invalid
+
+
+def decode_images(encoded: Sequence[bytes]) -> Any:
+    """One `PIL.Image` in RGB for one element, a list for several.
+
+    Raises:
+        RequestError: INVALID_ARG naming the element that is not base64 or not an image.
+    """
+    images = [_decode(data, index) for index, data in enumerate(encoded)]
+    return images[0] if len(images) == 1 else images
+
+
+def _decode(data: bytes, index: int) -> Any:
+    from PIL import Image, ImageOps
+
+    if data[:5] == b"data:":
+        header, comma, data = data.partition(b",")
+        if not comma or not header.endswith(b";base64"):
+            raise invalid(f"Input 'image'[{index}]: only base64 data: URLs are supported.")
+    try:
+        raw = base64.b64decode(b"".join(data.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise invalid(f"Input 'image'[{index}] is not valid base64: {error}") from None
+    try:
+        image = Image.open(io.BytesIO(raw))
+        image.load()
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:
+        raise invalid(f"Input 'image'[{index}] is not an image that can be read: {error}") from None

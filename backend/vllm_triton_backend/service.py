@@ -1,0 +1,172 @@
+"""One loaded model: puts the parts together at load, takes requests, and takes itself apart."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from vllm_triton_backend import config
+from vllm_triton_backend.adapter import Engine, Vllm
+from vllm_triton_backend.engine import EventLoop, RequestRunner, check_task
+from vllm_triton_backend.errors import Code, LoadError, RequestError, invalid
+from vllm_triton_backend.lora import Adapter, LoraRegistry
+from vllm_triton_backend.requests import EmbedRequest, GenerateRequest, parse
+from vllm_triton_backend.responses import EmbedFormatter, GenerateFormatter
+from vllm_triton_backend.sampling import SamplingParser
+from vllm_triton_backend.streams import Formatter, ResponseStream, SenderPool
+from vllm_triton_backend.watchdog import Watchdog, stub_shm_regions
+
+_STOP_SECONDS = 5.0
+
+
+class Service:
+    """A vLLM engine behind Triton. Made by `load`, ended by `close`."""
+
+    def __init__(
+        self,
+        model_name: str,
+        parameters: config.Parameters,
+        vllm: Vllm,
+        engine: Engine,
+        loop: EventLoop,
+        loras: LoraRegistry | None,
+        watchdog: Watchdog,
+    ) -> None:
+        self._model_name = model_name
+        self._parameters = parameters
+        self._vllm = vllm
+        self._engine = engine
+        self._loop = loop
+        self._loras = loras
+        self._watchdog = watchdog
+        self._sampling = SamplingParser(vllm.sampling_params)
+        self._pooling = SamplingParser(vllm.pooling_params)
+        self._runner = RequestRunner(
+            vllm,
+            engine,
+            loop,
+            loras=loras,
+            max_inflight=parameters.max_inflight_requests,
+            health_check=parameters.health_check,
+            on_unhealthy=self._unload,
+            log=pb_utils.Logger.log_info,
+        )
+        self._pool = SenderPool(parameters.sender_threads, self._runner.forget)
+
+    @classmethod
+    def load(cls, args: Mapping[str, str]) -> Service:
+        """Boot the model that Triton's `initialize` arguments describe.
+
+        Raises:
+            pb_utils.TritonModelException: one sentence for each known way to fail. Nothing is
+                left behind then.
+        """
+        try:
+            return cls._load(args)
+        except LoadError as error:
+            raise pb_utils.TritonModelException(str(error)) from error
+
+    @classmethod
+    def _load(cls, args: Mapping[str, str]) -> Service:
+        model_config = json.loads(args["model_config"])
+        config.check_completed(model_config)
+        version_dir = Path(pb_utils.get_model_dir())
+        parameters = config.Parameters.from_model_config(model_config)
+        engine_args = config.read_engine_args(version_dir)
+        devices = config.visible_devices(
+            config.Instance.from_args(args), engine_args, parameters, config.environment_devices()
+        )
+        enable_lora = config.pop_bool(engine_args, "enable_lora")
+        if enable_lora:
+            config.read_lora_paths(version_dir)
+        want_metrics = parameters.report_custom_metrics and not config.pop_bool(
+            engine_args, "disable_log_stats"
+        )
+        # vLLM's own loggers would do work for every token that nobody reads here.
+        engine_args["disable_log_stats"] = True
+        if devices is not None:
+            pb_utils.Logger.log_info(f"[vllm] {args['model_instance_name']} uses GPU {devices}")
+            os.environ["CUDA_VISIBLE_DEVICES"] = devices
+
+        vllm = Vllm()
+        pb_utils.Logger.log_info(f"[vllm] vLLM {vllm.version}")
+        loras = LoraRegistry(version_dir, vllm.lora_request) if enable_lora else None
+        watchdog = Watchdog(stub_shm_regions())
+        loop = EventLoop("vllm-engine")
+        try:
+            engine = loop.call(vllm.start_engine(engine_args, ()))
+        except BaseException:
+            loop.stop(_STOP_SECONDS)
+            watchdog.close()
+            raise
+        del want_metrics
+        return cls(args["model_name"], parameters, vllm, engine, loop, loras, watchdog)
+
+    def accept(self, request: Any) -> None:
+        """Start one `pb_utils.InferenceRequest`; every failure becomes its final response."""
+        sender = request.get_response_sender()
+        try:
+            parsed = parse(request, self._sampling)
+            params, adapter, formatter = self._plan(parsed)
+            stream = ResponseStream(sender, formatter, self._pool)
+            self._runner.submit(parsed, params, adapter, stream)
+        except RequestError as error:
+            ResponseStream(sender, None, self._pool).fail(error)
+        except Exception as error:
+            failure = RequestError(Code.INTERNAL, f"Error generating stream: {error}")
+            ResponseStream(sender, None, self._pool).fail(failure)
+
+    def _plan(
+        self, request: GenerateRequest | EmbedRequest
+    ) -> tuple[Any, Adapter | None, Formatter]:
+        """vLLM parameters, LoRA adapter and response formatter for a request."""
+        if isinstance(request, EmbedRequest):
+            check_task(self._engine.tasks, "embed", self._model_name)
+            return self._embed_params(request), None, EmbedFormatter(request.wanted)
+        check_task(self._engine.tasks, "generate", self._model_name)
+        adapter = None
+        if request.lora_name is not None:
+            if self._loras is None:
+                raise invalid("LoRA feature is not enabled.")
+            adapter = self._loras.find(request.lora_name)
+        kind = self._vllm.output_kind
+        params = self._sampling.build(
+            request.sampling, output_kind=kind.DELTA if request.stream else kind.FINAL_ONLY
+        )
+        formatter = GenerateFormatter(request, params.n, params.logprobs is not None)
+        return params, adapter, formatter
+
+    def _embed_params(self, request: EmbedRequest) -> Any:
+        try:
+            return self._pooling.build(
+                request.pooling, output_kind=self._vllm.output_kind.FINAL_ONLY, task="embed"
+            )
+        except RequestError as error:
+            text = error.message.replace("sampling_parameters", "embedding_request", 1)
+            raise invalid(text) from None
+
+    def is_ready(self) -> bool:
+        """Whether new requests can be served."""
+        return self._runner.alive
+
+    def _unload(self) -> None:
+        """Upstream's ENABLE_VLLM_HEALTH_CHECK: take the model out of service (EXPLICIT mode)."""
+        try:
+            pb_utils.unload_model(self._model_name)
+        except Exception as error:
+            pb_utils.Logger.log_warn(f"[vllm] Unhealthy model cannot be unloaded: {error}")
+
+    def close(self) -> None:
+        """Drain for a bounded time, end what is left, stop the engine and its processes."""
+        self._runner.drain(self._parameters.drain_timeout)
+        self._pool.close(_STOP_SECONDS)
+        self._engine.shutdown()
+        self._loop.stop(_STOP_SECONDS)
+        self._watchdog.close()
+        gc.collect()

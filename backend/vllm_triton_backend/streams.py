@@ -1,0 +1,172 @@
+"""The FIFO of one request, and the threads that hand responses to Triton.
+
+`response_sender.send` is a blocking round trip between two processes (about 150 µs; it releases
+the GIL), so it never runs on the event loop. Whatever an engine step produces is put into the
+request's FIFO; a sender thread takes *all* that is there and sends it as one response. An idle
+server thus sends every token at once, and a busy one sends fewer, larger responses instead of
+falling behind. Data, errors and the final flag travel through the same FIFO, so nothing overtakes.
+
+Facts about Triton 24.10 that shape this module:
+* two threads inside `send` of the *same* sender crash the server: one thread per request at a time
+* asking `is_cancelled` after the final response touches a freed response factory in the server
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import triton_python_backend_utils as pb_utils
+
+from vllm_triton_backend.errors import Code, RequestError, to_triton
+
+_FINAL: int = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+
+class Formatter(Protocol):
+    """Builds a response from consecutive engine outputs; None when it is not worth one yet."""
+
+    def build(self, outputs: list[Any], final: bool) -> Any | None: ...
+
+
+class ResponseStream:
+    """The ordered way back to one client; safe to use from any thread.
+
+    The last item is given by `finish` or `fail`; whatever comes after it is dropped.
+    """
+
+    def __init__(self, sender: Any, formatter: Formatter | None, pool: SenderPool) -> None:
+        self._sender = sender
+        self._formatter = formatter
+        self._pool = pool
+        self._lock = threading.Lock()
+        self._pending: list[Any] = []
+        self._error: RequestError | None = None
+        self._ended = False
+        self._queued = False
+        # Held around every use of the sender; `_closed` changes only under it.
+        self._io_lock = threading.Lock()
+        self._closed = False
+
+    def put(self, output: Any, last: bool = False) -> None:
+        """Append an engine output; `last` makes it the final response."""
+        with self._lock:
+            if self._ended:
+                return
+            self._pending.append(output)
+            self._ended = last
+            if self._queued:
+                return
+            self._queued = True
+        self._pool.ready(self)
+
+    def fail(self, error: RequestError) -> bool:
+        """End with `error`, after what is already in the FIFO; False if it had ended before."""
+        with self._lock:
+            if self._ended:
+                return False
+            self._error = error
+            self._ended = True
+            if self._queued:
+                return True
+            self._queued = True
+        self._pool.ready(self)
+        return True
+
+    def is_cancelled(self) -> bool:
+        """Whether the client gave up; False while a send is under way or after the end."""
+        if not self._io_lock.acquire(blocking=False):
+            return False
+        try:
+            return not self._closed and bool(self._sender.is_cancelled())
+        finally:
+            self._io_lock.release()
+
+    def flush(self) -> None:
+        """Send what is pending as one response. Called by the pool, one thread at a time."""
+        with self._lock:
+            outputs, self._pending = self._pending, []
+            error, ended = self._error, self._ended
+        try:
+            self._send(outputs, error, ended)
+        except RequestError as failure:
+            self._end_with(failure)
+        except Exception as failure:
+            self._end_with(RequestError(Code.INTERNAL, f"Error generating stream: {failure}"))
+        with self._lock:
+            self._queued = bool(self._pending) or (self._ended and not self._closed)
+            again = self._queued
+        if again:
+            self._pool.ready(self)
+
+    def _send(self, outputs: list[Any], error: RequestError | None, ended: bool) -> None:
+        if self._closed:
+            return
+        final = ended and error is None
+        if outputs and self._formatter is not None:
+            response = self._formatter.build(outputs, final)
+            if response is not None:
+                self._transmit(response, final)
+        if error is not None:
+            self._end_with(error)
+
+    def _end_with(self, error: RequestError) -> None:
+        with self._lock:
+            self._ended = True
+            self._pending.clear()
+        if not self._closed:
+            response = pb_utils.InferenceResponse(error=to_triton(error, pb_utils))
+            # The client may be gone and the sender with it; there is nobody left to tell.
+            with contextlib.suppress(Exception):
+                self._transmit(response, True)
+
+    def _transmit(self, response: Any, final: bool) -> None:
+        with self._io_lock:
+            if final:
+                # Set before the call: if it raises, the sender must not be used again.
+                self._closed = True
+                try:
+                    self._sender.send(response, flags=_FINAL)
+                finally:
+                    self._pool.closed(self)
+            else:
+                self._sender.send(response)
+
+
+class SenderPool:
+    """Threads that flush the streams that have something to send, in turn.
+
+    Args:
+        threads: number of threads; see `Parameters.sender_threads`.
+        on_closed: called after a stream's final response was handed over.
+    """
+
+    def __init__(self, threads: int, on_closed: Callable[[ResponseStream], None]) -> None:
+        self._ready: queue.SimpleQueue[ResponseStream | None] = queue.SimpleQueue()
+        self._on_closed = on_closed
+        self._threads = [
+            threading.Thread(target=self._run, name=f"vllm-sender-{index}", daemon=True)
+            for index in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def ready(self, stream: ResponseStream) -> None:
+        self._ready.put(stream)
+
+    def closed(self, stream: ResponseStream) -> None:
+        self._on_closed(stream)
+
+    def close(self, timeout: float) -> None:
+        """Stop the threads after what is queued now."""
+        for _ in self._threads:
+            self._ready.put(None)
+        for thread in self._threads:
+            thread.join(timeout)
+
+    def _run(self) -> None:
+        while (stream := self._ready.get()) is not None:
+            stream.flush()
