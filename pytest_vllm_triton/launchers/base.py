@@ -5,7 +5,6 @@ The pytest plugin imports this module at start-up, so it may import only the sta
 
 from __future__ import annotations
 
-import contextlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -151,9 +150,9 @@ class ServerLog:
             return ""
 
     def tail(self, lines: int = 30) -> str:
-        """The last ``lines`` lines, without those that only show a table's frame or are empty."""
+        """The last ``lines`` lines that are not empty and not part of Triton's wide tables."""
         told = [line.rstrip() for line in self.read().splitlines()]
-        told = [line for line in told if line.strip("+-| \t")]
+        told = [line for line in told if line and line[0] not in "+|"]
         return "\n".join(told[-lines:])
 
 
@@ -246,8 +245,7 @@ class ServerHandle(ABC):
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self.stop()
+        self.stop()
 
 
 class Launcher(Protocol):

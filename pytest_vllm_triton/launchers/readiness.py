@@ -173,4 +173,7 @@ def _dead(handle: ServerHandle) -> ServerFailed:
     else:
         how = "ended with an unknown status" if code is None else f"ended with exit code {code}"
     tail = handle.log.tail(TAIL_LINES) if handle.log else ""
+    last_word = [line for line in tail.splitlines() if line.startswith("error: ")]
+    if last_word:
+        how += f" ({last_word[-1]})"
     return ServerFailed(f"The server {how} before it was ready.", tail)

@@ -17,9 +17,8 @@ CONFIG is a JSON file: see :class:`Config`. Messages on the socket are JSON line
 "grace": SECONDS}`` and ``{"do": "kill"}``.
 """
 
-# ruff: noqa: PTH - plain os calls: quick to import, and /proc is read often
-
-# ruff: noqa: PTH - plain os calls: quick to import, and /proc is read often
+# Plain os calls instead of pathlib: quick to import, and /proc is read often.
+# ruff: noqa: PTH105, PTH108, PTH115, PTH116, PTH118, PTH123, PTH208
 
 from __future__ import annotations
 

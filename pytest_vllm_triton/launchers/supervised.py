@@ -1,0 +1,213 @@
+"""Our side of a process under a supervisor: start it, hear of it, end it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from pytest_vllm_triton.errors import ServerFailed
+from pytest_vllm_triton.launchers import supervisor
+from pytest_vllm_triton.launchers.base import ServerLog, StopReport
+
+START_SECONDS = 30.0
+#: How long the supervisor may take beyond the grace before its work is done from here.
+PATIENCE_SECONDS = 20.0
+
+
+class Supervised:
+    """A process under a supervisor.
+
+    Attributes:
+        facts: all that the supervisor has said so far.
+        connected: whether the supervisor is there.
+        report: how it ended, once :meth:`end` was called.
+    """
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], connection: socket.socket, folder: Path
+    ) -> None:
+        self.supervisor = process
+        self.connection = connection
+        self.folder = folder
+        self.facts: dict[str, Any] = {}
+        self.events: set[str] = set()
+        self.connected = True
+        self.report: StopReport | None = None
+        self._ending = threading.RLock()
+        self._reading = threading.RLock()
+        self._partial = b""
+
+    @classmethod
+    def start(
+        cls,
+        command: list[str],
+        environment: dict[str, str],
+        folder: Path,
+        *,
+        log: Path,
+        shm_prefix: str = "",
+        orphan_grace: float = 0.0,
+    ) -> Supervised:
+        """Start the command with its output in ``log`` and the supervisor's files in ``folder``."""
+        config = supervisor.Config(
+            command=command,
+            environment=environment,
+            log=str(log),
+            state=str(folder / "supervisor-state.json"),
+            shm_prefix=shm_prefix,
+            shm_before=sorted(supervisor.list_regions()),
+            parent=os.getpid(),
+            orphan_grace=orphan_grace,
+        )
+        path = folder / "supervisor.json"
+        path.touch(mode=0o600)  # it holds the whole environment
+        path.write_text(json.dumps(config._asdict()))
+        ours, theirs = socket.socketpair()
+        with theirs, (folder / "supervisor.log").open("wb") as own_log:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", supervisor.__file__, str(path)],
+                stdin=theirs.fileno(),
+                stdout=own_log,
+                stderr=own_log,
+                start_new_session=True,  # Ctrl-C on the terminal is for pytest to decide on
+            )
+        return cls(process, ours, folder)
+
+    def wait_started(self) -> None:
+        """Return when the process runs; raises ServerFailed where it cannot be started."""
+        self.wait_for("started", "failed", timeout=START_SECONDS)
+        if "started" in self.events:
+            return
+        program = json.loads((self.folder / "supervisor.json").read_text())["command"][0]
+        reason = self.facts.get("reason", "its supervisor did not start")
+        self.end(0.0)
+        own_log = ServerLog(self.folder / "supervisor.log").tail()
+        raise ServerFailed(f"{program} could not be started: {reason}.", own_log)
+
+    @property
+    def pid(self) -> int | None:
+        """The process id, once it was started."""
+        return self.facts.get("pid")
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit status once it has ended: -N for signal N."""
+        self.receive()
+        return self.facts.get("code")
+
+    def is_running(self) -> bool:
+        if self.pid is None or self.exit_code is not None or self.report is not None:
+            return False
+        return self.connected or lives(self.pid)
+
+    def tree(self) -> list[int]:
+        """The process and all that came from it and lives, adopted orphans too."""
+        self.receive()
+        if self.report is not None:
+            return []
+        if self.connected:
+            return supervisor.descendants(self.supervisor.pid)
+        return supervisor.session_family(self.pid) if self.pid is not None else []
+
+    def end(self, grace: float) -> StopReport:
+        """SIGTERM, then SIGKILL of the whole tree after ``grace`` seconds; 0: SIGKILL at once."""
+        with self._ending:
+            if self.report is None:
+                order = {"do": "stop", "grace": grace} if grace > 0 else {"do": "kill"}
+                with contextlib.suppress(OSError):
+                    self.connection.sendall(json.dumps(order).encode() + b"\n")
+                self.wait_for("done", timeout=grace + PATIENCE_SECONDS)
+                self.report = self._close(grace)
+            return self.report
+
+    def receive(self, timeout: float = 0.0) -> None:
+        """Take in what the supervisor has said; waits at most ``timeout`` for the first of it."""
+        with self._reading:
+            while self.connected:
+                poll = select.poll()
+                poll.register(self.connection, select.POLLIN)
+                if not poll.poll(timeout * 1000):
+                    return
+                timeout = 0.0
+                try:
+                    data = self.connection.recv(65536)
+                except OSError:
+                    data = b""
+                if not data:
+                    self.connected = False
+                *lines, self._partial = (self._partial + data).split(b"\n")
+                for line in lines:
+                    fact = json.loads(line)
+                    self.events.add(fact.pop("event"))
+                    self.facts.update(fact)
+
+    def wait_for(self, *events: str, timeout: float) -> None:
+        """Until one of these was said, the supervisor is gone, or the time is over."""
+        deadline = time.monotonic() + timeout
+        while self.connected and not self.events.intersection(events):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            self.receive(min(left, 1.0))
+
+    def _close(self, grace: float) -> StopReport:
+        """Make sure that nothing is left, whatever became of the supervisor."""
+        if "done" in self.events:
+            report = StopReport(
+                exit_code=self.facts.get("code"),
+                forced=self.facts["forced"],
+                orphans=tuple(self.facts["orphans"]),
+                swept=tuple(self.facts["swept"]),
+            )
+        else:
+            report = self._close_by_hand(grace)
+        self.connection.close()
+        self.connected = False
+        try:
+            self.supervisor.wait(5)
+        except subprocess.TimeoutExpired:
+            self.supervisor.kill()
+            self.supervisor.wait()
+        return report
+
+    def _close_by_hand(self, grace: float) -> StopReport:
+        """The supervisor was killed, or hangs: do its work from here."""
+        self.supervisor.kill()  # the kernel sends SIGTERM to the server now, if it has not yet
+        self.supervisor.wait()
+        server = self.facts.get("pid")
+        if server is None:
+            return StopReport(exit_code=None, forced=True)
+        deadline = time.monotonic() + grace
+        while lives(server) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        forced = lives(server)
+        left = supervisor.session_family(server)
+        orphans = tuple(f"{pid} {supervisor.command_line(pid)}" for pid in left if pid != server)
+        regions = self._regions()
+        regions.observe(regions.unknown(), left)
+        supervisor.kill_all(lambda: supervisor.session_family(server))
+        swept = tuple(regions.sweep())
+        return StopReport(self.facts.get("code"), forced, () if forced else orphans, swept)
+
+    def _regions(self) -> supervisor.Regions:
+        config = json.loads((self.folder / "supervisor.json").read_text())
+        regions = supervisor.Regions(config["shm_prefix"], set(config["shm_before"]))
+        with contextlib.suppress(OSError, ValueError):
+            state = json.loads((self.folder / "supervisor-state.json").read_text())
+            regions.ours.update(state["ours"])
+            regions.foreign.update(state["foreign"])
+        return regions
+
+
+def lives(pid: int) -> bool:
+    process = supervisor.all_processes().get(pid)
+    return process is not None and process.state not in "ZX"
