@@ -37,3 +37,4 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Drain, then stop the engine."""
         self._service.close()
+        del self._service

@@ -9,6 +9,8 @@ falling behind. Data, errors and the final flag travel through the same FIFO, so
 Facts about Triton 24.10 that shape this module:
 * two threads inside `send` of the *same* sender crash the server: one thread per request at a time
 * asking `is_cancelled` after the final response touches a freed response factory in the server
+* a sender that lives longer than the model's `finalize` crashes the stub when it is destroyed, so
+  a stream drops its sender with its final response
 """
 
 from __future__ import annotations
@@ -47,9 +49,8 @@ class ResponseStream:
         self._error: RequestError | None = None
         self._ended = False
         self._queued = False
-        # Held around every use of the sender; `_closed` changes only under it.
+        # Held around every use of the sender; None once the final response was sent.
         self._io_lock = threading.Lock()
-        self._closed = False
 
     def put(self, output: Any, last: bool = False) -> None:
         """Append an engine output; `last` makes it the final response."""
@@ -81,7 +82,7 @@ class ResponseStream:
         if not self._io_lock.acquire(blocking=False):
             return False
         try:
-            return not self._closed and bool(self._sender.is_cancelled())
+            return self._sender is not None and bool(self._sender.is_cancelled())
         finally:
             self._io_lock.release()
 
@@ -97,13 +98,13 @@ class ResponseStream:
         except Exception as failure:
             self._end_with(RequestError(Code.INTERNAL, f"Error generating stream: {failure}"))
         with self._lock:
-            self._queued = bool(self._pending) or (self._ended and not self._closed)
+            self._queued = bool(self._pending) or (self._ended and self._sender is not None)
             again = self._queued
         if again:
             self._pool.ready(self)
 
     def _send(self, outputs: list[Any], error: RequestError | None, ended: bool) -> None:
-        if self._closed:
+        if self._sender is None:
             return
         final = ended and error is None
         if outputs and self._formatter is not None:
@@ -117,7 +118,7 @@ class ResponseStream:
         with self._lock:
             self._ended = True
             self._pending.clear()
-        if not self._closed:
+        if self._sender is not None:
             response = pb_utils.InferenceResponse(error=to_triton(error, pb_utils))
             # The client may be gone and the sender with it; there is nobody left to tell.
             with contextlib.suppress(Exception):
@@ -125,15 +126,17 @@ class ResponseStream:
 
     def _transmit(self, response: Any, final: bool) -> None:
         with self._io_lock:
-            if final:
-                # Set before the call: if it raises, the sender must not be used again.
-                self._closed = True
-                try:
-                    self._sender.send(response, flags=_FINAL)
-                finally:
-                    self._pool.closed(self)
-            else:
-                self._sender.send(response)
+            sender = self._sender
+            if not final:
+                sender.send(response)
+                return
+            # Dropped before the call: if it raises, the sender must not be used again.
+            self._sender = None
+            try:
+                sender.send(response, flags=_FINAL)
+            finally:
+                del sender
+                self._pool.closed(self)
 
 
 class SenderPool:
