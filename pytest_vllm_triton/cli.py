@@ -1,0 +1,45 @@
+"""The command ``pytest-vllm-triton``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from pytest_vllm_triton.errors import UserError
+from pytest_vllm_triton.runtime import command as runtime_command
+
+#: Each adds its sub-command: a parser whose default ``run`` takes the arguments and returns the
+#: exit status.
+COMMANDS = (runtime_command.add_parser,)
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pytest-vllm-triton",
+        description="Companion of the pytest plugin that checks vLLM backends of Triton.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add_parser in COMMANDS:
+        add_parser(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parsed = build_parser().parse_args(arguments)
+    try:
+        status: int = parsed.run(parsed)
+    except UserError as error:
+        print(f"pytest-vllm-triton: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("pytest-vllm-triton: interrupted; run it again to go on.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""Run pip for a runtime: with the user's own pip configuration, and with nothing left running."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytest_vllm_triton.errors import RuntimeUnavailable
+from pytest_vllm_triton.launchers.supervised import Supervised
+
+POLL_SECONDS = 0.25
+
+#: Settings that send what pip installs elsewhere. All others (indexes, proxies, …) are the user's.
+_DIVERTING = frozenset(
+    {"PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_USER", "PIP_PYTHON", "PIP_REPORT", "PIP_DRY_RUN"}
+)
+_NO_CONNECTION = re.compile(
+    r"Failed to establish a new connection|NewConnectionError|Max retries exceeded|ConnectTimeout"
+    r"|ReadTimeout|Name or service not known|Temporary failure in name resolution|ProxyError"
+    r"|connection broken by|SSLError|Connection (refused|reset|timed out)|Network is unreachable"
+)
+_NO_MATCH = re.compile(r"No matching distribution found for (?P<what>\S+)")
+_AT_WORK = re.compile(
+    r"^\s*(Collecting|Downloading|Building wheel for|Using cached|Processing) (?P<what>[^\s;(]+)"
+)
+
+Tell = Callable[[str], None]
+
+
+class PipFailed(Exception):
+    """pip ended with an error; ``output`` is all it said."""
+
+    def __init__(self, output: str) -> None:
+        super().__init__("pip failed")
+        self.output = output
+
+
+class Pip:
+    """pip, working on one virtual environment.
+
+    It runs under a supervisor, so that no pip goes on writing when we are interrupted or killed.
+    """
+
+    def __init__(self, python: Path, folder: Path) -> None:
+        self.python = python
+        self.folder = folder
+
+    def resolve(self, requirements: Sequence[str], tell: Tell) -> list[dict[str, Any]]:
+        """What pip would install for these requirements, as its report lists it."""
+        report = self.folder / "pip-report.json"
+        report.unlink(missing_ok=True)
+        self.run(
+            [
+                "install",
+                "--dry-run",
+                "--ignore-installed",
+                f"--report={report}",
+                *requirements,
+            ],
+            tell,
+        )
+        installs: list[dict[str, Any]] = json.loads(report.read_text())["install"]
+        return installs
+
+    def reach(self, requirements: Sequence[str], tell: Tell) -> None:
+        """Fail soon, should these be out of reach: few retries, short time limits."""
+        self.run(
+            ["install", "--dry-run", "--no-deps", "--retries=1", "--timeout=10", *requirements],
+            tell,
+        )
+
+    def install(self, pins: Sequence[str], tell: Tell, progress: Tell) -> None:
+        """Install exactly these, and nothing with them."""
+        listed = self.folder / "pins.txt"
+        listed.write_text("".join(f"{pin}\n" for pin in pins))
+        # Compiled later, all at once: see the step of that name.
+        self.run(
+            ["install", "--no-deps", "--no-compile", f"--requirement={listed}"],
+            tell,
+            progress,
+        )
+
+    def run(self, words: Sequence[str], tell: Tell, idle: Tell | None = None) -> str:
+        """Run pip; ``tell`` hears of the package at hand, ``idle`` is called now and then."""
+        log = self.folder / "pip.log"
+        log.write_bytes(b"")
+        command = [
+            *[sys.executable, "-m", "pip", "--python", str(self.python)],
+            "--disable-pip-version-check",
+            "--no-input",
+            *words,
+            "--progress-bar=off",
+        ]
+        environment = {k: v for k, v in os.environ.items() if k not in _DIVERTING}
+        environment["PYTHONUNBUFFERED"] = "1"
+        process = Supervised.start(command, environment, self.folder, log=log)
+        try:
+            process.wait_started()
+            position = 0
+            while process.is_running():
+                with log.open("rb") as file:
+                    file.seek(position)
+                    new = file.read()
+                position += len(new)
+                for line in new.decode("utf-8", "replace").splitlines():
+                    found = _AT_WORK.match(line)
+                    if found:
+                        tell(found["what"])
+                if idle is not None:
+                    idle("")
+                time.sleep(POLL_SECONDS)
+        finally:
+            # After a normal end nothing is left to kill; after Ctrl-C pip itself is.
+            report = process.end(0.0)
+        output = log.read_text("utf-8", "replace")
+        if report.exit_code != 0:
+            raise PipFailed(output)
+        return output
+
+
+def explain(failure: PipFailed, doing: str) -> RuntimeUnavailable:
+    """One paragraph: what pip could not do, why, and what to do about it."""
+    output = failure.output
+    errors = [
+        line.partition("ERROR: ")[2].strip() for line in output.splitlines() if "ERROR: " in line
+    ]
+    said = _shortened(errors[-1]) if errors else _shortened(output.strip().rpartition("\n")[2])
+    missing = _NO_MATCH.search(output)
+    if re.search(r"No space left on device", output):
+        why, do = "The disk is full.", "Make room, and run it again: it goes on where it stopped."
+    elif _NO_CONNECTION.search(output):
+        why = "No package index could be reached."
+        do = (
+            "Check the network and pip's settings (pip config list; PIP_INDEX_URL, PIP_PROXY), or "
+            "give pip a folder of wheels with PIP_FIND_LINKS, and run it again: it goes on where "
+            "it stopped."
+        )
+    elif missing and missing["what"].startswith("torch=="):
+        why = f"pip's sources do not have {missing['what']}, PyTorch's build for CPUs."
+        do = (
+            "Add a source that has PyTorch's CPU wheels (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS), "
+            "and run it again."
+        )
+    elif missing:
+        why = f"pip's sources do not have {missing['what']} for this Python and platform."
+        do = (
+            "Check pip's settings (pip config list; PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, "
+            "PIP_FIND_LINKS, PIP_NO_INDEX), and run it again."
+        )
+    else:
+        why, do = "pip failed.", "Run it again: it goes on where it stopped."
+    return RuntimeUnavailable(
+        f"The embedded server runtime: {doing} failed. {why} {do} pip: {said}"
+    )
+
+
+def _shortened(text: str, most: int = 300) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
