@@ -91,7 +91,7 @@ def read_engine_args(version_dir: Path) -> dict[str, Any]:
         raise LoadError(f"'{path}' cannot be read: {error.strerror}") from None
     arguments = _json_object(text, path)
     if not isinstance(arguments.get("model"), str) or not arguments["model"]:
-        raise LoadError(f"'{path}' must name the model to load: {{\"model\": \"<id or path>\", …}}")
+        raise LoadError(f'\'{path}\' must name the model to load: {{"model": "<id or path>", …}}')
     return arguments
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
+import importlib
 import itertools
 import threading
 import time
@@ -55,10 +57,10 @@ class EventLoop:
         """End the loop and its thread; tasks that still run are cancelled."""
         if not self._thread.is_alive():
             return
-        try:
+        with contextlib.suppress(
+            concurrent.futures.TimeoutError, concurrent.futures.CancelledError
+        ):
             self.call(_cancel_all(), timeout)
-        except (TimeoutError, concurrent.futures.TimeoutError, concurrent.futures.CancelledError):
-            pass
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(timeout)
         if not self._thread.is_alive():
@@ -67,10 +69,9 @@ class EventLoop:
 
 def _new_loop() -> asyncio.AbstractEventLoop:
     try:
-        import uvloop
+        loop: asyncio.AbstractEventLoop = importlib.import_module("uvloop").new_event_loop()
     except ImportError:
         return asyncio.new_event_loop()
-    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
     return loop
 
 

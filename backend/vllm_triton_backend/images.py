@@ -22,7 +22,7 @@ def decode_images(encoded: Sequence[bytes]) -> Any:
 
 
 def _decode(data: bytes, index: int) -> Any:
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     if data[:5] == b"data:":
         header, comma, data = data.partition(b",")
@@ -36,5 +36,7 @@ def _decode(data: bytes, index: int) -> Any:
         image = Image.open(io.BytesIO(raw))
         image.load()
         return ImageOps.exif_transpose(image).convert("RGB")
+    except UnidentifiedImageError:
+        raise invalid(f"Input 'image'[{index}] is not an image of a known format.") from None
     except Exception as error:
-        raise invalid(f"Input 'image'[{index}] is not an image that can be read: {error}") from None
+        raise invalid(f"Input 'image'[{index}] cannot be read as an image: {error}") from None

@@ -100,8 +100,8 @@ def parse(request: Any, sampling: SamplingParser) -> GenerateRequest | EmbedRequ
         "trace_headers": _trace_headers(request, parameters),
     }
     if _given(tensors, "embedding_request"):
-        priority = _priority(parameters.get("priority"))
-        return _embed(_text(tensors, "embedding_request"), common, priority)
+        rank = _priority(parameters.get("priority"))
+        return _embed(_text(tensors, "embedding_request"), common, rank)
     if not _given(tensors, "text_input"):
         raise invalid("Input 'text_input' is required: one string.")
     prompt = _text(tensors, "text_input")

@@ -92,9 +92,7 @@ class GenerateFormatter:
             tensors.append(_array("cumulative_logprob", self._cumulative, np.float32))
         if wanted.logprobs:
             # Without sampling `logprobs` there are none to report: JSON null, as upstream.
-            texts = [
-                logprobs_json(items) if self._with_logprobs else "null" for items in logprobs
-            ]
+            texts = [logprobs_json(items) if self._with_logprobs else "null" for items in logprobs]
             tensors.append(_strings("logprobs", texts))
         if wanted.num_input_tokens:
             tensors.append(_array("num_input_tokens", [self._prompt_tokens], np.uint32))

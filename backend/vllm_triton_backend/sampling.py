@@ -278,10 +278,16 @@ def _coerce_dict(value: Any, arguments: tuple[Any, ...]) -> dict[Any, Any]:
     if not isinstance(items, dict):
         raise _Mismatch(f"an object, got {_show(value)}")
     key_hint, item_hint = arguments or (Any, Any)
-    try:
-        return {coerce(key, key_hint): coerce(item, item_hint) for key, item in items.items()}
-    except _Mismatch as error:
-        raise _Mismatch(f"an object in which every key and value is {error}") from None
+    result = {}
+    for key, item in items.items():
+        part = "key"
+        try:
+            new_key = coerce(key, key_hint)
+            part = "value"
+            result[new_key] = coerce(item, item_hint)
+        except _Mismatch as error:
+            raise _Mismatch(f"an object in which every {part} is {error}") from None
+    return result
 
 
 def _coerce_dataclass(value: Any, hint: Any) -> Any:

@@ -3,9 +3,10 @@
 A tiny process of its own session holds the read end of a pipe whose write end only the stub has.
 When the stub is gone, by SIGKILL too, the pipe closes, and the watchdog ends what the stub left:
 
-* processes that carry the stub's mark in their environment (everything that was exec'ed below
-  it, wherever it has been reparented to), and the processes that the stub named
-* Triton's own shared-memory region of this stub, if the server is gone as well
+* every process that carries the stub's mark in its environment: what was exec'ed below the stub,
+  wherever it has been reparented to since, and what those forked
+* the shared memory that these processes mapped
+* Triton's own shared-memory region of this stub, once the server is gone as well
 
 Python's resource tracker also carries the mark and is spared: when the last engine process is
 gone it unlinks their semaphores and shared memory, and ends by itself.
@@ -27,10 +28,14 @@ import sys
 import time
 import uuid
 from collections.abc import Iterable
+from pathlib import Path
 
 MARK = "TRITON_VLLM_BACKEND_STUB"
+PEACE = b"bye"
+_SHM = Path("/dev/shm")
 _TERM_SECONDS = 4.0
-_KILL_SECONDS = 4.0
+_KILL_SECONDS = 3.0
+_TRACKER_SECONDS = 2.0
 
 
 class Watchdog:
@@ -61,10 +66,12 @@ class Watchdog:
         finally:
             os.close(reader)
 
-    def close(self, timeout: float = _TERM_SECONDS + _KILL_SECONDS + 2) -> None:
+    def close(self, timeout: float = _TERM_SECONDS + _KILL_SECONDS + _TRACKER_SECONDS + 1) -> None:
         """Let the watchdog end whatever is left of the engine now, and wait for it."""
         if self._writer < 0:
             return
+        with contextlib.suppress(OSError):
+            os.write(self._writer, PEACE)
         os.close(self._writer)
         self._writer = -1
         try:
@@ -84,14 +91,13 @@ def stub_shm_regions() -> list[str]:
     """Names of Triton's shared-memory regions on the command line of this process's stub
     (`triton_python_backend_stub <model> <region> …`); [] outside a stub."""
     try:
-        with open("/proc/self/cmdline", "rb") as file:
-            words = file.read().decode("utf-8", "replace").split("\0")
+        words = Path("/proc/self/cmdline").read_bytes().decode("utf-8", "replace").split("\0")
     except OSError:
         return []
     if len(words) < 3 or not words[0].endswith("triton_python_backend_stub"):
         return []
     name = words[2].lstrip("/")
-    return [name] if name and "/" not in name and os.path.exists(f"/dev/shm/{name}") else []
+    return [name] if name and "/" not in name and _shm_exists(name) else []
 
 
 # -- the watchdog's side -------------------------------------------------------------------------
@@ -102,16 +108,27 @@ def main(arguments: list[str]) -> None:
     mark, stub, server, *regions = arguments
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    server_birth = _birth(int(server))
-    while True:
-        try:
-            if not os.read(0, 4096):
-                break
-        except InterruptedError:
-            continue
-    end_marked(mark, {os.getpid(), int(stub)})
-    if regions:
-        _unlink_if_server_gone(int(server), server_birth, regions)
+    server_birth = birth(int(server))
+    heard = b""
+    while data := os.read(0, 4096):
+        heard += data
+    spare = {os.getpid(), int(stub)}
+    # What the engine maps and no resource tracker knows (vLLM's CPU communicator) must be noted
+    # while somebody still maps it.
+    files: set[str] = set()
+    for pid in marked(mark, spare):
+        files |= shm_files(pid)
+    end_marked(mark, spare)
+    deadline = time.monotonic() + _TRACKER_SECONDS
+    while files and marked(mark, spare, trackers=True) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    unlink(files - set(regions))
+    if heard != PEACE and server_birth is not None:
+        # The server owns its regions as long as it lives, and may fail to remove them at exit.
+        while birth(int(server)) == server_birth and any(map(_shm_exists, regions)):
+            time.sleep(1)
+        if birth(int(server)) != server_birth:
+            unlink(regions)
 
 
 def end_marked(mark: str, spare: set[int]) -> None:
@@ -131,47 +148,54 @@ def end_marked(mark: str, spare: set[int]) -> None:
             return
 
 
-def marked(mark: str, spare: set[int]) -> set[int]:
-    """Living processes with `mark` in their environment, less `spare` and resource trackers.
-
-    A forked child shows its parent's environment block, so children of marked processes are
-    found with them.
-    """
+def marked(mark: str, spare: set[int], trackers: bool = False) -> set[int]:
+    """Living processes with `mark` in their environment, less `spare`; resource trackers only
+    with `trackers`."""
     wanted = f"{MARK}={mark}".encode()
     found = set()
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit() or int(entry) in spare:
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) in spare:
             continue
         try:
-            with open(f"/proc/{entry}/environ", "rb") as file:
-                if wanted not in file.read().split(b"\0"):
-                    continue
-            with open(f"/proc/{entry}/cmdline", "rb") as file:
-                if b"resource_tracker" in file.read():
-                    continue
+            if wanted not in (entry / "environ").read_bytes().split(b"\0"):
+                continue
+            if not trackers and b"resource_tracker" in (entry / "cmdline").read_bytes():
+                continue
         except OSError:
             continue
-        found.add(int(entry))
+        found.add(int(entry.name))
     return found
 
 
-def _unlink_if_server_gone(server: int, birth: str | None, regions: list[str]) -> None:
-    # A stub that dies because its server died does so within about a second of it.
-    deadline = time.monotonic() + 2
-    while birth is not None and _birth(server) == birth:
-        if time.monotonic() > deadline:
-            return
-        time.sleep(0.1)
-    for region in regions:
+def shm_files(pid: int) -> set[str]:
+    """Names below /dev/shm that the process maps."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_bytes().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return set()
+    found = set()
+    for line in lines:
+        _, slash, name = line.partition(" /dev/shm/")
+        if slash and "/" not in name and not name.endswith(" (deleted)"):
+            found.add(name)
+    return found
+
+
+def unlink(names: Iterable[str]) -> None:
+    """Remove files below /dev/shm; missing ones are fine."""
+    for name in names:
         with contextlib.suppress(OSError):
-            os.unlink(f"/dev/shm/{region}")
+            (_SHM / name).unlink()
 
 
-def _birth(pid: int) -> str | None:
+def _shm_exists(name: str) -> bool:
+    return (_SHM / name).exists()
+
+
+def birth(pid: int) -> str | None:
     """Start time of a process, which together with the pid names it; None if there is none."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rsplit(b")", 1)[1].split()
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rsplit(b")", 1)[1].split()
     except OSError:
         return None
     return None if fields[0] == b"Z" else fields[19].decode()
