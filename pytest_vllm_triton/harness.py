@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -230,6 +230,29 @@ class Harness:
             self.boots.append(Boot(purpose, time.monotonic() - started, ready))
         self.servers.append(handle)
         return handle
+
+    def forget(self, server: ServerHandle) -> None:
+        """A server that was ended by others; its log is not looked at any more."""
+        self.servers.remove(server)
+
+    def reference_texts(self, prompts: Sequence[str], sampling: Mapping[str, Any]) -> list[str]:
+        """What vLLM itself, without Triton, generates for these prompts with the same arguments.
+
+        Needs the embedded runtime: vLLM is run in its environment.
+
+        Args:
+            sampling: keyword arguments of vLLM's SamplingParams.
+        """
+        assert self.runtime is not None
+        job = {
+            "engine_args": self.model_spec().engine_args,
+            "prompts": list(prompts),
+            "sampling": dict(sampling),
+        }
+        script = Path(__file__).with_name("reference_engine.py")
+        output = self.runtime.run_python([str(script)], stdin=json.dumps(job))
+        # vLLM prints to standard output too; the result is the last line.
+        return list(json.loads(output.splitlines()[-1]))
 
     def close(self) -> None:
         """Stop every server that still runs, the last one started first."""

@@ -16,7 +16,7 @@ from pytest_vllm_triton.paths import cache_home
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from pytest_vllm_triton.known_answer import KnownAnswer
+    from pytest_vllm_triton.known_answer import KnownAnswer, KnownAnswerSpec
 
 # What vLLM reads of a checkpoint; original PyTorch or TensorFlow weights beside it stay on the hub.
 _DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
@@ -69,15 +69,27 @@ def resolve_model(settings: Settings, progress: Callable[[str], None]) -> ModelU
 
 def known_answer_model() -> ModelUnderTest:
     """The known-answer checkpoint, generated into the cache on first use."""
-    from pytest_vllm_triton.known_answer import KnownAnswer, KnownAnswerSpec, build_checkpoint
+    from pytest_vllm_triton.known_answer import KnownAnswerSpec
 
-    spec = KnownAnswerSpec()
+    return _generated(KnownAnswerSpec())
+
+
+def other_known_answer_model() -> ModelUnderTest:
+    """A second checkpoint with another story: shows which of two models answered."""
+    from pytest_vllm_triton.known_answer import OTHER_STORY, KnownAnswerSpec
+
+    return _generated(KnownAnswerSpec(story=OTHER_STORY))
+
+
+def _generated(spec: KnownAnswerSpec) -> ModelUnderTest:
+    from pytest_vllm_triton.known_answer import KnownAnswer, build_checkpoint
+
     path = build_checkpoint(spec, cache_home() / "checkpoints")
     return ModelUnderTest(
         source=KNOWN_ANSWER,
         path=path,
         known_answer=KnownAnswer(spec),
-        # Shorter than the checkpoint allows, so that a prompt that is too long stays a small one.
+        # Less than the checkpoint allows, so that a prompt that is too long stays a small one.
         engine_args={"max_model_len": 2048},
     )
 

@@ -14,24 +14,28 @@ def write_repository(models: Sequence[ModelSpec], root: Path) -> Path:
     if len(set(names)) != len(names):
         raise ValueError(f"two models have the same name: {', '.join(sorted(names))}")
     root.mkdir(parents=True)
-    expected: dict[Path, bytes] = {}
     for model in models:
-        folder = root / _checked(model.name, "model name", parts=1)
-        (folder / str(model.version)).mkdir(parents=True)
-        for path, content in _files(model):
-            expected[folder / path] = content
+        write_model(model, root)
+    return root
+
+
+def write_model(model: ModelSpec, root: Path) -> Path:
+    """Write one model into the repository ``root``, which must not hold it yet; its folder."""
+    folder = root / _checked(model.name, "model name", parts=1)
+    expected = {folder / path: content for path, content in _files(model)}
+    (folder / str(model.version)).mkdir(parents=True)
     for file, content in expected.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
-    written = {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}
+    written = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     if written != expected:
         wrong = sorted(
             str(file.relative_to(root))
             for file in written.keys() | expected.keys()
             if written.get(file) != expected.get(file)
         )
-        raise RuntimeError(f"the model repository {root} is not what was asked: {', '.join(wrong)}")
-    return root
+        raise RuntimeError(f"the model in {folder} is not what was asked: {', '.join(wrong)}")
+    return folder
 
 
 def _files(model: ModelSpec) -> Iterator[tuple[PurePosixPath, bytes]]:

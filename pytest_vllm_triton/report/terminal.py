@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -18,7 +19,10 @@ _COLUMNS = (
     Verdict.NOT_APPLICABLE,
 )
 _ALWAYS = (Verdict.PASS, Verdict.FAIL, Verdict.ERROR, Verdict.UNTESTED)
-_REASON_WIDTH = 160
+_WIDTH = 100
+_INDENT = " " * 9
+# More requirements than this with the same reason are listed by their ids alone.
+_LISTED_ALONE = 3
 
 
 class Writer(Protocol):
@@ -74,29 +78,57 @@ def _write_row(
 
 
 def _write_notable(out: Writer, requirements: list[RequirementResult]) -> None:
-    notable = [r for r in requirements if r.verdict is not Verdict.PASS]
     for verdict in _COLUMNS:
-        rows = [r for r in notable if r.verdict is verdict]
-        if not rows:
+        if verdict is Verdict.PASS:
             continue
-        out.write_line("")
-        for row in rows:
-            requirement = row.requirement
-            sentence = _shorten(requirement.sentence)
-            out.write_line(
-                f"{verdict.value:<8} {requirement.id} {requirement.level.value:<6} {sentence}",
-                red=verdict.is_red,
-                yellow=not verdict.is_red,
-            )
-            reason = row.reason.strip().splitlines()
-            if reason:
-                out.write_line(f"{'':<24} {_shorten(reason[0])}")
-            decisive = next((c for c in row.checks if c.verdict is verdict), None)
-            if decisive and decisive.expected:
-                out.write_line(f"{'':<24}   expected  {_shorten(decisive.expected)}")
-                out.write_line(f"{'':<24}   actual    {_shorten(decisive.actual)}")
+        by_reason: dict[str, list[RequirementResult]] = {}
+        for row in requirements:
+            if row.verdict is verdict:
+                by_reason.setdefault(row.reason, []).append(row)
+        if by_reason:
+            out.write_line("")
+        for reason, rows in by_reason.items():
+            if len(rows) > _LISTED_ALONE:
+                _write_group(out, verdict, reason, rows)
+            else:
+                for row in rows:
+                    _write_requirement(out, row)
+
+
+def _write_group(out: Writer, verdict: Verdict, reason: str, rows: list[RequirementResult]) -> None:
+    """Many requirements with one and the same reason: the reason once, and their ids."""
+    _write_heading(out, verdict, f"{len(rows)} requirements: {_first_line(reason)}")
+    ids = " ".join(row.requirement.id for row in rows)
+    for line in textwrap.wrap(ids, _WIDTH - len(_INDENT)):
+        out.write_line(_INDENT + line)
+
+
+def _write_requirement(out: Writer, row: RequirementResult) -> None:
+    requirement = row.requirement
+    _write_heading(
+        out,
+        row.verdict,
+        f"{requirement.id} {requirement.level.value:<6} {_shorten(requirement.sentence)}",
+    )
+    if row.reason.strip():
+        out.write_line(_INDENT + _first_line(row.reason))
+    decisive = next((c for c in row.checks if c.verdict is row.verdict), None)
+    if decisive and decisive.expected:
+        out.write_line(f"{_INDENT}  expected  {_shorten(decisive.expected)}")
+        out.write_line(f"{_INDENT}  actual    {_shorten(decisive.actual)}")
+
+
+def _write_heading(out: Writer, verdict: Verdict, text: str) -> None:
+    red = verdict.is_red
+    out.write_line(f"{verdict.value:<9}{text}", red=red, yellow=not red)
+
+
+def _first_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return _shorten(lines[0]) if lines else ""
 
 
 def _shorten(text: str) -> str:
     text = " ".join(text.split())
-    return text if len(text) <= _REASON_WIDTH else text[: _REASON_WIDTH - 1] + "…"
+    room = _WIDTH + 60
+    return text if len(text) <= room else text[: room - 1] + "…"

@@ -1,0 +1,93 @@
+"""Fixtures that several modules of the suite share."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from pytest_vllm_triton.clients import GenerateRequest, Generation, HttpClient, Response
+from pytest_vllm_triton.clients.repository import ModelRepository
+from pytest_vllm_triton.harness import Harness
+from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.models import other_known_answer_model
+from pytest_vllm_triton.state import TRANSCRIPT
+from pytest_vllm_triton.transcript import Transcript
+from pytest_vllm_triton.verdicts import untested
+
+from .servers import ALTERNATE_MAX_MODEL_LEN, EngineDeath, StrictServer, engine_process
+
+
+@pytest.fixture
+def repository(
+    request: pytest.FixtureRequest, owned_server: ServerHandle
+) -> Iterator[ModelRepository]:
+    """The shared server's model repository; models that a test adds are unloaded and removed."""
+    assert owned_server.model_repository is not None
+    opened = ModelRepository(
+        owned_server.endpoints.http, owned_server.model_repository, request.node.stash[TRANSCRIPT]
+    )
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def alternate_model(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[str]:
+    """The name of a second model on the shared server, as different as a model can be.
+
+    Version 3 only, no instance_group, another checkpoint (whose known answer tells another story),
+    and a small max_model_len: one boot of an engine serves several checks.
+    """
+    if not vllm_server.owned or vllm_server.model_repository is None:
+        untested("needs a server that the suite starts itself, not an attached one")
+    other = other_known_answer_model()
+    spec = vllm_harness.model_spec(
+        "alternate_model",
+        {"model": str(other.path), "max_model_len": ALTERNATE_MAX_MODEL_LEN},
+        config='backend: "vllm"\n',
+        version=3,
+    )
+    opened = ModelRepository(vllm_server.endpoints.http, vllm_server.model_repository)
+    opened.add(spec)
+    opened.load(spec.name).ok()
+    yield spec.name
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def strict_server(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[StrictServer]:
+    if not vllm_server.owned:
+        untested("needs a server that the suite starts itself, not an attached one")
+    model = vllm_harness.settings.model_name
+    with HttpClient(vllm_server.endpoints.http, model) as client:
+        config = client.get(client.path("config")).json()
+    server = StrictServer(vllm_harness, json.dumps(config))
+    yield server
+    server.discard()
+
+
+@pytest.fixture(scope="session")
+def engine_death(strict_server: StrictServer) -> EngineDeath:
+    """SIGKILL of the engine process while a request is streamed; the server is discarded after."""
+    sampling = {"temperature": 0, "max_tokens": 1500, "ignore_eos": True}
+    request = GenerateRequest("Say alpha", stream=True, sampling=sampling)
+    with strict_server.grpc(Transcript()) as client:
+        full = client.generate(request.but(stream=False, exclude_input_in_output=True)).text
+        engine = engine_process(strict_server.handle)
+        responses: list[Response] = []
+        killed_at = 0.0
+        with client.open() as stream:
+            stream.send(request)
+            stream.half_close()
+            for response in stream:
+                responses.append(response)
+                if len(responses) == 3:
+                    engine.kill()
+                    killed_at = time.monotonic()
+            seconds = time.monotonic() - killed_at
+            in_flight = Generation(request, responses, stream.status, stream.seconds)
+        later = client.generate(request)
+    strict_server.discard()
+    return EngineDeath(in_flight, seconds, later, full)

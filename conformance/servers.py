@@ -1,0 +1,91 @@
+"""Servers beside the shared one, and what is done to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import psutil
+
+from pytest_vllm_triton.clients import Generation, GrpcClient, HttpClient
+from pytest_vllm_triton.clients.repository import ModelRepository
+from pytest_vllm_triton.harness import Harness
+from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.transcript import Transcript
+from pytest_vllm_triton.verdicts import untested
+
+ALTERNATE_MAX_MODEL_LEN = 64
+
+# vLLM names the process of its engine so; the worker processes are its children.
+ENGINE_PROCESS = "EngineCore"
+
+
+@dataclass
+class StrictServer:
+    """A server for checks that harm it, or that need other flags than the shared one's.
+
+    It completes no configuration and forwards all headers. It is booted when first asked for, and
+    again after `discard`.
+    """
+
+    harness: Harness
+    config: str
+    _handle: ServerHandle | None = field(default=None, init=False)
+
+    @property
+    def handle(self) -> ServerHandle:
+        """The running server, with the sample model loaded under its complete configuration."""
+        if self._handle is None:
+            spec = self.harness.server_spec(
+                args=("--disable-auto-complete-config", "--http-header-forward-pattern=.*"),
+                load=(),
+            )
+            self._handle = self.harness.boot(spec, "strict configuration, and checks that harm it")
+            self.repository().load(self.model, {"config": self.config}).ok()
+        return self._handle
+
+    @property
+    def model(self) -> str:
+        return self.harness.settings.model_name
+
+    def http(self, transcript: Transcript) -> HttpClient:
+        return HttpClient(self.handle.endpoints.http, self.model, transcript)
+
+    def grpc(self, transcript: Transcript) -> GrpcClient:
+        return GrpcClient(self.handle.endpoints.grpc, self.model, transcript)
+
+    def repository(self) -> ModelRepository:
+        handle = self.handle
+        assert handle.model_repository is not None
+        return ModelRepository(handle.endpoints.http, handle.model_repository)
+
+    def discard(self) -> None:
+        """End the server by force: it may be past a graceful stop."""
+        if self._handle is not None:
+            self._handle.kill()
+            self.harness.forget(self._handle)
+            self._handle = None
+
+
+@dataclass(frozen=True)
+class EngineDeath:
+    """What clients saw when the engine process was killed.
+
+    Attributes:
+        in_flight: the request that was being streamed.
+        seconds_to_error: from the kill to its last response.
+        later: a request sent after that.
+        full_text: what the request in flight would have told.
+    """
+
+    in_flight: Generation
+    seconds_to_error: float
+    later: Generation
+    full_text: str
+
+
+def engine_process(server: ServerHandle) -> psutil.Process:
+    """The process of vLLM's engine."""
+    for process in server.processes():
+        if ENGINE_PROCESS in " ".join(process.cmdline()) + process.name():
+            return process
+    untested(f"no process called {ENGINE_PROCESS} among those of the server")

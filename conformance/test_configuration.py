@@ -1,0 +1,198 @@
+"""CFG: config.pbtxt, model.json and what the server tells about the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pytest_vllm_triton import expect
+from pytest_vllm_triton.clients import GenerateRequest, Generation, HttpClient
+from pytest_vllm_triton.clients.repository import ModelRepository
+from pytest_vllm_triton.harness import Harness
+from pytest_vllm_triton.launchers.base import ModelSpec
+from pytest_vllm_triton.models import other_known_answer_model
+from pytest_vllm_triton.transcript import Transcript
+
+from .servers import ALTERNATE_MAX_MODEL_LEN, StrictServer
+
+Generate = Callable[[GenerateRequest], Generation]
+
+STRING = "BYTES"
+# name -> (datatype, shape, optional); the contract of the newest upstream backend.
+INPUTS = {
+    "text_input": (STRING, [1], False),
+    "image": (STRING, [-1], True),
+    "stream": ("BOOL", [1], True),
+    "sampling_parameters": (STRING, [1], True),
+    "exclude_input_in_output": ("BOOL", [1], True),
+    "return_finish_reason": ("BOOL", [1], True),
+    "return_cumulative_logprob": ("BOOL", [1], True),
+    "return_logprobs": ("BOOL", [1], True),
+    "return_num_input_tokens": ("BOOL", [1], True),
+    "return_num_output_tokens": ("BOOL", [1], True),
+    "embedding_request": (STRING, [1], True),
+}
+OUTPUTS = {
+    "text_output": (STRING, [-1]),
+    "finish_reason": (STRING, [-1]),
+    "cumulative_logprob": ("FP32", [-1]),
+    "logprobs": (STRING, [-1]),
+    "num_input_tokens": ("UINT32", [1]),
+    "num_output_tokens": ("UINT32", [-1]),
+}
+
+
+def config_of(client: HttpClient) -> dict[str, Any]:
+    """The model's configuration as the server completed it."""
+    answer = client.get(client.path("config"))
+    expect.equal("HTTP status of /config", answer.status, 200)
+    return dict(answer.json())
+
+
+@pytest.mark.requirement("CFG-001")
+def test_sample_repository_is_completed(triton_http: HttpClient) -> None:
+    """The shared server serves the sample model: config.pbtxt names backend and instance group."""
+    config = config_of(triton_http)
+    expect.equal("backend", config.get("backend"), "vllm")
+    expect.equal("max_batch_size", config.get("max_batch_size"), 0)
+    policy = config.get("model_transaction_policy", {})
+    expect.equal("decoupled", policy.get("decoupled"), True)
+
+
+@pytest.mark.requirement("CFG-002")
+def test_inputs_and_outputs(triton_http: HttpClient) -> None:
+    metadata = triton_http.get(triton_http.path("")).json()
+    optional = {
+        entry["name"]: entry.get("optional", False) for entry in config_of(triton_http)["input"]
+    }
+    inputs = {
+        entry["name"]: (entry["datatype"], entry["shape"], optional[entry["name"]])
+        for entry in metadata["inputs"]
+    }
+    outputs = {entry["name"]: (entry["datatype"], entry["shape"]) for entry in metadata["outputs"]}
+    for name, contract in INPUTS.items():
+        expect.equal(f"input {name} (datatype, shape, optional)", inputs.get(name), contract)
+    for name, declared in OUTPUTS.items():
+        expect.equal(f"output {name} (datatype, shape)", outputs.get(name), declared)
+    required = [name for name, (_, _, is_optional) in inputs.items() if not is_optional]
+    expect.equal("required inputs", required, ["text_input"])
+
+
+@pytest.mark.requirement("CFG-003")
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [
+        ("max_batch_size: 4", "max_batch_size"),
+        ("model_transaction_policy { decoupled: false }", "decoupled"),
+    ],
+    ids=["max_batch_size", "decoupled"],
+)
+def test_contradicting_configuration_is_refused(
+    repository: ModelRepository, vllm_harness: Harness, setting: str, name: str
+) -> None:
+    spec = vllm_harness.model_spec("contradicting", config=f'backend: "vllm"\n{setting}\n')
+    repository.add(spec)
+    expect.contains("load error", repository.load(spec.name).failed(), name)
+    expect.equal("model is ready", repository.is_ready(spec.name), False)
+
+
+@pytest.mark.requirement("CFG-004")
+def test_complete_configuration_without_auto_complete(strict_server: StrictServer) -> None:
+    """The strict server loaded its model with the completed configuration of the shared one."""
+    answer = strict_server.http(Transcript()).generate(GenerateRequest("Hello"))
+    expect.starts_with("text_output", answer.text, "Hello")
+
+
+@pytest.mark.requirement("CFG-004")
+def test_minimal_configuration_without_auto_complete(
+    strict_server: StrictServer, vllm_harness: Harness
+) -> None:
+    opened = strict_server.repository()
+    spec = vllm_harness.model_spec("minimal", config='backend: "vllm"\n')
+    opened.add(spec)
+    error = opened.load(spec.name).failed()
+    opened.close()
+    expect.matches("load error", error, r"input|output|decoupled|auto.?complete")
+    expect.that("load error", error, lambda e: "NoneType" not in e, "no NoneType message")
+
+
+@pytest.mark.requirement("CFG-005")
+def test_engine_arguments_reach_the_engine(triton_http: HttpClient, alternate_model: str) -> None:
+    """max_model_len of the alternate model is small: a prompt beyond it is refused, by length."""
+    client = triton_http.for_model(alternate_model)
+    short = client.generate(GenerateRequest("Say mercury", sampling={"max_tokens": 4}))
+    expect.equal("HTTP status of a short prompt", short.status, 200)
+    long = client.generate(GenerateRequest(" venus" * (ALTERNATE_MAX_MODEL_LEN + 6)))
+    expect.matches("error", long.failed(), rf"(?i)length|{ALTERNATE_MAX_MODEL_LEN}")
+
+
+@pytest.mark.requirement("CFG-005")
+def test_another_model_value_serves_that_model(
+    triton_http: HttpClient, alternate_model: str
+) -> None:
+    oracle = other_known_answer_model().known_answer
+    assert oracle is not None
+    request = GenerateRequest("mercury", sampling={"temperature": 0}, exclude_input_in_output=True)
+    answer = triton_http.for_model(alternate_model).generate(request)
+    expect.equal("text_output", answer.text, oracle.answer("mercury").text)
+
+
+@pytest.mark.requirement("CFG-007")
+def test_kind_model_serves(triton_http: HttpClient) -> None:
+    groups = config_of(triton_http)["instance_group"]
+    expect.equal("kinds", [group["kind"] for group in groups], ["KIND_MODEL"])
+    expect.equal("HTTP status", triton_http.generate(GenerateRequest("Hello")).status, 200)
+
+
+@pytest.mark.requirement("CFG-007")
+def test_absent_instance_group_serves(triton_http: HttpClient, alternate_model: str) -> None:
+    client = triton_http.for_model(alternate_model)
+    expect.equal("HTTP status", client.generate(GenerateRequest("Hello")).status, 200)
+
+
+@pytest.mark.requirement("LIF-003")
+@pytest.mark.parametrize(
+    ("engine_args", "cause"),
+    [
+        ({"no_such_argument": 1}, "no_such_argument"),
+        ({"model": "/no/such/checkpoint"}, "/no/such/checkpoint"),
+    ],
+    ids=["unknown-argument", "missing-model"],
+)
+def test_bad_engine_arguments_are_quoted(
+    repository: ModelRepository,
+    vllm_harness: Harness,
+    triton_http: HttpClient,
+    engine_args: dict[str, Any],
+    cause: str,
+) -> None:
+    spec = vllm_harness.model_spec("broken", engine_args)
+    repository.add(spec)
+    expect.contains("load error", repository.load(spec.name).failed(), cause)
+    expect.equal("/v2/health/live", triton_http.get("/v2/health/live").status, 200)
+    expect.equal(
+        "HTTP status of the other model", triton_http.generate(GenerateRequest("Hello")).status, 200
+    )
+
+
+@pytest.mark.requirement("LIF-004")
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (None, "model.json"),
+        ('{"model": ', "model.json"),
+        ("[1, 2]", "model.json"),
+    ],
+    ids=["missing", "malformed", "not-an-object"],
+)
+def test_bad_model_json_is_named(repository: ModelRepository, text: str | None, cause: str) -> None:
+    files = () if text is not None else (("1/README", b"no model.json here\n"),)
+    config = 'backend: "vllm"\ninstance_group [{ kind: KIND_MODEL }]\n'
+    repository.add(ModelSpec("unreadable", model_json=text, config=config, files=files))
+    error = repository.load("unreadable").failed()
+    expect.contains("load error", error, cause)
+    if text is None:
+        expect.contains("load error", error, "must be provided in")
+    expect.that("load error", error, lambda e: "AttributeError" not in e, "no AttributeError")

@@ -1,0 +1,339 @@
+"""ERR: what is wrong with a request is said, to that request only, and nothing else suffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pytest_vllm_triton import expect
+from pytest_vllm_triton.clients import (
+    GenerateRequest,
+    Generation,
+    GrpcClient,
+    HttpAnswer,
+    HttpClient,
+)
+from pytest_vllm_triton.clients.grpc import add_input, infer_request
+from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.state import TRANSCRIPT
+from pytest_vllm_triton.transcript import Transcript
+
+from .servers import ALTERNATE_MAX_MODEL_LEN, EngineDeath, StrictServer
+
+Generate = Callable[[GenerateRequest], Generation]
+
+PROMPT = "What is Triton Inference Server?"
+GOOD = GenerateRequest(PROMPT, sampling={"temperature": 0}, exclude_input_in_output=True)
+ANSWER_SECONDS = 10.0
+
+
+@pytest.fixture
+def transcript(request: pytest.FixtureRequest) -> Transcript:
+    return request.node.stash[TRANSCRIPT]
+
+
+def post(client: HttpClient, body: Any = None, content: bytes | None = None) -> HttpAnswer:
+    return client.request("POST", client.path("generate"), json_body=body, content=content)
+
+
+def refused(answer: HttpAnswer, *parts: str) -> None:
+    """A client's mistake: status 4xx and an error that contains all the parts."""
+    expect.between("HTTP status", answer.status, 400, 499)
+    for part in parts:
+        expect.contains("error", answer.error, part)
+
+
+def clean(error: str) -> None:
+    """An error text for a client: the reason, not the inside of a Python program."""
+    for leak in ("NoneType", "Traceback", "object has no attribute"):
+        expect.that("error", error, lambda text, leak=leak: leak not in text, f"no {leak!r}")
+
+
+@pytest.mark.requirement("ERR-001")
+def test_empty_object(triton_http: HttpClient) -> None:
+    refused(post(triton_http, {}), "expected number of inputs between 1 and", "text_input")
+
+
+@pytest.mark.requirement("ERR-002")
+def test_prompt_missing(generate: Generate) -> None:
+    for request in (GenerateRequest(stream=False), GenerateRequest(stream=True)):
+        error = generate(request).failed()
+        expect.contains("error", error, "text_input")
+        clean(error)
+
+
+@pytest.mark.requirement("ERR-003")
+def test_wrong_json_types(triton_http: HttpClient) -> None:
+    refused(post(triton_http, {"text_input": 123}), "non-string as string")
+    refused(
+        post(triton_http, {"text_input": PROMPT, "stream": "false"}),
+        "attempt to access JSON non-boolean as boolean",
+    )
+
+
+@pytest.mark.requirement("ERR-004")
+def test_two_prompts_do_not_fit(triton_http: HttpClient) -> None:
+    refused(
+        post(triton_http, {"text_input": ["a", "b"]}),
+        "The schema can not convert input 'text_input' to tensor with proper shape",
+    )
+    one = post(triton_http, {"text_input": ["a"]})
+    expect.equal("HTTP status of a one-element array", one.status, 200)
+
+
+@pytest.mark.requirement("ERR-005")
+def test_duplicate_key(triton_http: HttpClient) -> None:
+    content = b'{"text_input": "a", "text_input": "b"}'
+    refused(post(triton_http, content=content), "input 'text_input' already exists in request")
+
+
+@pytest.mark.requirement("ERR-006")
+@pytest.mark.parametrize("content", [b'{"text_input": ', b"", b"nonsense"])
+def test_malformed_body(triton_http: HttpClient, content: bytes) -> None:
+    refused(post(triton_http, content=content), "JSON")
+
+
+@pytest.mark.requirement("ERR-007")
+def test_bad_parameters_object(triton_http: HttpClient) -> None:
+    refused(
+        post(triton_http, {"text_input": PROMPT, "parameters": 5}),
+        "Expected JSON object for keyword: 'parameters'",
+    )
+    for value in ([".", "!"], {"a": 1}):
+        refused(
+            post(triton_http, {"text_input": PROMPT, "parameters": {"stop": value}}),
+            "parameter 'stop' has invalid type",
+        )
+
+
+@pytest.mark.requirement("ERR-008")
+def test_unknown_model_version_and_method(triton_http: HttpClient) -> None:
+    body = {"text_input": PROMPT}
+    unknown = triton_http.request("POST", "/v2/models/x/generate", json_body=body)
+    expect.equal("HTTP status of an unknown model", unknown.status, 404)
+    expect.contains("error", unknown.error, "Request for unknown model: 'x' is not found")
+    version = triton_http.request("POST", triton_http.path("generate", 9), json_body=body)
+    expect.equal("HTTP status of an unknown version", version.status, 404)
+    method = triton_http.get(triton_http.path("generate"))
+    expect.equal("HTTP status of GET", method.status, 405)
+
+
+@pytest.mark.requirement("ERR-009")
+def test_unknown_sampling_parameter_is_named(generate: Generate) -> None:
+    error = generate(GOOD.but(sampling={"foo": 1})).failed()
+    expect.contains("error", error, "foo")
+    clean(error)
+
+
+@pytest.mark.requirement("ERR-010")
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", -1), ("top_p", 1.1), ("n", 0), ("max_tokens", 0), ("top_k", -5)],
+)
+def test_out_of_range_value_is_explained(generate: Generate, name: str, value: float) -> None:
+    error = generate(GOOD.but(sampling={name: value})).failed()
+    expect.contains("error", error, name)
+    expect.contains("error", error, str(value))
+    clean(error)
+
+
+@pytest.mark.requirement("ERR-011")
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_tokens", "abc"), ("temperature", "warm"), ("stop", 5), ("n", [1])]
+)
+def test_unconvertible_value_is_named(generate: Generate, name: str, value: Any) -> None:
+    error = generate(GOOD.but(sampling={name: value})).failed()
+    expect.contains("error", error, name)
+    clean(error)
+
+
+@pytest.mark.requirement("ERR-012")
+@pytest.mark.parametrize("text", ["{bad", "", '{"temperature": }'])
+def test_sampling_parameters_must_be_json(generate: Generate, text: str) -> None:
+    error = generate(GOOD.but(sampling=text)).failed()
+    expect.contains("error", error, "sampling_parameters")
+    clean(error)
+
+
+@pytest.mark.requirement("ERR-013")
+@pytest.mark.parametrize("text", ["[1]", "5", "null", '"a"'])
+def test_sampling_parameters_must_be_an_object(generate: Generate, text: str) -> None:
+    error = generate(GOOD.but(sampling=text)).failed()
+    expect.contains("error", error, "sampling_parameters")
+    clean(error)
+
+
+@pytest.mark.requirement("ERR-014")
+@pytest.mark.parametrize("name", ["text_input", "sampling_parameters"])
+def test_invalid_utf8(triton_grpc: GrpcClient, name: str) -> None:
+    field = {"text_input": "text_input", "sampling_parameters": "sampling"}[name]
+    error = triton_grpc.generate(GOOD.but(**{field: b"\xff\xfe\x80"})).failed()
+    expect.contains("error", error, name)
+    clean(error)
+    expect.equal("status of the next request", triton_grpc.generate(GOOD).ok().status, "OK")
+
+
+@pytest.mark.requirement("ERR-015")
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+def test_too_long_prompt(triton_grpc: GrpcClient, alternate_model: str, stream: bool) -> None:
+    """On one gRPC stream with good requests, which are answered as ever."""
+    client = triton_grpc.for_model(alternate_model)
+    expected = client.generate(GOOD).text
+    with client.open() as opened:
+        opened.send(GOOD.but(id="before"))
+        opened.send(
+            GenerateRequest(" venus" * (ALTERNATE_MAX_MODEL_LEN * 2), stream=stream, id="long")
+        )
+        opened.send(GOOD.but(id="after"))
+        opened.half_close()
+        responses = list(opened)
+    errors = [r.error for r in responses if r.error is not None]
+    expect.equal("number of errors", len(errors), 1)
+    expect.matches("error", errors[0], r"(?i)length|too long|longer than")
+    texts = {r.id: r.text for r in responses if r.error is None}
+    expect.equal("texts of the good requests", texts, {"before": expected, "after": expected})
+
+
+@pytest.mark.requirement("ERR-016")
+def test_empty_prompt(generate: Generate) -> None:
+    answer = generate(GOOD.but(text_input=""))
+    expect.between("seconds", answer.seconds, 0, 5)
+    if answer.error is not None:
+        clean(answer.error)
+    expect.equal("error of the next request", generate(GOOD).error, None)
+
+
+@pytest.mark.requirement("ERR-017")
+def test_bad_requests_leave_the_model_as_it_was(
+    generate: Generate, triton_http: HttpClient, vllm_server: ServerHandle
+) -> None:
+    before = {process.pid for process in vllm_server.processes()}
+    expected = generate(GOOD).text
+    bad = [
+        GenerateRequest(stream=True),
+        GOOD.but(sampling={"foo": 1}),
+        GOOD.but(sampling={"temperature": -1}),
+        GOOD.but(sampling={"max_tokens": "abc"}),
+        GOOD.but(sampling="{bad"),
+        GOOD.but(sampling="[1]"),
+        GOOD.but(stream=True, exclude_input_in_output=False),
+        GOOD.but(sampling={"structured_outputs": "{bad"}),
+        GOOD.but(sampling={"structured_outputs": {"regex": "(("}}),
+    ]
+    for request in bad:
+        generate(request).failed()
+        ready = triton_http.get(triton_http.path("ready"))
+        expect.equal("HTTP status of /ready", ready.status, 200)
+        expect.equal("text of the next request", generate(GOOD).text, expected)
+    after = {process.pid for process in vllm_server.processes()}
+    expect.equal("processes of the server", after, before)
+
+
+@pytest.mark.requirement("ERR-018")
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+def test_an_error_is_one_final_response(
+    triton_http: HttpClient, triton_grpc: GrpcClient, stream: bool
+) -> None:
+    bad = GOOD.but(sampling={"temperature": -1}, stream=stream, exclude_input_in_output=True)
+    over_http = triton_http.generate(bad)
+    expect.equal("number of HTTP responses", len(over_http.responses), 1)
+    expect.equal("outputs beside the error", dict(over_http.responses[0].outputs), {})
+    over_grpc = triton_grpc.generate(bad)
+    expect.equal("number of gRPC responses", len(over_grpc.responses), 1)
+    expect.equal("outputs beside the error", dict(over_grpc.responses[0].outputs), {})
+    expect.equal("triton_final_response", over_grpc.responses[0].final, True)
+
+
+@pytest.mark.requirement("ERR-019")
+@pytest.mark.parametrize(
+    "request_",
+    [
+        GOOD.but(sampling={"foo": 1}),
+        GOOD.but(sampling={"temperature": -1}),
+        GOOD.but(sampling="{bad"),
+        GOOD.but(sampling={"max_tokens": "abc"}),
+        GOOD.but(stream=True, exclude_input_in_output=False),
+        GenerateRequest(stream=False),
+        GenerateRequest(" a" * 5000),
+    ],
+    ids=["unknown", "range", "json", "type", "echo", "prompt", "length"],
+)
+def test_client_mistakes_are_invalid_argument(
+    triton_grpc: GrpcClient, request_: GenerateRequest
+) -> None:
+    """Over HTTP older servers answer 400 to every code, so the code is read from gRPC."""
+    with triton_grpc.open(metadata=[("triton_grpc_error", "true")]) as stream:
+        stream.send(request_)
+        stream.half_close()
+        for _ in stream:
+            pass
+    expect.equal(f"gRPC status ({stream.detail})", stream.status, "INVALID_ARGUMENT")
+
+
+@pytest.mark.requirement("ERR-020")
+def test_tensor_checks_of_the_server(strict_server: StrictServer, transcript: Transcript) -> None:
+    """On a server of its own: Triton 24.10 cannot unload a model after such a request."""
+    client = strict_server.grpc(transcript)
+    model = client.model
+    as_bytes = infer_request(model, GenerateRequest(PROMPT))
+    add_input(as_bytes, "stream", "BYTES", [1], ["true"])
+    two = infer_request(model, GenerateRequest())
+    add_input(two, "text_input", "BYTES", [2], ["a", "b"])
+    unknown_input = infer_request(model, GenerateRequest(PROMPT))
+    add_input(unknown_input, "x", "BYTES", [1], ["a"])
+    unknown_output = infer_request(model, GenerateRequest(PROMPT, outputs=("x",)))
+    for message, reason in (
+        (as_bytes, r"inference input 'stream' data-type is"),
+        (two, r"unexpected shape for input 'text_input'.*[Ee]xpected \[1\], got \[2\]"),
+        (unknown_input, r"unexpected inference input 'x'"),
+        (unknown_output, r"unexpected inference output 'x'"),
+    ):
+        expect.matches("error", client.exchange([message]).failed(), reason)
+
+
+@pytest.mark.requirement("ERR-021")
+def test_forwarded_headers(strict_server: StrictServer, transcript: Transcript) -> None:
+    """This server forwards every HTTP header as a request parameter."""
+    client = strict_server.http(transcript)
+    headers = {
+        "X-Request-Id": "7f",
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        "Authorization": "Bearer secret",
+        "User-Agent": "curl/8",
+    }
+    body = {"text_input": PROMPT, "parameters": {"max_tokens": 5, "temperature": 0}}
+    for path in (client.path("generate"), client.path("generate_stream")):
+        answer = client.request("POST", path, json_body=body, headers=headers)
+        expect.equal(f"HTTP status ({answer.error})", answer.status, 200)
+
+
+@pytest.mark.requirement("ERR-023")
+def test_large_prompt_grows_shared_memory(generate: Generate) -> None:
+    """2 MiB: twice the default region. Longer than any max_model_len, so it is refused by length."""
+    error = generate(GOOD.but(text_input="a " * (1 << 20))).failed()
+    expect.matches("error", error, r"(?i)length|too long|longer than")
+    expect.equal("error of the next request", generate(GOOD).error, None)
+
+
+@pytest.mark.requirement("ERR-022")
+def test_dead_engine_answers_with_errors(engine_death: EngineDeath) -> None:
+    expect.that("error of the request in flight", engine_death.in_flight.error, bool, "an error")
+    expect.between("seconds until it came", engine_death.seconds_to_error, 0, ANSWER_SECONDS)
+    expect.that("error of a later request", engine_death.later.error, bool, "an error")
+    expect.between("seconds until it came", engine_death.later.seconds, 0, ANSWER_SECONDS)
+
+
+@pytest.mark.requirement("STR-012")
+def test_tokens_come_before_the_error(engine_death: EngineDeath) -> None:
+    responses = engine_death.in_flight.responses
+    data, last = responses[:-1], responses[-1]
+    expect.that("responses before the error", len(data), bool, "at least one")
+    expect.equal("errors among them", [r.error for r in data if r.error], [])
+    expect.that("last response", last.error, bool, "an error")
+    expect.equal(
+        "text before the error",
+        "".join(r.text for r in data),
+        engine_death.full_text[: sum(len(r.text) for r in data)],
+    )

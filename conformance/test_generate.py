@@ -1,0 +1,431 @@
+"""GEN: unary generation and sampling parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from pytest_vllm_triton import expect
+from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient, HttpClient
+from pytest_vllm_triton.clients.grpc import infer_request
+from pytest_vllm_triton.harness import Harness
+from pytest_vllm_triton.known_answer import KnownAnswer
+from pytest_vllm_triton.models import ModelUnderTest
+from pytest_vllm_triton.verdicts import not_applicable, untested
+
+Generate = Callable[[GenerateRequest], Generation]
+
+PROMPT = "What is Triton Inference Server?"
+GREEDY = {"temperature": 0, "max_tokens": 24}
+ONE = GenerateRequest(PROMPT, sampling=GREEDY, exclude_input_in_output=True)
+
+
+# The highest temperature that vLLM takes: two random texts of any model differ, even of the
+# known-answer model, which is sure of its story.
+HOT: dict[str, Any] = {"temperature": 2.0, "ignore_eos": True}
+
+
+@pytest.mark.requirement("GEN-001")
+def test_first_inference_of_the_readme(triton_http: HttpClient) -> None:
+    body = {"text_input": PROMPT, "parameters": {"stream": False, "temperature": 0}}
+    answer = triton_http.request("POST", triton_http.path("generate"), json_body=body)
+    expect.equal("HTTP status", answer.status, 200)
+    expect.equal("Content-Type", answer.headers.get("content-type"), "application/json")
+    value = answer.json()
+    expect.equal("keys", sorted(value), ["model_name", "model_version", "text_output"])
+    expect.equal("model_name", value["model_name"], triton_http.model)
+    expect.equal("model_version", value["model_version"], "1")
+    expect.equal("type of text_output", type(value["text_output"]), str)
+
+
+@pytest.mark.requirement("GEN-002")
+def test_unary_answer_starts_with_the_prompt(generate: Generate) -> None:
+    text = generate(ONE.but(exclude_input_in_output=None)).text
+    expect.starts_with("text_output", text, PROMPT)
+    expect.that("text after the prompt", text[len(PROMPT) :], bool, "at least one character")
+
+
+@pytest.mark.requirement("GEN-003")
+def test_exclude_false_is_the_default(generate: Generate) -> None:
+    default = generate(ONE.but(exclude_input_in_output=None)).text
+    explicit = generate(ONE.but(exclude_input_in_output=False)).text
+    expect.equal("text with exclude_input_in_output=false", explicit, default)
+
+
+@pytest.mark.requirement("GEN-004")
+def test_exclude_true_removes_exactly_the_prompt(generate: Generate) -> None:
+    with_prompt = generate(ONE.but(exclude_input_in_output=None)).text
+    without = generate(ONE).text
+    expect.equal("prompt + text without the prompt", PROMPT + without, with_prompt)
+
+
+@pytest.mark.requirement("GEN-005")
+@pytest.mark.parametrize("prompt", [PROMPT, "Say alpha", "mike", "Ünï ¢ödé 你好", "a\nb\tc "])
+def test_greedy_text_is_the_known_answer(
+    generate: Generate, known_answer: KnownAnswer, prompt: str
+) -> None:
+    sampling = {"temperature": 0, "max_tokens": 64}
+    answer = generate(ONE.but(text_input=prompt, sampling=sampling))
+    expect.equal("text_output", answer.text, known_answer.answer(prompt, max_tokens=64).text)
+
+
+@pytest.mark.requirement("GEN-005")
+def test_greedy_text_is_that_of_vllm_itself(
+    triton_http: HttpClient, vllm_harness: Harness, vllm_model: ModelUnderTest
+) -> None:
+    """Any other model: the same checkpoint and arguments run by vLLM without Triton."""
+    if vllm_model.known_answer:
+        not_applicable("the known answer is the stronger oracle")
+    if vllm_harness.runtime is None or vllm_model.path is None:
+        untested("needs the embedded runtime, to run vLLM without Triton")
+    prompts = [PROMPT, "The capital of France is", "def main():"]
+    reference = vllm_harness.reference_texts(prompts, {"temperature": 0.0, "max_tokens": 24})
+    for prompt, text in zip(prompts, reference, strict=True):
+        expect.equal("text_output", triton_http.generate(ONE.but(text_input=prompt)).text, text)
+
+
+@pytest.mark.requirement("GEN-006")
+def test_greedy_repeats_are_identical(generate: Generate) -> None:
+    texts = {generate(ONE).text for _ in range(5)}
+    expect.equal("number of different texts in 5 repeats", len(texts), 1)
+
+
+@pytest.mark.requirement("GEN-007")
+@pytest.mark.parametrize(
+    ("sampling", "count"),
+    [
+        ({"max_tokens": 1}, 1),
+        ({"max_tokens": 100, "ignore_eos": True}, 100),
+        ({"max_tokens": 20, "min_tokens": 20}, 20),
+    ],
+    ids=["max_tokens=1", "max_tokens=100", "min_tokens=max_tokens=20"],
+)
+def test_token_limits_are_exact(
+    generate: Generate, sampling: Mapping[str, Any], count: int
+) -> None:
+    request = ONE.but(sampling={"temperature": 0, **sampling}, returns=("num_output_tokens",))
+    expect.equal("num_output_tokens", generate(request).last("num_output_tokens"), count)
+
+
+@pytest.mark.requirement("GEN-007")
+def test_generation_ends_at_the_end_of_the_story(
+    generate: Generate, known_answer: KnownAnswer
+) -> None:
+    request = ONE.but(
+        text_input="Say alpha",
+        sampling={"temperature": 0, "max_tokens": 200},
+        returns=("num_output_tokens",),
+    )
+    expected = known_answer.answer("Say alpha", max_tokens=200)
+    answer = generate(request)
+    expect.equal("text_output", answer.text, expected.text)
+    expect.equal("num_output_tokens", answer.last("num_output_tokens"), expected.num_output_tokens)
+
+
+@pytest.mark.requirement("GEN-008")
+def test_default_is_sixteen_tokens(generate: Generate) -> None:
+    request = GenerateRequest(
+        "Hello", sampling={"ignore_eos": True}, returns=("num_output_tokens", "finish_reason")
+    )
+    answer = generate(request)
+    expect.equal("num_output_tokens", answer.last("num_output_tokens"), 16)
+    expect.equal("finish_reason", answer.last("finish_reason"), "length")
+
+
+@pytest.mark.requirement("GEN-008")
+def test_prompt_alone_is_enough(generate: Generate) -> None:
+    expect.starts_with("text_output", generate(GenerateRequest("Hello")).text, "Hello")
+
+
+@pytest.mark.requirement("GEN-009")
+def test_numbers_may_be_strings(generate: Generate) -> None:
+    numbers = {**HOT, "top_p": 0.95, "top_k": 50, "max_tokens": 20, "seed": 7}
+    as_text = {k: v if isinstance(v, bool) else str(v) for k, v in numbers.items()}
+    expect.equal(
+        "text with string-typed numbers",
+        generate(ONE.but(sampling=as_text)).text,
+        generate(ONE.but(sampling=numbers)).text,
+    )
+
+
+@pytest.mark.requirement("GEN-010")
+def test_http_float_parameters_take_effect(triton_http: HttpClient) -> None:
+    """A temperature next to 0 and a top_p next to 0 leave only the greedy token."""
+    greedy = triton_http.generate(ONE).text
+    parameters = {
+        "temperature": 0.0009765625,
+        "top_p": 0.0009765625,
+        "max_tokens": 24,
+        "exclude_input_in_output": True,
+    }
+    answer = triton_http.generate(GenerateRequest(PROMPT, parameters=parameters))
+    expect.equal("HTTP status", answer.status, 200)
+    expect.equal("text_output", answer.text, greedy)
+
+
+@pytest.mark.requirement("GEN-011")
+def test_request_parameters_alone_set_the_sampling(generate: Generate) -> None:
+    for count in (3, 9):
+        request = GenerateRequest(
+            PROMPT,
+            parameters={"temperature": 0.0, "max_tokens": count, "ignore_eos": True},
+            exclude_input_in_output=True,
+            returns=("num_output_tokens",),
+        )
+        answer = generate(request)
+        expect.equal("num_output_tokens", answer.last("num_output_tokens"), count)
+
+
+@pytest.mark.requirement("GEN-012")
+def test_the_tensor_wins_over_request_parameters(triton_grpc: GrpcClient) -> None:
+    request = GenerateRequest(
+        PROMPT,
+        sampling={"max_tokens": 1},
+        parameters={"max_tokens": 50, "ignore_eos": True},
+        returns=("num_output_tokens",),
+    )
+    expect.equal("num_output_tokens", triton_grpc.generate(request).last("num_output_tokens"), 1)
+
+
+@pytest.mark.requirement("GEN-013")
+def test_stop_string_ends_the_text_before_it(generate: Generate) -> None:
+    """The stop string is taken from the middle of the model's own greedy text."""
+    full = generate(ONE).text
+    stop = full[len(full) // 2 :][:3]
+    request = ONE.but(sampling={**GREEDY, "stop": [stop]}, returns=("finish_reason",))
+    answer = generate(request)
+    expect.equal(f"text with stop={[stop]!r}", answer.text, full[: full.index(stop)])
+    expect.equal("finish_reason", answer.last("finish_reason"), "stop")
+
+
+@pytest.mark.requirement("GEN-013")
+def test_stop_token_ids_end_the_text(generate: Generate, known_answer: KnownAnswer) -> None:
+    answer = known_answer.answer("Say alpha", max_tokens=8)
+    stop_at = answer.token_ids[4]
+    expected = known_answer.answer("Say alpha", stop_token_ids=[stop_at])
+    request = ONE.but(
+        text_input="Say alpha", sampling={"temperature": 0, "stop_token_ids": [stop_at]}
+    )
+    expect.equal("text_output", generate(request).text, expected.text)
+
+
+@pytest.mark.requirement("GEN-014")
+def test_equal_seeds_give_equal_texts(generate: Generate) -> None:
+    request = ONE.but(sampling={**HOT, "max_tokens": 24, "seed": 1234})
+    expect.equal("second text with the same seed", generate(request).text, generate(request).text)
+
+
+@pytest.mark.requirement("GEN-014")
+def test_other_seeds_give_other_texts(generate: Generate) -> None:
+    texts = {
+        generate(ONE.but(sampling={**HOT, "max_tokens": 24, "seed": seed})).text
+        for seed in (1, 2, 3)
+    }
+    expect.that("texts of the seeds 1, 2 and 3", texts, lambda t: len(t) > 1, "different ones")
+
+
+@pytest.mark.requirement("GEN-028")
+def test_temperature_takes_effect(generate: Generate, known_answer: KnownAnswer) -> None:
+    """24 tokens of the story have a probability of less than 1e-7 at temperature 2."""
+    story = known_answer.answer(PROMPT, max_tokens=24).text
+    at = {
+        temperature: generate(
+            ONE.but(sampling={"temperature": temperature, "max_tokens": 24, "seed": 5})
+        ).text
+        for temperature in (0, 2)
+    }
+    expect.equal("text at temperature 0", at[0], story)
+    expect.different("text at temperature 2", at[2], story)
+
+
+@pytest.mark.requirement("GEN-015")
+@pytest.mark.parametrize(("text", "meaning"), [("false", False), ("true", True)])
+def test_booleans_may_be_strings(
+    generate: Generate, known_answer: KnownAnswer, text: str, meaning: bool
+) -> None:
+    """Behind the story's end, ignore_eos decides whether anything follows."""
+    expected = known_answer.answer("Say alpha", max_tokens=50, ignore_eos=meaning)
+    request = ONE.but(
+        text_input="Say alpha",
+        sampling={"temperature": 0, "max_tokens": 50, "ignore_eos": text},
+        returns=("num_output_tokens",),
+    )
+    answer = generate(request)
+    expect.equal(
+        f'num_output_tokens with ignore_eos="{text}"',
+        answer.last("num_output_tokens"),
+        expected.num_output_tokens,
+    )
+
+
+@pytest.mark.requirement("GEN-015")
+def test_other_words_are_no_booleans(generate: Generate) -> None:
+    error = generate(ONE.but(sampling={"ignore_eos": "perhaps"})).failed()
+    expect.contains("error", error, "ignore_eos")
+
+
+@pytest.mark.requirement("GEN-016")
+def test_null_means_unset(generate: Generate) -> None:
+    request = ONE.but(
+        sampling={"temperature": 0, "max_tokens": 24, "stop": None, "seed": None, "top_k": None}
+    )
+    expect.equal("text with null parameters", generate(request).text, generate(ONE).text)
+
+
+@pytest.mark.requirement("GEN-016")
+def test_null_max_tokens_is_accepted(generate: Generate) -> None:
+    """vLLM: without max_tokens the text may go on to the model's length; a stop string ends it."""
+    full = generate(ONE).text
+    stop = full[len(full) // 2 :][:2]
+    request = ONE.but(sampling={"temperature": 0, "max_tokens": None, "stop": [stop]})
+    expect.equal("text_output", generate(request).text, full[: full.index(stop)])
+
+
+CHOICES = ["Positive", "Negative"]
+
+
+@pytest.mark.requirement("GEN-017")
+def test_structured_choice_as_json_text(generate: Generate) -> None:
+    sampling = {
+        "temperature": 0,
+        "max_tokens": 64,
+        "structured_outputs": '{"choice": ["Positive", "Negative"]}',
+    }
+    expect.one_of("text_output", generate(ONE.but(sampling=sampling)).text, CHOICES)
+
+
+@pytest.mark.requirement("GEN-018")
+def test_structured_choice_as_object(generate: Generate) -> None:
+    sampling = {
+        "temperature": 0,
+        "max_tokens": 64,
+        "structured_outputs": {"choice": CHOICES},
+    }
+    answer = generate(ONE.but(sampling=sampling))
+    if answer.error is not None:
+        expect.contains("error", answer.error, "structured_outputs")
+    else:
+        expect.one_of("text_output", answer.text, CHOICES)
+
+
+@pytest.mark.requirement("GEN-019")
+def test_n_gives_n_sequences(generate: Generate) -> None:
+    for exclude in (True, None):
+        request = ONE.but(
+            sampling={**HOT, "n": 2, "max_tokens": 12}, exclude_input_in_output=exclude
+        )
+        texts = generate(request).ok().data[0].values("text_output")
+        expect.equal("number of texts", len(texts), 2)
+        if exclude is None:
+            for text in texts:
+                expect.starts_with("text_output", text, PROMPT)
+
+
+@pytest.mark.requirement("GEN-020")
+def test_n_sequences_of_unequal_length_are_complete_and_in_order(
+    generate: Generate, known_answer: KnownAnswer
+) -> None:
+    """vLLM gives sequence i of a seeded request the seed + i, so each can be asked for alone."""
+    base = {"temperature": 2.0, "max_tokens": 40, "stop": ["e", "o"]}
+    unequal = 0
+    for seed in range(100, 140, 10):
+        together = generate(ONE.but(sampling={**base, "n": 3, "seed": seed}))
+        alone = [
+            generate(ONE.but(sampling={**base, "seed": seed + index})).text for index in range(3)
+        ]
+        texts = together.ok().data[0].values("text_output")
+        expect.equal("texts of n=3, by index", texts, alone)
+        unequal += len({len(text) for text in texts}) > 1
+    if not unequal:
+        untested("no seed gave sequences of unequal length")
+
+
+@pytest.mark.requirement("GEN-021")
+def test_request_id_is_echoed(generate: Generate) -> None:
+    answer = generate(ONE.but(id="42"))
+    expect.equal("ids of the responses", {r.id for r in answer.ok().data}, {"42"})
+
+
+@pytest.mark.requirement("GEN-022")
+def test_no_id_is_echoed_without_one(triton_http: HttpClient) -> None:
+    for extra in ({}, {"id": ""}):
+        body = {"text_input": PROMPT, **extra}
+        answer = triton_http.request("POST", triton_http.path("generate"), json_body=body)
+        expect.equal("HTTP status", answer.status, 200)
+        expect.that("keys", sorted(answer.json()), lambda keys: "id" not in keys, "no id")
+
+
+@pytest.mark.requirement("GEN-023")
+def test_versioned_address(triton_http: HttpClient) -> None:
+    answer = triton_http.generate(ONE, version=1)
+    expect.equal("HTTP status", answer.status, 200)
+    expect.equal("model_version", answer.ok().data[0].model_version, "1")
+
+
+@pytest.mark.requirement("GEN-023")
+def test_only_version_three(triton_http: HttpClient, alternate_model: str) -> None:
+    client = triton_http.for_model(alternate_model)
+    for version in (None, 3):
+        answer = client.generate(ONE, version=version)
+        expect.equal("HTTP status", answer.status, 200)
+        expect.equal("model_version", answer.ok().data[0].model_version, "3")
+    expect.equal("HTTP status of version 1", client.generate(ONE, version=1).status, 404)
+
+
+@pytest.mark.requirement("GEN-024")
+def test_unicode_and_escapes_round_trip(generate: Generate) -> None:
+    prompt = '中文 😀 "quoted" back\\slash\nnew line\ttab {"json": [1]} é \u0001 end'
+    text = generate(ONE.but(text_input=prompt, exclude_input_in_output=None)).text
+    expect.starts_with("text_output", text, prompt)
+
+
+@pytest.mark.requirement("GEN-025")
+def test_inputs_inside_parameters(triton_http: HttpClient) -> None:
+    """Everything but the prompt nested in ``parameters`` means the same as at the top level."""
+    inputs = {
+        "stream": False,
+        "exclude_input_in_output": True,
+        "return_num_output_tokens": True,
+        "return_finish_reason": True,
+        "sampling_parameters": '{"temperature": 0, "max_tokens": 7, "ignore_eos": true}',
+    }
+    path = triton_http.path("generate")
+    flat = triton_http.request("POST", path, json_body={"text_input": PROMPT, **inputs})
+    nested = triton_http.request(
+        "POST", path, json_body={"text_input": PROMPT, "parameters": inputs}
+    )
+    expect.equal("HTTP status", (flat.status, nested.status), (200, 200))
+    expect.equal("body with nested inputs", nested.json(), flat.json())
+    expect.equal("num_output_tokens", flat.json().get("num_output_tokens"), 7)
+
+
+@pytest.mark.requirement("GEN-026")
+def test_several_responses_do_not_fit_generate(triton_http: HttpClient) -> None:
+    body = {
+        "text_input": PROMPT,
+        "stream": True,
+        "parameters": {"max_tokens": 200, "ignore_eos": True},
+    }
+    answer = triton_http.request("POST", triton_http.path("generate"), json_body=body)
+    expect.contains("error", answer.error, "expects model to produce exactly 1 response")
+
+
+@pytest.mark.requirement("GEN-027")
+def test_infer_is_refused_not_hung(triton_http: HttpClient) -> None:
+    body = {"inputs": [{"name": "text_input", "shape": [1], "datatype": "BYTES", "data": [PROMPT]}]}
+    answer = triton_http.request("POST", triton_http.path("infer"), json_body=body, deadline=10.0)
+    expect.between("HTTP status", answer.status, 400, 599)
+    expect.contains("error", answer.error, "decoupled")
+
+
+@pytest.mark.requirement("GEN-027")
+def test_unary_grpc_is_refused_not_hung(triton_grpc: GrpcClient) -> None:
+    import grpc
+
+    message = infer_request(triton_grpc.model, GenerateRequest(PROMPT))
+    with pytest.raises(grpc.RpcError) as caught:
+        triton_grpc.stub.ModelInfer(message, timeout=10.0)
+    expect.equal("gRPC status", caught.value.code().name, "UNIMPLEMENTED")
+    expect.contains("error", caught.value.details(), "ModelInfer RPC doesn't support")

@@ -1,0 +1,311 @@
+"""OUT: the additional outputs that a request can ask for."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pytest_vllm_triton import expect
+from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient, HttpClient
+from pytest_vllm_triton.known_answer import KnownAnswer
+from pytest_vllm_triton.models import ModelUnderTest
+from pytest_vllm_triton.verdicts import untested
+
+Generate = Callable[[GenerateRequest], Generation]
+
+PROMPT = "The capital of France is"
+ADDITIONAL = (
+    "finish_reason",
+    "cumulative_logprob",
+    "logprobs",
+    "num_input_tokens",
+    "num_output_tokens",
+)
+UNARY = GenerateRequest(
+    PROMPT,
+    sampling={"temperature": 0, "max_tokens": 10, "ignore_eos": True},
+    exclude_input_in_output=True,
+)
+MODES = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+
+
+def asking(stream: bool, *returns: str, **sampling: Any) -> GenerateRequest:
+    """A greedy request of 10 tokens for some additional outputs."""
+    base: dict[str, Any] = {"temperature": 0, "max_tokens": 10, "ignore_eos": True}
+    return UNARY.but(
+        stream=stream,
+        exclude_input_in_output=None if stream else True,
+        returns=returns,
+        sampling={**base, **sampling},
+    )
+
+
+@pytest.mark.requirement("OUT-001")
+@MODES
+def test_nothing_additional_unless_asked(generate: Generate, stream: bool) -> None:
+    off = dict.fromkeys((f"return_{name}" for name in ADDITIONAL), False)
+    for inputs in ({}, off):
+        answer = generate(asking(stream).but(inputs=inputs))
+        names = {name for response in answer.ok().data for name in response.outputs}
+        expect.equal("outputs", names, {"text_output"})
+
+
+@pytest.mark.requirement("OUT-002")
+def test_finish_reason_length(triton_grpc: GrpcClient) -> None:
+    answer = triton_grpc.generate(asking(False, "finish_reason"))
+    tensor = answer.ok().data[0].outputs["finish_reason"]
+    expect.equal("datatype and shape", (tensor.datatype, tensor.shape), ("BYTES", (1,)))
+    expect.equal("finish_reason", tensor.values, ["length"])
+
+
+@pytest.mark.requirement("OUT-003")
+@MODES
+def test_finish_reason_stop_at_eos(
+    generate: Generate, known_answer: KnownAnswer, stream: bool
+) -> None:
+    request = asking(stream, "finish_reason", max_tokens=64, ignore_eos=False)
+    answer = generate(request.but(text_input="Say alpha"))
+    expect.equal("finish_reason", answer.last("finish_reason"), "stop")
+    expect.equal("text", answer.text, known_answer.answer("Say alpha", max_tokens=64).text)
+
+
+@pytest.mark.requirement("OUT-003")
+@MODES
+def test_finish_reason_stop_at_stop_string(generate: Generate, stream: bool) -> None:
+    text = generate(UNARY).text
+    stop = text[len(text) // 2 :][:2]
+    answer = generate(asking(stream, "finish_reason", stop=[stop]))
+    expect.equal("finish_reason", answer.last("finish_reason"), "stop")
+
+
+@pytest.mark.requirement("OUT-004")
+def test_finish_reason_in_a_stream(generate: Generate) -> None:
+    reasons = generate(asking(True, "finish_reason")).all_values("finish_reason")
+    expect.equal("last finish_reason", reasons[-1], "length")
+    expect.equal("earlier ones", set(reasons[:-1]), {""})
+
+
+@pytest.mark.requirement("OUT-005")
+@MODES
+def test_cumulative_logprob_is_the_sum(generate: Generate, stream: bool) -> None:
+    answer = generate(asking(stream, "cumulative_logprob", "logprobs", logprobs=0))
+    cumulative = answer.all_values("cumulative_logprob")
+    total = sum(next(iter(entry.values()))["logprob"] for entry in answer.logprobs())
+    expect.between("cumulative_logprob", cumulative[-1], total - 1e-3, min(0.0, total + 1e-3))
+    expect.equal("values over the stream", cumulative, sorted(cumulative, reverse=True))
+
+
+@pytest.mark.requirement("OUT-005")
+@MODES
+def test_cumulative_logprob_is_the_known_one(
+    generate: Generate, known_answer: KnownAnswer, stream: bool
+) -> None:
+    expected = known_answer.answer("Say alpha", max_tokens=10).cumulative_logprob
+    request = asking(stream, "cumulative_logprob", logprobs=0).but(text_input="Say alpha")
+    actual = generate(request).last("cumulative_logprob")
+    expect.between("cumulative_logprob", actual, expected - 0.01, expected + 0.01)
+
+
+@pytest.mark.requirement("OUT-006")
+@MODES
+def test_cumulative_logprob_without_logprobs(
+    triton_http: HttpClient, triton_grpc: GrpcClient, stream: bool
+) -> None:
+    """Omitted or refused: a number that is not one (NaN) is no answer, and no valid JSON."""
+    request = asking(stream, "cumulative_logprob")
+    for client in (triton_http, triton_grpc):
+        answer = client.generate(request)
+        if answer.error is not None:
+            expect.contains("error", answer.error, "logprob")
+            continue
+        for response in answer.ok().data:
+            tensor = response.outputs.get("cumulative_logprob")
+            values = [] if tensor is None else tensor.values
+            expect.that(
+                "cumulative_logprob",
+                values,
+                lambda v: all(isinstance(x, float) and math.isfinite(x) for x in v),
+                "no output, or finite numbers",
+            )
+
+
+@pytest.mark.requirement("OUT-007")
+@MODES
+@pytest.mark.parametrize("count", [1, 3])
+def test_logprobs_entries(generate: Generate, stream: bool, count: int) -> None:
+    entries = generate(asking(stream, "logprobs", logprobs=count)).logprobs()
+    expect.equal("number of entries", len(entries), 10)
+    for entry in entries:
+        expect.between("alternatives of a token", len(entry), 1, count + 1)
+        ranks = [value["rank"] for value in entry.values()]
+        expect.equal("entries of rank 1", ranks.count(1), 1)
+        for token_id, value in entry.items():
+            expect.matches("token id", token_id, r"^\d+$")
+            expect.equal("keys", set(value), {"logprob", "rank", "decoded_token"})
+            types = (type(value["logprob"]), type(value["rank"]), type(value["decoded_token"]))
+            expect.equal("types", types, (float, int, str))
+            expect.that("logprob", value["logprob"], lambda x: x <= 0, "at most 0")
+
+
+@pytest.mark.requirement("OUT-007")
+def test_logprobs_are_the_known_ones(generate: Generate, known_answer: KnownAnswer) -> None:
+    answer = known_answer.answer("Say alpha", max_tokens=10)
+    request = asking(False, "logprobs", logprobs=2).but(text_input="Say alpha")
+    for entry, token, logprob in zip(
+        generate(request).logprobs(), answer.token_ids, answer.logprobs, strict=True
+    ):
+        expect.contains("token ids", list(entry), str(token))
+        actual = entry[str(token)]["logprob"]
+        expect.between("logprob", actual, logprob - 0.01, logprob + 0.01)
+
+
+@pytest.mark.requirement("OUT-008")
+@MODES
+def test_logprobs_not_asked_of_the_sampler(generate: Generate, stream: bool) -> None:
+    texts = generate(asking(stream, "logprobs")).all_values("logprobs")
+    expect.equal("logprobs", set(texts), {"null"})
+
+
+@pytest.mark.requirement("OUT-008")
+@MODES
+def test_logprobs_zero_is_the_sampled_token_only(generate: Generate, stream: bool) -> None:
+    entries = generate(asking(stream, "logprobs", logprobs=0)).logprobs()
+    expect.equal("alternatives per token", [len(entry) for entry in entries], [1] * 10)
+
+
+@pytest.mark.requirement("OUT-009")
+@MODES
+def test_logprobs_spell_the_text(generate: Generate, stream: bool) -> None:
+    answer = generate(asking(stream, "logprobs", "num_output_tokens", logprobs=1))
+    best = [
+        next(v["decoded_token"] for v in entry.values() if v["rank"] == 1)
+        for entry in answer.logprobs()
+    ]
+    expect.equal("joined rank-1 tokens", "".join(best), answer.text)
+    for response in answer.data:
+        entries = json.loads(response.values("logprobs")[0])
+        expect.equal("entries of a response", len(entries), response.values("num_output_tokens")[0])
+
+
+@pytest.mark.requirement("OUT-010")
+@MODES
+def test_num_input_tokens(generate: Generate, vllm_model: ModelUnderTest, stream: bool) -> None:
+    tokenizer = vllm_model.tokenizer
+    if tokenizer is None:
+        untested("needs the tokenizer of the served model: give --vllm-model")
+    for prompt in (PROMPT, "a", "Ünï ¢ödé 你好 " * 20):
+        counts = generate(asking(stream, "num_input_tokens").but(text_input=prompt)).all_values(
+            "num_input_tokens"
+        )
+        expect.equal("num_input_tokens", set(counts), {len(tokenizer.encode(prompt).ids)})
+
+
+@pytest.mark.requirement("OUT-011")
+@MODES
+def test_num_input_tokens_has_its_declared_shape(triton_grpc: GrpcClient, stream: bool) -> None:
+    for response in triton_grpc.generate(asking(stream, "num_input_tokens")).ok().data:
+        tensor = response.outputs["num_input_tokens"]
+        expect.equal("datatype and shape", (tensor.datatype, tensor.shape), ("UINT32", (1,)))
+
+
+@pytest.mark.requirement("OUT-012")
+@MODES
+@pytest.mark.parametrize("count", [1, 7, 40])
+def test_num_output_tokens(generate: Generate, stream: bool, count: int) -> None:
+    counts = generate(asking(stream, "num_output_tokens", max_tokens=count)).all_values(
+        "num_output_tokens"
+    )
+    expect.equal("sum of num_output_tokens", sum(counts), count)
+
+
+@pytest.mark.requirement("OUT-013")
+def test_all_flags_combine(triton_grpc: GrpcClient) -> None:
+    """Every subset of the flags, streaming and not, with and without sampled logprobs."""
+    for stream, logprobs in itertools.product((False, True), (None, 0, 2)):
+        sampling = {} if logprobs is None else {"logprobs": logprobs}
+        for size in range(len(ADDITIONAL) + 1):
+            for names in itertools.combinations(ADDITIONAL, size):
+                answer = triton_grpc.generate(asking(stream, *names, max_tokens=3, **sampling))
+                expected = {"text_output", *names}
+                if logprobs is None:
+                    expected.discard("cumulative_logprob")
+                for response in answer.ok().data:
+                    expect.equal(
+                        f"outputs (stream={stream}, logprobs={logprobs})",
+                        set(response.outputs)
+                        - ({"cumulative_logprob"} if logprobs is None else set()),
+                        expected,
+                    )
+
+
+@pytest.mark.requirement("OUT-014")
+def test_http_outputs_are_scalars(triton_http: HttpClient) -> None:
+    body = {
+        "text_input": PROMPT,
+        "sampling_parameters": '{"temperature": 0, "max_tokens": 5, "logprobs": 1}',
+        **{f"return_{name}": True for name in ADDITIONAL},
+    }
+    answer = triton_http.request("POST", triton_http.path("generate"), json_body=body)
+    expect.equal("HTTP status", answer.status, 200)
+    value = answer.json()
+    types = {name: type(value.get(name)) for name in ADDITIONAL}
+    expect.equal(
+        "types",
+        types,
+        {
+            "finish_reason": str,
+            "cumulative_logprob": float,
+            "logprobs": str,
+            "num_input_tokens": int,
+            "num_output_tokens": int,
+        },
+    )
+    expect.equal("entries of logprobs", len(json.loads(value["logprobs"])), 5)
+
+
+@pytest.mark.requirement("OUT-015")
+@MODES
+def test_only_requested_outputs(triton_grpc: GrpcClient, stream: bool) -> None:
+    request = asking(stream, "finish_reason")
+    for outputs in (("text_output",), ("finish_reason",)):
+        answer = triton_grpc.generate(request.but(outputs=outputs))
+        for response in answer.ok().data:
+            expect.equal("outputs", tuple(response.outputs), outputs)
+    off = asking(stream).but(outputs=("text_output", "finish_reason"))
+    for response in triton_grpc.generate(off).ok().data:
+        expect.equal("outputs", tuple(response.outputs), ("text_output",))
+
+
+@pytest.mark.requirement("OUT-016")
+@MODES
+def test_outputs_of_n_sequences_are_aligned(
+    triton_grpc: GrpcClient, known_answer: KnownAnswer, stream: bool
+) -> None:
+    """Each sequence's outputs equal those of the same seed asked for alone (seed + index)."""
+    per_sequence = ("finish_reason", "cumulative_logprob", "num_output_tokens")
+    hot: dict[str, Any] = {
+        "temperature": 2.0,
+        "max_tokens": 24,
+        "logprobs": 0,
+        "stop": ["e", "o"],
+        "ignore_eos": False,
+    }
+    together = triton_grpc.generate(asking(stream, *per_sequence, **hot, n=2, seed=300))
+    for name in ("text_output", *per_sequence):
+        shapes = {response.outputs[name].shape for response in together.ok().data}
+        expect.equal(f"shapes of {name}", shapes, {(2,)})
+    for index in range(2):
+        alone = triton_grpc.generate(asking(False, *per_sequence, **hot, seed=300 + index))
+        expect.equal(f"text {index}", together.text_of(index), alone.text)
+        counts = [r.values("num_output_tokens")[index] for r in together.data]
+        expect.equal(f"tokens {index}", sum(counts), alone.last("num_output_tokens"))
+        reasons = [r.values("finish_reason")[index] for r in together.data]
+        expect.contains(f"finish reasons {index}", reasons, alone.last("finish_reason"))
+        logprob = [r.values("cumulative_logprob")[index] for r in together.data][-1]
+        expected = alone.last("cumulative_logprob")
+        expect.between(f"cumulative_logprob {index}", logprob, expected - 0.01, expected + 0.01)

@@ -1,0 +1,269 @@
+"""STR: streaming over server-sent events and gRPC."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pytest_vllm_triton import expect
+from pytest_vllm_triton.clients import (
+    GenerateRequest,
+    Generation,
+    GrpcClient,
+    HttpClient,
+    Response,
+)
+from pytest_vllm_triton.clients.http import http_body
+from pytest_vllm_triton.known_answer import KnownAnswer
+
+Generate = Callable[[GenerateRequest], Generation]
+
+PROMPT = "What is Triton Inference Server?"
+GREEDY = {"temperature": 0, "max_tokens": 40, "ignore_eos": True}
+UNARY = GenerateRequest(PROMPT, sampling=GREEDY, exclude_input_in_output=True)
+STREAM = GenerateRequest(PROMPT, stream=True, sampling=GREEDY)
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.requirement("STR-001")
+def test_server_sent_events(triton_http: HttpClient) -> None:
+    body = {"text_input": PROMPT, "stream": True, "parameters": {"max_tokens": 20}}
+    answer = triton_http.request("POST", triton_http.path("generate_stream"), json_body=body)
+    expect.equal("HTTP status", answer.status, 200)
+    expect.equal(
+        "Content-Type", answer.headers.get("content-type"), "text/event-stream; charset=utf-8"
+    )
+    expect.that("number of events", len(answer.events), lambda n: n >= 2, "at least 2")
+    joined = b"".join(event + b"\n\n" for _, event in answer.events)
+    expect.equal("bytes outside of events", answer.content.replace(joined, b"", 1), b"")
+    for _, event in answer.events:
+        expect.that("event", event, lambda e: e.startswith(b"data: {"), "data: {json}")
+        keys = json.loads(event.removeprefix(b"data: ")).keys()
+        for key in ("model_name", "model_version", "text_output"):
+            expect.contains("keys of an event", keys, key)
+
+
+@pytest.mark.requirement("STR-002")
+@pytest.mark.parametrize("exclude", [None, True], ids=["default", "exclude"])
+def test_joined_stream_is_the_unary_text(generate: Generate, exclude: bool | None) -> None:
+    streamed = generate(STREAM.but(exclude_input_in_output=exclude)).text
+    expect.equal("joined text_output", streamed, generate(UNARY).text)
+
+
+@pytest.mark.requirement("STR-002")
+def test_every_prompt_gets_its_own_stream(generate: Generate, known_answer: KnownAnswer) -> None:
+    """Up to the end of the story: the last chunk counts as much as the first."""
+    for prompt in ("Say alpha", "tango", "Ünï ¢ödé 你好 lima"):
+        request = STREAM.but(text_input=prompt, sampling={"temperature": 0, "max_tokens": 64})
+        expected = known_answer.answer(prompt, max_tokens=64).text
+        expect.equal(f"joined text_output after {prompt!r}", generate(request).text, expected)
+
+
+@pytest.mark.requirement("STR-003")
+def test_responses_are_deltas(generate: Generate) -> None:
+    answer = generate(STREAM)
+    full = generate(UNARY).text
+    pieces = [response.text for response in answer.ok().data]
+    expect.that("first piece", pieces[0], lambda t: PROMPT not in t, "no prompt")
+    position = 0
+    for piece in pieces:
+        expect.equal("piece", piece, full[position : position + len(piece)])
+        position += len(piece)
+
+
+@pytest.mark.requirement("STR-004")
+def test_stream_with_echo_is_refused(generate: Generate) -> None:
+    answer = generate(STREAM.but(exclude_input_in_output=False))
+    expect.contains(
+        "error",
+        answer.failed(),
+        "When streaming, `exclude_input_in_output` = False is not allowed.",
+    )
+    expect.equal("number of responses", len(answer.responses), 1)
+    if isinstance(answer.status, int):
+        expect.between("HTTP status", answer.status, 400, 499)
+
+
+@pytest.mark.requirement("STR-005")
+def test_tokens_arrive_while_others_are_made(generate: Generate) -> None:
+    sampling = {"temperature": 0, "max_tokens": 200, "ignore_eos": True}
+    times = [response.at for response in generate(STREAM.but(sampling=sampling)).ok().data]
+    expect.that(
+        "seconds to the first and to the last response",
+        (times[0], times[-1]),
+        lambda t: t[0] < 0.5 * t[1],
+        "the first in under half of the time of the last",
+    )
+    expect.that(
+        "number of distinct arrival times", len(set(times)), lambda n: n >= 20, "at least 20"
+    )
+
+
+@pytest.mark.requirement("STR-006")
+@pytest.mark.parametrize("stream", [None, False], ids=["absent", "false"])
+def test_stream_endpoint_without_stream(triton_http: HttpClient, stream: bool | None) -> None:
+    request = UNARY.but(exclude_input_in_output=None)
+    body = http_body(request.but(stream=stream))
+    answer = triton_http.request("POST", triton_http.path("generate_stream"), json_body=body)
+    expect.equal("number of events", len(answer.events), 1)
+    value = json.loads(answer.events[0][1].removeprefix(b"data: "))
+    expect.equal("text_output", value["text_output"], triton_http.generate(request).text)
+
+
+@pytest.mark.requirement("STR-007")
+def test_early_failure_is_an_error_status(triton_http: HttpClient) -> None:
+    path = triton_http.path("generate_stream")
+    body = http_body(STREAM.but(sampling={"temperature": -1}))
+    refused = triton_http.request("POST", path, json_body=body)
+    expect.between("HTTP status of a refused parameter", refused.status, 400, 599)
+    expect.equal("number of events", len(refused.events), 1)
+    expect.that(
+        "event", refused.events[0][1], lambda e: e.startswith(b'data: {"error":'), "an error object"
+    )
+    malformed = triton_http.request("POST", path, content=b'{"text_input": ')
+    expect.equal("HTTP status of malformed JSON", malformed.status, 400)
+    expect.equal(
+        "Content-Type of malformed JSON", malformed.headers["content-type"], "application/json"
+    )
+
+
+@pytest.mark.requirement("STR-008")
+def test_no_character_is_torn(generate: Generate, known_answer: KnownAnswer) -> None:
+    """The story holds an emoji and an accented letter that are several tokens each."""
+    answer = generate(STREAM.but(text_input="Say alpha"))
+    expected = known_answer.answer("Say alpha", max_tokens=40, ignore_eos=True).text
+    for response in answer.ok().data:
+        response.text.encode("utf-8")
+        expect.that("piece", response.text, lambda t: REPLACEMENT not in t, "no U+FFFD")
+    expect.equal("joined text_output", answer.text, expected)
+
+
+@pytest.mark.requirement("STR-008")
+def test_text_that_ends_inside_a_character(generate: Generate, known_answer: KnownAnswer) -> None:
+    """Cut at every token of the emoji: the stream ends as the unary text does."""
+    story = known_answer.answer("Say alpha", max_tokens=40)
+    torn = [i for i, fragment in enumerate(story.fragments, 1) if not fragment][:3]
+    for count in torn:
+        sampling = {"temperature": 0, "max_tokens": count}
+        expected = known_answer.answer("Say alpha", max_tokens=count).text
+        streamed = generate(STREAM.but(text_input="Say alpha", sampling=sampling))
+        unary = generate(UNARY.but(text_input="Say alpha", sampling=sampling))
+        expect.equal(f"unary text of {count} tokens", unary.text, expected)
+        expect.equal(f"streamed text of {count} tokens", streamed.text, expected)
+
+
+@pytest.mark.requirement("STR-009")
+@pytest.mark.parametrize("empty_final", [False, True], ids=["default", "empty-final-enabled"])
+def test_final_flag_is_on_the_last_data(triton_grpc: GrpcClient, empty_final: bool) -> None:
+    answer = triton_grpc.generate(STREAM, empty_final=empty_final)
+    flags = [response.final for response in answer.ok().responses]
+    expect.equal("triton_final_response flags", flags, [False] * (len(flags) - 1) + [True])
+    expect.contains("outputs of the last response", answer.responses[-1].outputs, "text_output")
+
+
+@pytest.mark.requirement("STR-010")
+def test_two_requests_on_one_stream(triton_grpc: GrpcClient) -> None:
+    prompts = {"a": PROMPT, "b": "lima mike"}
+    expected = {
+        key: triton_grpc.generate(UNARY.but(text_input=prompt)).text
+        for key, prompt in prompts.items()
+    }
+    responses: dict[str, list[Response]] = {key: [] for key in prompts}
+    with triton_grpc.open() as stream:
+        for key, prompt in prompts.items():
+            stream.send(STREAM.but(text_input=prompt, id=key))
+        stream.half_close()
+        for response in stream:
+            expect.one_of("request id", response.id, list(prompts))
+            responses[response.id].append(response)
+    for key, received in responses.items():
+        text = "".join(response.text for response in received)
+        expect.equal(f"joined text_output of request {key}", text, expected[key])
+        expect.equal(f"last flag of request {key}", received[-1].final, True)
+
+
+@pytest.mark.requirement("STR-011")
+def test_token_counts_add_up(generate: Generate) -> None:
+    request = STREAM.but(returns=("num_output_tokens",))
+    counts = generate(request).all_values("num_output_tokens")
+    expect.equal("sum of num_output_tokens", sum(counts), GREEDY["max_tokens"])
+
+
+@pytest.mark.requirement("STR-013")
+def test_deltas_of_n_sequences(generate: Generate, known_answer: KnownAnswer) -> None:
+    sampling = {"temperature": 2.0, "max_tokens": 30, "n": 3, "seed": 11}
+    streamed = generate(STREAM.but(sampling=sampling))
+    unary = generate(UNARY.but(sampling=sampling)).ok().data[0].values("text_output")
+    texts = [streamed.text_of(index) for index in range(3)]
+    expect.equal("joined deltas by index", texts, unary)
+
+
+@pytest.mark.requirement("STR-014")
+def test_server_survives_a_closed_connection(triton_http: HttpClient) -> None:
+    body = http_body(STREAM.but(sampling={"max_tokens": 1000, "ignore_eos": True}))
+    path = triton_http.path("generate_stream")
+    for _ in range(3):
+        with triton_http.opened("POST", path, json.dumps(body).encode()) as stream:
+            next(iter(stream.events()))
+    expect.equal("/v2/health/live", triton_http.get("/v2/health/live").status, 200)
+    expect.equal("HTTP status of the next request", triton_http.generate(UNARY).status, 200)
+
+
+@pytest.mark.requirement("STR-015")
+def test_slow_reader_loses_nothing(triton_grpc: GrpcClient, triton_http: HttpClient) -> None:
+    """While one reader stands still, others are served; then it reads everything."""
+    sampling = {"temperature": 0, "max_tokens": 400, "ignore_eos": True}
+    expected = triton_grpc.generate(UNARY.but(sampling=sampling)).text
+    body = json.dumps(http_body(STREAM.but(sampling=sampling))).encode()
+    with triton_http.opened("POST", triton_http.path("generate_stream"), body) as stream:
+        events = iter(stream.events())
+        pieces: list[Any] = [next(events)]
+        others = [triton_grpc.generate(STREAM.but(sampling=sampling)) for _ in range(2)]
+        pieces += events
+    text = "".join(json.loads(e.removeprefix(b"data: "))["text_output"] for _, e in pieces)
+    expect.equal("text of the slow reader", text, expected)
+    for other in others:
+        expect.equal("text of another reader", other.text, expected)
+
+
+@pytest.mark.requirement("STR-016")
+def test_error_leaves_the_stream_usable(triton_grpc: GrpcClient) -> None:
+    with triton_grpc.open() as stream:
+        stream.send(STREAM.but(sampling={"temperature": -1}, id="bad"))
+        stream.send(UNARY.but(id="good"))
+        stream.half_close()
+        responses = {response.id or "bad": response for response in stream}
+    expect.that("error of the bad request", responses["bad"].error, bool, "an error text")
+    expect.equal("error of the good request", responses["good"].error, None)
+    expect.equal("status of the stream", stream.status, "OK")
+
+
+@pytest.mark.requirement("STR-016")
+def test_grpc_error_mode_ends_the_stream(triton_grpc: GrpcClient) -> None:
+    with triton_grpc.open(metadata=[("triton_grpc_error", "true")]) as stream:
+        stream.send(STREAM.but(sampling={"temperature": -1}))
+        stream.half_close()
+        responses = list(stream)
+    expect.equal("gRPC status", stream.status, "INVALID_ARGUMENT")
+    expect.equal("number of messages before it", len([r for r in responses if not r.error]), 0)
+
+
+@pytest.mark.requirement("STR-017")
+def test_concurrent_streams_keep_apart(triton_grpc: GrpcClient, known_answer: KnownAnswer) -> None:
+    """24 prompts at once, each at another place of the story: every stream tells its own."""
+    words = [piece.strip() for piece in known_answer.spec.story if piece.strip().isalpha()][:24]
+    sampling = {"temperature": 0, "max_tokens": 12, "ignore_eos": True}
+    expected = {
+        word: known_answer.answer(word, max_tokens=12, ignore_eos=True).text for word in words
+    }
+    texts: dict[str, str] = dict.fromkeys(words, "")
+    with triton_grpc.open() as stream:
+        for word in words:
+            stream.send(STREAM.but(text_input=word, sampling=sampling, id=word))
+        stream.half_close()
+        for response in stream:
+            texts[response.id] += response.text
+    expect.equal("joined text_output by request", texts, expected)

@@ -1,0 +1,103 @@
+"""Triton's model repository API on a repository whose folder we may write to."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_vllm_triton.clients.http import HttpAnswer, HttpClient
+from pytest_vllm_triton.expect import Violation
+from pytest_vllm_triton.launchers.base import ModelSpec
+from pytest_vllm_triton.launchers.repository import write_model
+from pytest_vllm_triton.transcript import Transcript
+
+# Loading imports vLLM and boots an engine; unloading may drain requests first.
+_LOAD_SECONDS = 240.0
+
+
+@dataclass(frozen=True)
+class LoadAnswer:
+    """What a load or unload request brought.
+
+    Attributes:
+        error: the error text, None when it succeeded.
+    """
+
+    answer: HttpAnswer
+
+    @property
+    def error(self) -> str | None:
+        return None if self.answer.status == 200 else self.answer.error or self.answer.text
+
+    def ok(self) -> None:
+        """Nothing, when it succeeded.
+
+        Raises:
+            Violation: it failed.
+        """
+        if self.error is not None:
+            raise Violation("load", "HTTP 200", f"{self.answer.status}: {self.error}")
+
+    def failed(self) -> str:
+        """The error text.
+
+        Raises:
+            Violation: it succeeded.
+        """
+        if self.error is None:
+            raise Violation("load", "an error", f"HTTP {self.answer.status}")
+        return self.error
+
+
+class ModelRepository:
+    """Adds models to a running server's repository, and takes them away again.
+
+    Args:
+        url: the server's HTTP address.
+        folder: its model repository.
+        transcript: where requests and answers are noted.
+    """
+
+    def __init__(self, url: str, folder: Path, transcript: Transcript | None = None) -> None:
+        self._http = HttpClient(url, "", transcript, deadline=_LOAD_SECONDS)
+        self._folder = folder
+        self._added: list[str] = []
+
+    def add(self, spec: ModelSpec) -> None:
+        """Write a model into the repository, replacing what this object wrote under that name."""
+        if spec.name in self._added:
+            shutil.rmtree(self._folder / spec.name)
+        else:
+            self._added.append(spec.name)
+        write_model(spec, self._folder)
+
+    def load(self, name: str, parameters: Mapping[str, Any] | None = None) -> LoadAnswer:
+        """Load a model, as the load API does it: the answer comes when it is ready or has failed."""
+        body = {"parameters": dict(parameters)} if parameters else {}
+        return LoadAnswer(
+            self._http.request("POST", f"/v2/repository/models/{name}/load", json_body=body)
+        )
+
+    def unload(self, name: str) -> LoadAnswer:
+        return LoadAnswer(
+            self._http.request("POST", f"/v2/repository/models/{name}/unload", json_body={})
+        )
+
+    def index(self) -> dict[str, dict[str, Any]]:
+        """State and reason of every model, by name."""
+        entries = self._http.request("POST", "/v2/repository/index", json_body={}).json()
+        return {entry["name"]: entry for entry in entries}
+
+    def is_ready(self, name: str) -> bool:
+        return self._http.get(f"/v2/models/{name}/ready").status == 200
+
+    def close(self) -> None:
+        """Unload and remove every model that was added."""
+        for name in self._added:
+            self.unload(name)
+            shutil.rmtree(self._folder / name, ignore_errors=True)
+        self._added.clear()
+        self._http.close()
