@@ -39,6 +39,8 @@ def build_adapter(spec: KnownAnswerSpec, adapter: AdapterSpec, cache_dir: Path) 
 
 
 def _cached(folder: Path, make_files: Callable[[], dict[str, bytes]]) -> Path:
+    if is_intact(folder):  # also where the cache may be read but not written
+        return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"):
         if not is_intact(folder):
@@ -50,7 +52,7 @@ def is_intact(folder: Path) -> bool:
     """Whether every file of `folder` has the content that it was written with."""
     try:
         expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return isinstance(expected, dict) and all(
+        return bool(expected) and all(
             hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
             for name, digest in expected.items()
         )
@@ -59,8 +61,13 @@ def is_intact(folder: Path) -> bool:
 
 
 def replace_folder(folder: Path, files: dict[str, bytes]) -> None:
-    """Put `files` and their manifest at `folder`; whoever looks sees the whole folder or none."""
+    """Put `files` and their manifest at `folder`; whoever looks sees the whole folder or none.
+
+    The caller holds the folder's lock.
+    """
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    for abandoned in folder.parent.glob(f".{folder.name}-*"):  # by a maker that was killed
+        shutil.rmtree(abandoned, ignore_errors=True)
     made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         for name, content in {**files, MANIFEST: _json(digests)}.items():

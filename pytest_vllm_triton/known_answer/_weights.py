@@ -118,7 +118,7 @@ def _hadamard(size: int) -> Ints:
 
 def _permutation(seed: int, stream: int, size: int) -> Ints:
     # Philox's raw integers are the same in every NumPy; Generator.permutation need not be.
-    raw = np.random.Philox(key=[seed, stream]).random_raw(size)
+    raw = np.random.Philox(key=np.array([seed, stream], dtype=np.uint64)).random_raw(size)
     return np.argsort(raw, kind="stable")
 
 
