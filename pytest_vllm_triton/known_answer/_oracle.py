@@ -262,7 +262,7 @@ class KnownAnswer:
             logprobs.append(self.expected_logprob(previous, token))
             ended = token in ends
             fragments.append("" if ended and not include_stop else detokenizer.step(token))
-            if len(token_ids) > min_tokens:
+            if stops and len(token_ids) > min_tokens:
                 found = _find_stop("".join(fragments), len(fragments[-1]), stops)
                 if found is not None:
                     stop_string, start = found
