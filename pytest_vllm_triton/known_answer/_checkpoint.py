@@ -52,11 +52,11 @@ def is_intact(folder: Path) -> bool:
     """Whether every file of `folder` has the content that it was written with."""
     try:
         expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return bool(expected) and all(
+        return all(
             hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
-            for name, digest in expected.items()
+            for name, digest in expected["files"].items()
         )
-    except (OSError, ValueError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
 
 
@@ -70,7 +70,7 @@ def replace_folder(folder: Path, files: dict[str, bytes]) -> None:
         shutil.rmtree(abandoned, ignore_errors=True)
     made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        for name, content in {**files, MANIFEST: _json(digests)}.items():
+        for name, content in {**files, MANIFEST: _json({"files": digests})}.items():
             (made / name).write_bytes(content)
         made.chmod(0o755)  # mkdtemp's 0700 would lock out a server of another user in a container
         if folder.is_dir() and not folder.is_symlink():

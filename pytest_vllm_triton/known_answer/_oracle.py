@@ -32,7 +32,8 @@ class Answer:
     stop_reason: the stop string or stop token id that ended it, None for EOS and for length.
     num_input_tokens: tokens of the prompt, BOS included.
     fragments: the text that each token adds, aligned with token_ids; "" for a token that only
-        continues a character. A stream may be cut between fragments and nowhere else.
+        continues a character. Without stop strings, which vLLM holds text back for, a stream may
+        be cut between fragments and nowhere else.
     decoded_tokens: the text that vLLM shows for each token in its logprobs. Unlike a fragment it
         is not cut at a stop string, shows EOS, and looks at no prompt for an unfinished character.
     logprobs: natural logarithm of each token's probability before temperature and masks.
@@ -217,6 +218,7 @@ class KnownAnswer:
 
         `include_stop` is vLLM's include_stop_str_in_output, the others have vLLM's names and
         defaults; `max_tokens=None` means up to `max_model_len`. What vLLM refuses is a ValueError.
+        After a prompt that ends in U+FFFD vLLM's text begins with the whole prompt; so does this.
         """
         prompt_ids = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)

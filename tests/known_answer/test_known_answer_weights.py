@@ -92,7 +92,7 @@ class NumpyOpt:
             for p in "qkv"
         )
         scores = np.einsum("qhd,khd->hqk", q, k) / np.float32(np.sqrt(size))
-        scores = np.where(np.tril(np.ones((tokens, tokens), dtype=bool)), scores, -np.inf)
+        scores[:, ~np.tril(np.ones((tokens, tokens), dtype=bool))] = -np.inf
         shares = np.exp(scores - scores.max(-1, keepdims=True))
         shares /= shares.sum(-1, keepdims=True)
         mixed = np.einsum("hqk,khd->qhd", shares, v).reshape(tokens, hidden)
@@ -101,7 +101,7 @@ class NumpyOpt:
     def would_say(self, prompt_ids: Sequence[int], completion: Sequence[int]) -> bool:
         """Whether greedy decoding after the prompt gives `completion`, in one pass."""
         best = self.logits([*prompt_ids, *completion[:-1]])[len(prompt_ids) - 1 :].argmax(-1)
-        return best.tolist() == list(completion)
+        return np.array_equal(best, completion)
 
 
 def bfloat16(values: Array) -> Array:
