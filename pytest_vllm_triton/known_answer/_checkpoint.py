@@ -51,10 +51,10 @@ def _cached(folder: Path, make_files: Callable[[], dict[str, bytes]]) -> Path:
 def is_intact(folder: Path) -> bool:
     """Whether every file of `folder` has the content that it was written with."""
     try:
-        expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return all(
+        expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return bool(expected) and all(
             hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
-            for name, digest in expected["files"].items()
+            for name, digest in expected.items()
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False

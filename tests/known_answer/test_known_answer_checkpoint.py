@@ -112,7 +112,9 @@ def test_damage_is_repaired(tmp_path: Path, name: str, damage: str) -> None:
     assert left_over(tmp_path) == []
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", "null", '{"files": []}', '{"files": 1}', "\0"])
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", "null", '{"files": []}', '{"files": {}}', '{"files": 1}', "\0"]
+)
 def test_a_manifest_of_nothing_is_no_manifest(tmp_path: Path, content: str) -> None:
     folder = build_checkpoint(SPEC, tmp_path)
     (folder / "MANIFEST.sha256.json").write_text(content)

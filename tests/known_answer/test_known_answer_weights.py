@@ -71,7 +71,7 @@ class NumpyOpt:
         told = self._linear(cells, f"{LAYER}fc2")
         if self.lora is not None:
             a, b = self.lora
-            told = told + cells @ a.T @ b.T
+            told += cells @ a.T @ b.T
         x = self.dtype(x + told)
         hidden = self._norm(x, "model.decoder.final_layer_norm")
         return self.dtype(hidden @ w["model.decoder.embed_tokens.weight"].T)
