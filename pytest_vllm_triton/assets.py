@@ -1,4 +1,4 @@
-"""Where the suite, the backend and the fixtures are: inside the installed package, or in a checkout."""
+"""Where the suite, the backend and the fixtures are: in the installed package or in a checkout."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Assertions that keep what was expected and what came, so that a report can show both.
 
-A check states each fact through one of these functions. They raise `Violation`, which a plain
-``pytest.raises(AssertionError)`` also catches; the report prints ``expected`` and ``actual`` as they are.
+A check states each fact through one of these functions. They raise `Violation`, an AssertionError
+whose ``expected`` and ``actual`` the report prints as they are.
 """
 
 from __future__ import annotations

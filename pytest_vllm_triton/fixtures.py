@@ -43,11 +43,11 @@ class ServerFactory(Protocol):
 
 
 @pytest.fixture(scope="session")
-def vllm_harness(request: pytest.FixtureRequest) -> Harness:
+def vllm_harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
     """Launcher, model and servers of this session."""
     harness: Harness = request.config.stash[HARNESS]
-    request.addfinalizer(harness.close)
-    return harness
+    yield harness
+    harness.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What a test session needs to get servers: the launcher, the model under test, the servers it booted.
+"""What a test session needs to get servers: launcher, model under test, the servers it booted.
 
 Everything is made on first use, so that a session that needs no server pays for none.
 """
@@ -65,9 +65,8 @@ class Harness:
             return None
         from pytest_vllm_triton import runtime
 
-        return runtime.find_runtime(self.settings.vllm_version) or runtime.create_runtime(
-            self.settings.vllm_version, self.progress
-        )
+        version = self.settings.vllm_version or runtime.DEFAULT_VLLM_VERSION
+        return runtime.find_runtime(version) or runtime.create_runtime(version, self.progress)
 
     @cached_property
     def launcher(self) -> Launcher:
@@ -249,10 +248,14 @@ class Harness:
             "prompts": list(prompts),
             "sampling": dict(sampling),
         }
-        script = Path(__file__).with_name("reference_engine.py")
-        output = self.runtime.run_python([str(script)], stdin=json.dumps(job))
+        script = Path(__file__).with_name("reference_engine.py").read_text(encoding="utf-8")
+        done = self.runtime.run_python(
+            script, [json.dumps(job)], timeout=self.settings.boot_timeout
+        )
+        if done.returncode != 0:
+            raise ServerFailed("vLLM without Triton failed", done.stderr[-4000:])
         # vLLM prints to standard output too; the result is the last line.
-        return list(json.loads(output.splitlines()[-1]))
+        return list(json.loads(done.stdout.splitlines()[-1]))
 
     def close(self) -> None:
         """Stop every server that still runs, the last one started first."""
@@ -279,9 +282,10 @@ class Harness:
             return f"process ({why}): {self.local_tritonserver}"
         from pytest_vllm_triton import runtime
 
-        found = runtime.find_runtime(settings.vllm_version)
+        version = settings.vllm_version or runtime.DEFAULT_VLLM_VERSION
+        found = runtime.find_runtime(version)
         if found is None:
-            return f"process ({why}): the embedded runtime, which has to be made first"
+            return f"process ({why}): the embedded runtime (vLLM {version}), to be made first"
         return (
             f"process ({why}): Triton {found.triton_version}, vLLM {found.vllm_version} on the CPU "
             "(embedded runtime)"

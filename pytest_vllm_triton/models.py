@@ -125,7 +125,7 @@ def _checked_checkpoint(folder: Path) -> Path:
 
 
 def _downloaded(name: str, progress: Callable[[str], None]) -> Path:
-    """The snapshot of a model of the Hugging Face hub (or of HF_ENDPOINT), cached by the hub client."""
+    """The snapshot of a model of the hub (or of HF_ENDPOINT), cached by the hub's own client."""
     import os
 
     # Read by huggingface_hub when it is imported; the user's own setting wins.

@@ -1,7 +1,8 @@
-"""Every option of the plugin: one table, read from the command line, the environment or the ini file.
+"""Every option of the plugin: one table, read from command line, environment or ini file.
 
-Each option ``--a-b`` has an ini twin ``a_b`` and an environment variable ``PYTEST_A_B``. The command
-line wins over the environment, the environment over the ini file. `Settings` is the validated result.
+Each option ``--a-b`` has an ini twin ``a_b`` and an environment variable ``PYTEST_A_B``. The
+command line wins over the environment, the environment over the ini file. `Settings` is the
+validated result.
 """
 
 from __future__ import annotations

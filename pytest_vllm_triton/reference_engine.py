@@ -1,7 +1,7 @@
 """Run by the embedded runtime's Python: what vLLM generates without Triton.
 
-Standard input: {"engine_args": {...}, "prompts": [...], "sampling": {...}}; the last line of standard
-output: a JSON list of texts. Imports nothing of this package, which that environment does not have.
+Argument: {"engine_args": {...}, "prompts": [...], "sampling": {...}} as JSON; the last line of
+standard output: a JSON list of texts. Imports nothing of this package, which is not there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 
 
 def main() -> None:
-    job = json.load(sys.stdin)
+    job = json.loads(sys.argv[1])
     from vllm import LLM, SamplingParams
 
     engine = LLM(**job["engine_args"])

@@ -35,7 +35,7 @@ class Requirement:
         level: how binding it is.
         sentence: input -> observable result.
         source: where it comes from.
-        needs: the host that its check needs: ``"cpu"`` (any), ``"1 gpu"``, ``"2 gpus"``, ``"docker"``.
+        needs: the host for its check: ``"cpu"`` (any), ``"1 gpu"``, ``"2 gpus"``, ``"docker"``.
         upstream: what NVIDIA's backend is known to do instead, ``""`` if nothing is known.
     """
 

@@ -21,7 +21,7 @@ _LOG_POSITIONS: pytest.StashKey[dict[int, int]] = pytest.StashKey()
 
 
 class ServerSession:
-    """Selects the checks, gets what they need before the first one, and judges each when it ends."""
+    """Selects the checks, gets what they need before the first, and judges each when it ends."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config

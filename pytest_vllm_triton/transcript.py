@@ -1,4 +1,4 @@
-"""The requests and responses of one check, kept so that a failure can be understood from the report."""
+"""The requests and responses of one check, so that a report alone explains a failure."""
 
 from __future__ import annotations
 

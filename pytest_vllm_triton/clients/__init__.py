@@ -1,7 +1,8 @@
 """Clients of a Triton server that speak plain values, keep transcripts and never wait for ever.
 
-`GenerateRequest` describes one request to a vLLM model; `HttpClient` and `GrpcClient` send it and return a
-`Generation`: the same type for both protocols, unary and streaming, so that one check can cover all four.
+`GenerateRequest` describes one request to a vLLM model; `HttpClient` and `GrpcClient` send it and
+return a `Generation`: the same type for both protocols, unary and streaming, so that one check can
+cover all four.
 """
 
 from __future__ import annotations

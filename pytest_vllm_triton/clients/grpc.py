@@ -1,7 +1,7 @@
 """Triton over gRPC: streaming inference with the messages as they are on the wire.
 
-tritonclient's own stream drops the id and the final flag of an error response, both of which are under
-test, so this client uses tritonclient's generated stubs directly.
+tritonclient's own stream drops the id and the final flag of an error response, both of which are
+under test, so this client uses tritonclient's generated stubs directly.
 """
 
 from __future__ import annotations

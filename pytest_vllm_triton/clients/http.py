@@ -32,8 +32,8 @@ class HttpAnswer:
     """An HTTP response, read to its end.
 
     Attributes:
-        events: the server-sent events as (seconds after the request, raw bytes without the blank line);
-            empty unless the content type is an event stream.
+        events: the server-sent events as (seconds after the request, raw bytes without the blank
+            line); empty unless the content type is an event stream.
     """
 
     status: int

@@ -23,8 +23,8 @@ class GenerateRequest:
     Attributes:
         text_input: the prompt; bytes (gRPC only) are sent as they are.
         stream: one response per step instead of one in all.
-        sampling: the ``sampling_parameters`` input: a mapping becomes JSON; text and bytes are sent as
-            they are, so that malformed ones can be sent too.
+        sampling: the ``sampling_parameters`` input: a mapping becomes JSON; text and bytes are sent
+            as they are, so that malformed ones can be sent too.
         exclude_input_in_output: leave the prompt out of a unary answer.
         returns: names of the additional outputs to ask for, e.g. ``("finish_reason", "logprobs")``.
         parameters: request parameters (HTTP ``parameters``, gRPC ``parameters``).
@@ -174,7 +174,7 @@ class Generation:
 
     @property
     def text(self) -> str:
-        """The text of the first sequence, deltas joined; over a unary call with its prompt, if echoed."""
+        """The text of the first sequence, deltas joined; with the prompt where it is echoed."""
         return self.text_of(0)
 
     def all_values(self, name: str) -> list[Any]:
@@ -186,7 +186,7 @@ class Generation:
         return self.ok().data[-1].values(name)[0]
 
     def logprobs(self) -> list[dict[str, dict[str, Any]]]:
-        """``logprobs`` of the first sequence: one object per generated token, streamed parts joined."""
+        """``logprobs`` of the first sequence, one object per token, streamed parts joined."""
         joined: list[dict[str, dict[str, Any]]] = []
         for text in (r.values("logprobs")[0] for r in self.ok().data):
             joined.extend(_logprob_entries(text))

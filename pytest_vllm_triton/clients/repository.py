@@ -75,7 +75,7 @@ class ModelRepository:
         write_model(spec, self._folder)
 
     def load(self, name: str, parameters: Mapping[str, Any] | None = None) -> LoadAnswer:
-        """Load a model, as the load API does it: the answer comes when it is ready or has failed."""
+        """Load a model; the answer comes when it is ready or has failed."""
         body = {"parameters": dict(parameters)} if parameters else {}
         return LoadAnswer(
             self._http.request("POST", f"/v2/repository/models/{name}/load", json_body=body)

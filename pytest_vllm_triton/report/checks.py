@@ -1,4 +1,4 @@
-"""From one pytest report to one `CheckResult`, and the text that a failure shows on the terminal."""
+"""From one pytest report to one `CheckResult`, and what a failure shows on the terminal."""
 
 from __future__ import annotations
 
