@@ -6,6 +6,7 @@ The pytest plugin imports this module at start-up, so it may import only the sta
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     import psutil
 
 Progress = Callable[[str], None]
+
+_TABLE = re.compile(r"[+|]")
+_HELP = re.compile(r"Usage: |\s+--|\t|[A-Z][A-Za-z/ ]*:$")
 
 __all__ = [
     "Endpoints",
@@ -151,8 +155,12 @@ class ServerLog:
 
     def tail(self, lines: int = 30) -> str:
         """The last ``lines`` lines that are not empty and not part of Triton's wide tables."""
-        told = [line.rstrip() for line in self.read().splitlines()]
-        told = [line for line in told if line and line[0] not in "+|"]
+        text = self.read()
+        noise = _TABLE
+        if "\nUsage: tritonserver" in f"\n{text}":  # what a wrong flag is answered with
+            noise = re.compile(f"{_TABLE.pattern}|{_HELP.pattern}")
+        told = [line.rstrip() for line in text.splitlines()]
+        told = [line for line in told if line and not noise.match(line)]
         return "\n".join(told[-lines:])
 
 

@@ -113,11 +113,9 @@ class ProcessLauncher:
         raise AssertionError("unreachable")
 
     def _check(self, spec: ServerSpec) -> None:
-        for flag in spec.args:
-            if flag.partition("=")[0] in OWN_FLAGS:
-                raise UserError(
-                    f"The launcher itself sets tritonserver's {flag.partition('=')[0]}."
-                )
+        for flag in (word.partition("=")[0] for word in spec.args):
+            if flag in OWN_FLAGS:
+                raise UserError(f"tritonserver's {flag} is the launcher's own to set.")
         if not os.access(self.tritonserver, os.X_OK):
             raise UserError(f"{self.tritonserver} is not an executable tritonserver.")
         if not (self.backends / "python").is_dir():

@@ -1,0 +1,184 @@
+"""Nothing outlives pytest: however it dies, all is gone in ten seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from tiny_servers import CONFIG, ECHO, ENGINE, SHM, eventually, gone, regions
+
+from pytest_vllm_triton.launchers.process import ProcessLauncher
+
+SLOW = """
+import time
+class TritonPythonModel:
+    def initialize(self, args):
+        time.sleep(600)
+"""
+
+
+class Victim:
+    """A program that launches a server and is then killed."""
+
+    def __init__(self, program: subprocess.Popen[str], work_dir: Path) -> None:
+        self.program = program
+        self.work_dir = work_dir
+
+    def facts(self) -> dict[str, Any]:
+        assert self.program.stdout is not None
+        line = self.program.stdout.readline()
+        assert line, "the program died before it had a server"
+        facts: dict[str, Any] = json.loads(line)
+        return facts
+
+    def engine(self, facts: dict[str, Any]) -> dict[str, Any]:
+        engine: dict[str, Any] = json.loads(Path(facts["repository"], "m/engine.json").read_text())
+        return engine
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        self.program.send_signal(number)
+        self.program.wait(10)
+
+
+@pytest.fixture
+def victim(
+    launcher: ProcessLauncher,
+    backend_dir: Path,
+    kill_later: list[int],
+    request: pytest.FixtureRequest,
+) -> Iterator[Victim]:
+    code, when = request.param
+    given = {
+        "tritonserver": str(launcher.tritonserver),
+        "backends": str(launcher.backends),
+        "environment": launcher.environment,
+        "work_dir": str(launcher.work_dir),
+        "backend_dir": str(backend_dir),
+        "config": CONFIG,
+        "code": code,
+        "when": when,
+    }
+    with subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("orphan_maker.py"))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as program:
+        assert program.stdin is not None
+        program.stdin.write(json.dumps(given) + "\n")
+        program.stdin.flush()
+        yield Victim(program, launcher.work_dir)
+        program.kill()
+
+
+def remains(victim: Victim, pids: list[int]) -> list[str]:
+    """What of the victim's servers is still there."""
+    left = [f"process {pid}" for pid in pids if not gone(pid)]
+    for folder in victim.work_dir.iterdir():
+        config = json.loads((folder / "supervisor.json").read_text())
+        left += regions(config["shm_prefix"])
+        for process in psutil.process_iter(["cmdline"]):
+            if any(str(folder) in word for word in process.info["cmdline"] or ()):
+                left.append(f"process {process.pid}")
+    return left
+
+
+@pytest.mark.parametrize("victim", [(ECHO, "serving")], indirect=True)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_a_killed_launching_process_leaves_nothing(victim: Victim, number: int) -> None:
+    facts = victim.facts()
+    pids = [*facts["pids"], facts["supervisor"]]
+    assert len(pids) == 3
+    assert remains(victim, pids)
+
+    victim.kill(number)
+
+    assert eventually(lambda: not remains(victim, pids), 10), remains(victim, pids)
+
+
+@pytest.mark.parametrize("victim", [(ENGINE, "serving")], indirect=True)
+def test_engine_processes_that_are_deaf_to_sigterm_go_too(victim: Victim) -> None:
+    before = {path.name for path in SHM.iterdir()}
+    facts = victim.facts()
+    engine = victim.engine(facts)
+    pids = [*facts["pids"], facts["supervisor"]]
+    assert engine["pid"] in pids
+    assert os.getsid(engine["pid"]) == engine["pid"]
+    assert Path(engine["region"]).name not in before
+
+    victim.kill()
+
+    assert eventually(lambda: not remains(victim, pids), 10), remains(victim, pids)
+    assert not Path(engine["region"]).exists()
+
+
+@pytest.mark.parametrize("victim", [(ENGINE, "serving")], indirect=True)
+def test_a_server_that_does_not_stop_is_killed(victim: Victim) -> None:
+    facts = victim.facts()
+    engine = victim.engine(facts)
+    pids = [*facts["pids"], facts["supervisor"]]
+    os.kill(facts["server"], signal.SIGSTOP)
+
+    start = time.monotonic()
+    victim.kill()
+
+    assert eventually(lambda: not remains(victim, pids), 10), remains(victim, pids)
+    assert time.monotonic() - start > 2, "it was given no time to stop"
+    assert not Path(engine["region"]).exists()
+
+
+@pytest.mark.parametrize("victim", [(ECHO, "forked")], indirect=True)
+def test_a_forked_child_that_lives_on_does_not_keep_the_server(
+    victim: Victim, kill_later: list[int]
+) -> None:
+    facts = victim.facts()
+    kill_later.append(facts["forked"])
+    pids = [*facts["pids"], facts["supervisor"]]
+
+    victim.kill()
+
+    assert eventually(lambda: not remains(victim, pids), 10), remains(victim, pids)
+    assert not gone(facts["forked"])
+
+
+@pytest.mark.parametrize("victim", [(SLOW, "booting")], indirect=True)
+def test_killed_while_the_server_boots(victim: Victim) -> None:
+    assert victim.program.stdout is not None
+    assert victim.program.stdout.readline() == "booting\n"
+    assert remains(victim, [])
+
+    victim.kill()
+
+    assert eventually(lambda: not remains(victim, []), 10), remains(victim, [])
+
+
+@pytest.mark.parametrize("victim", [(ENGINE, "exit"), (ENGINE, "crash")], indirect=True)
+def test_a_program_that_forgets_to_stop_its_server(victim: Victim) -> None:
+    facts = victim.facts()
+    engine = victim.engine(facts)
+    pids = [*facts["pids"], facts["supervisor"]]
+
+    victim.program.wait(10)
+
+    assert eventually(lambda: not remains(victim, pids), 10), remains(victim, pids)
+    assert not Path(engine["region"]).exists()
+
+
+@pytest.mark.parametrize("victim", [(ECHO, "serving")], indirect=True)
+def test_supervisor_and_launching_process_killed_together(victim: Victim) -> None:
+    facts = victim.facts()
+    os.kill(facts["supervisor"], signal.SIGKILL)
+    victim.kill()
+
+    pids = [*facts["pids"], facts["supervisor"]]
+    assert eventually(lambda: not remains(victim, pids), 10), remains(victim, pids)

@@ -1,0 +1,351 @@
+"""The supervisor, over stand-ins of a server: small programs with awkward children."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tiny_servers import SHM, Launch, eventually, gone, model, regions
+
+from pytest_vllm_triton.errors import ServerFailed
+from pytest_vllm_triton.launchers import supervisor
+from pytest_vllm_triton.launchers.process import ProcessHandle
+from pytest_vllm_triton.launchers.supervised import Supervised
+
+Start = Callable[..., Supervised]
+
+#: Starts a grandchild that is orphaned at once, in a session of its own, deaf to polite signals.
+FAMILY = """
+import os, signal, sys, time
+
+def deaf():
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() > 0:
+        os._exit(0)
+    deaf()
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+os.wait()
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    started: list[Supervised] = []
+
+    def run(code: str, **settings: object) -> Supervised:
+        folder = tmp_path / str(len(started))
+        folder.mkdir()
+        process = Supervised.start(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            dict(os.environ),
+            folder,
+            log=folder / "log",
+            **settings,  # type: ignore[arg-type]
+        )
+        started.append(process)
+        process.wait_started()
+        return process
+
+    yield run
+    for process in started:
+        process.end(0.0)
+
+
+def said(process: Supervised, word: str) -> bool:
+    return word in (process.folder / "log").read_text()
+
+
+def orphan_of(process: Supervised) -> int:
+    assert eventually(lambda: said(process, "ready"))
+    numbers = [w for w in (process.folder / "log").read_text().split() if w.isdigit()]
+    return int(numbers[0])
+
+
+def test_orphans_in_other_sessions_stay_in_the_tree(start: Start) -> None:
+    process = start(FAMILY)
+    orphan = orphan_of(process)
+
+    assert set(process.tree()) == {process.pid, orphan}
+    report = process.end(5.0)
+
+    assert gone(orphan)
+    assert report.exit_code == -signal.SIGTERM
+    assert not report.forced
+    assert [line.split()[0] for line in report.orphans] == [str(orphan)]
+
+
+def test_children_that_end_with_the_server_are_no_orphans(start: Start) -> None:
+    process = start(
+        """
+        import os, time
+        read, write = os.pipe()
+        if os.fork() == 0:
+            os.close(write)
+            os.read(read, 1)  # returns when the server ends
+            time.sleep(0.5)
+            os._exit(0)
+        print("ready", flush=True)
+        time.sleep(600)
+        """
+    )
+    assert eventually(lambda: said(process, "ready"))
+    assert len(process.tree()) == 2
+
+    assert process.end(5.0).orphans == ()
+
+
+def test_the_exit_code_is_reported(start: Start) -> None:
+    process = start("raise SystemExit(7)")
+    assert eventually(lambda: not process.is_running())
+    assert process.exit_code == 7
+    assert process.end(5.0).exit_code == 7
+
+
+def test_a_process_deaf_to_sigterm_is_killed_after_the_grace(start: Start) -> None:
+    process = start(
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        "print('ready', flush=True); time.sleep(600)"
+    )
+    assert eventually(lambda: said(process, "ready"))
+
+    began = time.monotonic()
+    report = process.end(0.5)
+
+    assert 0.5 <= time.monotonic() - began < 3
+    assert report.forced
+    assert report.exit_code == -signal.SIGKILL
+
+
+def test_a_program_that_cannot_be_started_is_told(tmp_path: Path) -> None:
+    process = Supervised.start(["/nonexistent/server"], {}, tmp_path, log=tmp_path / "log")
+    with pytest.raises(ServerFailed, match=r"/nonexistent/server could not be started"):
+        process.wait_started()
+    assert eventually(lambda: gone(process.supervisor.pid))
+
+
+def test_signals_for_the_terminal_do_not_reach_the_server(start: Start) -> None:
+    process = start(FAMILY)
+    orphan_of(process)
+    assert process.pid is not None
+
+    assert os.getpgid(process.pid) != os.getpgid(0)
+    assert os.getsid(process.pid) != os.getsid(0)
+    # And the supervisor does not die of them either.
+    os.kill(process.supervisor.pid, signal.SIGINT)
+    os.kill(process.supervisor.pid, signal.SIGHUP)
+    time.sleep(0)
+    assert process.end(5.0).exit_code == -signal.SIGTERM
+
+
+def test_the_server_gets_default_signal_handlers(start: Start) -> None:
+    process = start(
+        "import signal\n"
+        "print([signal.getsignal(n) == signal.SIG_IGN for n in"
+        " (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD)], flush=True)"
+    )
+    assert eventually(lambda: said(process, "]"))
+    assert said(process, "[False, False, False, False]")
+
+
+def test_sigterm_to_the_supervisor_ends_the_server(start: Start) -> None:
+    process = start(FAMILY, orphan_grace=2.0)
+    orphan = orphan_of(process)
+    os.kill(process.supervisor.pid, signal.SIGTERM)
+    assert eventually(lambda: gone(orphan) and gone(process.pid or 0))
+    assert process.end(1.0).exit_code == -signal.SIGTERM
+
+
+def test_a_killed_supervisor_takes_the_server_with_it(start: Start) -> None:
+    process = start(FAMILY)
+    orphan_of(process)
+    process.supervisor.kill()
+    assert eventually(lambda: gone(process.pid or 0))
+
+
+def test_stop_after_the_supervisor_was_killed_still_ends_all(launch: Launch) -> None:
+    server = launch(model("echo"))
+    assert isinstance(server, ProcessHandle)
+    pids = [process.pid for process in server.processes()]
+    for pid in pids:  # they must not get away by themselves
+        os.kill(pid, signal.SIGSTOP)
+    server.process.supervisor.kill()
+    server.process.supervisor.wait()
+
+    assert server.is_running()
+    assert {process.pid for process in server.processes()} == set(pids)
+    server.stop(timeout=1.0)
+
+    assert all(gone(pid) for pid in pids)
+    assert not regions(server.shm_prefix or "?")
+    assert not server.is_running()
+
+
+def test_a_hanging_supervisor_does_not_hang_the_stop(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pytest_vllm_triton.launchers import supervised
+
+    monkeypatch.setattr(supervised, "PATIENCE_SECONDS", 0.5)
+    process = start("import time; time.sleep(600)")
+    os.kill(process.supervisor.pid, signal.SIGSTOP)
+
+    process.end(0.5)
+
+    assert gone(process.pid or 0)
+    assert gone(process.supervisor.pid)
+
+
+def test_the_supervisor_starts_fast(start: Start) -> None:
+    began = time.monotonic()
+    start("import time; time.sleep(600)")
+    assert time.monotonic() - began < 2.0
+
+
+# --- shared memory ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def region() -> Iterator[Callable[[str], Path]]:
+    """Makes regions; removes them after the test."""
+    made: list[Path] = []
+
+    def make(name: str) -> Path:
+        path = SHM / f"{name}{os.getpid()}_{len(made)}"
+        path.write_bytes(bytes(4096))
+        path.chmod(0o600)
+        made.append(path)
+        return path
+
+    yield make
+    for path in made:
+        path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("name", ["psm_t", "sem.mp-t", "triton_t", "pvt_mine_"])
+def test_leftovers_are_swept(start: Start, region: Callable[[str], Path], name: str) -> None:
+    process = start("import time; time.sleep(600)", shm_prefix="pvt_mine_")
+    leftover = region(name)
+
+    report = process.end(5.0)
+
+    assert not leftover.exists()
+    assert report.swept == (leftover.name,)
+
+
+def test_what_was_there_before_stays(start: Start, region: Callable[[str], Path]) -> None:
+    before = [region("psm_t"), region("sem.mp-t"), region("pvt_mine_")]
+    process = start("import time; time.sleep(600)", shm_prefix="pvt_mine_")
+
+    assert process.end(5.0).swept == ()
+
+    assert all(path.exists() for path in before)
+
+
+@pytest.mark.parametrize("name", ["psm_t", "pvt_mine_"])
+@pytest.mark.parametrize("how", ["open", "mapped"])
+def test_what_a_living_process_uses_stays(
+    start: Start, region: Callable[[str], Path], name: str, how: str
+) -> None:
+    process = start("import time; time.sleep(600)", shm_prefix="pvt_mine_")
+    used = region(name)
+    with used.open("r+b") as file:
+        mapping = mmap.mmap(file.fileno(), 4096)
+        if how == "mapped":
+            file.close()
+        else:
+            mapping.close()
+
+        assert process.end(5.0).swept == ()
+
+    assert used.exists()
+    mapping.close()
+
+
+def test_what_another_process_once_used_stays(start: Start, region: Callable[[str], Path]) -> None:
+    """Its owner may have let go of it for a moment: it is not ours to remove."""
+    process = start("import time; time.sleep(600)")
+    foreign = region("psm_t")
+    with foreign.open("r+b"):
+        assert eventually(lambda: foreign.name in _state(process)["foreign"])
+
+    assert process.end(5.0).swept == ()
+
+    assert foreign.exists()
+
+
+def test_an_unusual_name_is_swept_if_only_the_server_used_it(
+    start: Start, region: Callable[[str], Path]
+) -> None:
+    path = region("unusual_")
+    path.unlink()
+    process = start(
+        f"""
+        import os, time
+        fd = os.open({str(path)!r}, os.O_CREAT | os.O_RDWR, 0o600)
+        os.ftruncate(fd, 10)
+        time.sleep(600)
+        """
+    )
+    other = region("unusual_")  # nobody was ever seen using this one
+
+    assert eventually(lambda: path.name in _state(process)["ours"])
+    assert process.end(5.0).swept == (path.name,)
+    assert other.exists()
+
+
+def test_in_a_container_only_what_was_seen_in_use_is_swept(
+    region: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may share its /dev/shm whose processes cannot be seen from inside."""
+    found = supervisor.Regions("pvt_mine_", supervisor.list_regions())
+    unknown, prefixed, ours = region("psm_t"), region("pvt_mine_"), region("psm_t")
+    found.ours.add(ours.name)
+    monkeypatch.setattr(supervisor, "FIRST_PID_NAMESPACE", "another")
+
+    assert set(found.sweep()) == {prefixed.name, ours.name}
+    assert unknown.exists()
+
+
+def test_regions_are_recognized_by_identity_not_by_name(region: Callable[[str], Path]) -> None:
+    path = region("psm_t")
+    status = path.stat()
+    with path.open("r+b") as file:
+        assert (status.st_dev, status.st_ino) in supervisor.regions_of(os.getpid())
+        mapping = mmap.mmap(file.fileno(), 4096)
+    assert (status.st_dev, status.st_ino) in supervisor.regions_of(os.getpid())
+    mapping.close()
+    assert (status.st_dev, status.st_ino) not in supervisor.regions_of(os.getpid())
+
+
+def test_processes_with_awkward_names_are_read(kill_later: list[int], tmp_path: Path) -> None:
+    program = tmp_path / "a) R 1 (b"
+    program.symlink_to("/bin/sleep")
+    with subprocess.Popen([str(program), "600"]) as sleeping:
+        kill_later.append(sleeping.pid)
+        assert eventually(lambda: supervisor.command_line(sleeping.pid).startswith(str(program)))
+        found = supervisor.all_processes()[sleeping.pid]
+        assert found.parent == os.getpid()
+        assert found.session == os.getsid(0)
+        sleeping.kill()
+
+
+def _state(process: Supervised) -> dict[str, list[str]]:
+    import json
+
+    state: dict[str, list[str]] = json.loads((process.folder / "supervisor-state.json").read_text())
+    return state

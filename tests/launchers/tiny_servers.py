@@ -1,0 +1,94 @@
+"""Models and processes that the tests of the launchers start, and how to look at them."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle
+
+SHM = Path("/dev/shm")
+
+CONFIG = """
+backend: "python"
+input [{ name: "IN" data_type: TYPE_STRING dims: [1] }]
+output [{ name: "OUT" data_type: TYPE_STRING dims: [1] }]
+instance_group [{ kind: KIND_CPU }]
+"""
+
+ECHO = """
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [
+            pb_utils.InferenceResponse(
+                [pb_utils.Tensor("OUT", pb_utils.get_input_tensor_by_name(r, "IN").as_numpy())]
+            )
+            for r in requests
+        ]
+"""
+
+#: What a vLLM engine process looks like at its worst: a session of its own, deaf to SIGTERM, with a
+#: region of shared memory that it never removes.
+ENGINE = """
+import json, os, subprocess
+import triton_python_backend_utils as pb_utils
+
+CHILD = '''
+import mmap, os, signal, sys, time
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+fd = os.open(sys.argv[1], os.O_CREAT | os.O_RDWR, 0o600)
+os.ftruncate(fd, 4096)
+region = mmap.mmap(fd, 4096)
+os.close(fd)
+print("mapped", flush=True)
+time.sleep(600)
+'''
+
+class TritonPythonModel:
+    def initialize(self, args):
+        region = "/dev/shm/psm_test" + os.urandom(4).hex()
+        child = subprocess.Popen(
+            ["python3", "-c", CHILD, region], start_new_session=True, stdout=subprocess.PIPE
+        )
+        child.stdout.readline()
+        with open(os.path.join(args["model_repository"], "engine.json"), "w") as file:
+            json.dump({"pid": child.pid, "region": region}, file)
+
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse([]) for _ in requests]
+"""
+
+
+def model(name: str, code: str = ECHO, config: str = CONFIG) -> ModelSpec:
+    return ModelSpec(name, None, config, files=(("1/model.py", textwrap.dedent(code).encode()),))
+
+
+def eventually(condition: Callable[[], object], seconds: float = 10.0) -> bool:
+    """Whether the condition becomes true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def regions(prefix: str) -> list[str]:
+    return sorted(path.name for path in SHM.glob(f"{prefix}*"))
+
+
+Launch = Callable[..., ServerHandle]
