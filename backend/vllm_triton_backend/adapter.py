@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from vllm_triton_backend.errors import Code, LoadError, RequestError, invalid
+from vllm_triton_backend.metrics import Stats
 
 SUPPORTED = "0.22 to 0.32"
 
@@ -314,6 +315,66 @@ async def _pump(outputs: AsyncIterator[Any], sink: Sink) -> None:
         raise
     except Exception as error:
         sink(error)
+
+
+def stat_logger_factory(record: Callable[[Stats], None]) -> Callable[..., Any]:
+    """A vLLM stat logger that hands every engine step to `record`, on the event loop.
+
+    vLLM calls it with keywords that differ between releases, so it takes any.
+    """
+    from vllm.v1.metrics.loggers import StatLoggerBase
+
+    class Recorder(StatLoggerBase):  # type: ignore[misc]
+        def __init__(self, vllm_config: Any = None, engine_index: int = 0) -> None:
+            pass
+
+        def record(
+            self,
+            scheduler_stats: Any = None,
+            iteration_stats: Any = None,
+            *args: Any,
+            **kwargs: Any,
+        ) -> None:
+            record(_read_stats(scheduler_stats, iteration_stats))
+
+        def log_engine_initialized(self) -> None:
+            pass
+
+    def make(vllm_config: Any, engine_index: int = 0) -> Any:
+        return Recorder(vllm_config, engine_index)
+
+    return make
+
+
+def _read_stats(scheduler: Any, iteration: Any) -> Stats:
+    """vLLM's SchedulerStats and IterationStats (either may be None) as `Stats`."""
+    stats = Stats()
+    if scheduler is not None:
+        stats.running = scheduler.num_running_reqs
+        stats.waiting = scheduler.num_waiting_reqs + getattr(
+            scheduler, "num_skipped_waiting_reqs", 0
+        )
+        stats.kv_cache_usage = scheduler.kv_cache_usage
+        prefix = getattr(scheduler, "prefix_cache_stats", None)
+        if prefix is not None:
+            stats.prefix_queries, stats.prefix_hits = prefix.queries, prefix.hits
+    if iteration is not None:
+        finished = iteration.finished_requests
+        stats.prompt_tokens = iteration.num_prompt_tokens
+        stats.generation_tokens = iteration.num_generation_tokens
+        stats.preemptions = iteration.num_preempted_reqs
+        stats.time_to_first_token = iteration.time_to_first_tokens_iter
+        stats.time_per_output_token = (
+            iteration.inter_token_latencies_iter
+            if hasattr(iteration, "inter_token_latencies_iter")
+            else getattr(iteration, "time_per_output_tokens_iter", ())
+        )
+        stats.n_params = iteration.n_params_iter
+        stats.e2e_latency = [request.e2e_latency for request in finished]
+        stats.request_prompt_tokens = [request.num_prompt_tokens for request in finished]
+        stats.request_generation_tokens = [request.num_generation_tokens for request in finished]
+        stats.finished = [str(request.finish_reason) for request in finished]
+    return stats
 
 
 def new_request_id(request_id: str, number: int) -> str:

@@ -109,6 +109,7 @@ class RequestRunner:
         max_inflight: requests beyond this number are refused with UNAVAILABLE; 0 for no limit.
         health_check: ask vLLM's health check before every request and call `on_unhealthy` when
             it fails (upstream's ENABLE_VLLM_HEALTH_CHECK).
+        on_given_up: called for every request that is taken out of the engine before its end.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class RequestRunner:
         max_inflight: int,
         health_check: bool,
         on_unhealthy: Callable[[], None],
+        on_given_up: Callable[[], None],
         log: Log,
     ) -> None:
         self._vllm = vllm
@@ -130,6 +132,7 @@ class RequestRunner:
         self._max_inflight = max_inflight
         self._health_check = health_check
         self._on_unhealthy = on_unhealthy
+        self._on_given_up = on_given_up
         self._log = log
         self._numbers = itertools.count()
         self._lock = threading.Lock()
@@ -176,6 +179,10 @@ class RequestRunner:
     def alive(self) -> bool:
         """Whether the engine can serve."""
         return self._engine.alive
+
+    def is_idle(self) -> bool:
+        """Whether no request is live."""
+        return not self._live
 
     def drain(self, timeout: float) -> None:
         """Refuse new requests, wait for the running ones, then end the rest with UNAVAILABLE."""
@@ -288,6 +295,7 @@ class RequestRunner:
         if live.ended:
             return
         self._end(live, error)
+        self._on_given_up()
         if live.handle is not None:
             live.task = self._loop.loop.create_task(self._abort(live))
 

@@ -12,10 +12,11 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from vllm_triton_backend import config
-from vllm_triton_backend.adapter import Engine, Vllm
+from vllm_triton_backend.adapter import Engine, Vllm, stat_logger_factory
 from vllm_triton_backend.engine import EventLoop, RequestRunner, check_task
 from vllm_triton_backend.errors import Code, LoadError, RequestError, invalid
 from vllm_triton_backend.lora import Adapter, LoraRegistry
+from vllm_triton_backend.metrics import MetricsExporter, Stats
 from vllm_triton_backend.requests import EmbedRequest, GenerateRequest, parse
 from vllm_triton_backend.responses import EmbedFormatter, GenerateFormatter
 from vllm_triton_backend.sampling import SamplingParser
@@ -23,6 +24,34 @@ from vllm_triton_backend.streams import Formatter, ResponseStream, SenderPool
 from vllm_triton_backend.watchdog import Watchdog, stub_shm_regions
 
 _STOP_SECONDS = 5.0
+_DEFAULT_MODEL_LEN = 4096
+
+
+class StatsRelay:
+    """Takes vLLM's statistics, which begin before Triton's metrics can be made.
+
+    `exporter` is None until then, and for good on a server without metrics.
+    """
+
+    def __init__(self) -> None:
+        self.exporter: MetricsExporter | None = None
+
+    def record(self, stats: Stats) -> None:
+        if self.exporter is not None:
+            self.exporter.record(stats)
+
+    def count_abort(self) -> None:
+        """A request was taken out of the engine, of which vLLM keeps no statistics."""
+        self.record(Stats(finished=("abort",)))
+
+    def close(self) -> None:
+        exporter, self.exporter = self.exporter, None
+        if exporter is not None:
+            exporter.close()
+
+
+def _nothing() -> None:
+    pass
 
 
 class Service:
@@ -37,6 +66,7 @@ class Service:
         loop: EventLoop,
         loras: LoraRegistry | None,
         watchdog: Watchdog,
+        relay: StatsRelay | None,
     ) -> None:
         self._model_name = model_name
         self._parameters = parameters
@@ -47,6 +77,7 @@ class Service:
         self._watchdog = watchdog
         self._sampling = SamplingParser(vllm.sampling_params)
         self._pooling = SamplingParser(vllm.pooling_params)
+        self._relay = relay
         self._runner = RequestRunner(
             vllm,
             engine,
@@ -55,6 +86,7 @@ class Service:
             max_inflight=parameters.max_inflight_requests,
             health_check=parameters.health_check,
             on_unhealthy=self._unload,
+            on_given_up=relay.count_abort if relay is not None else _nothing,
             log=pb_utils.Logger.log_info,
         )
         self._pool = SenderPool(parameters.sender_threads, self._runner.forget)
@@ -85,9 +117,7 @@ class Service:
         enable_lora = config.pop_bool(engine_args, "enable_lora")
         if enable_lora:
             config.read_lora_paths(version_dir)
-        want_metrics = parameters.report_custom_metrics and not config.pop_bool(
-            engine_args, "disable_log_stats"
-        )
+        log_stats = not config.pop_bool(engine_args, "disable_log_stats")
         # vLLM's own loggers would do work for every token that nobody reads here.
         engine_args["disable_log_stats"] = True
         if devices is not None:
@@ -99,14 +129,31 @@ class Service:
         loras = LoraRegistry(version_dir, vllm.lora_request) if enable_lora else None
         watchdog = Watchdog(stub_shm_regions())
         loop = EventLoop("vllm-engine")
+        relay = StatsRelay() if parameters.report_custom_metrics and log_stats else None
+        loggers = [stat_logger_factory(relay.record)] if relay is not None else []
         try:
-            engine = loop.call(vllm.start_engine(engine_args, ()))
+            engine = loop.call(vllm.start_engine(engine_args, loggers))
         except BaseException:
             loop.stop(_STOP_SECONDS)
             watchdog.close()
             raise
-        del want_metrics
-        return cls(args["model_name"], parameters, vllm, engine, loop, loras, watchdog)
+        service = cls(args["model_name"], parameters, vllm, engine, loop, loras, watchdog, relay)
+        if relay is not None:
+            service._export_metrics(relay, args)
+        return service
+
+    def _export_metrics(self, relay: StatsRelay, args: Mapping[str, str]) -> None:
+        labels = {"model": args["model_name"], "version": args["model_version"]}
+        try:
+            relay.exporter = MetricsExporter(
+                pb_utils,
+                labels,
+                self._engine.max_model_len() or _DEFAULT_MODEL_LEN,
+                self._runner.is_idle,
+            )
+        except Exception as error:
+            # The server runs with --allow-metrics=false, or is too old for histograms.
+            pb_utils.Logger.log_warn(f"[vllm] REPORT_CUSTOM_METRICS has no effect: {error}")
 
     def accept(self, request: Any) -> None:
         """Start one `pb_utils.InferenceRequest`; every failure becomes its final response."""
@@ -166,6 +213,8 @@ class Service:
         """Drain for a bounded time, end what is left, stop the engine and its processes."""
         self._runner.drain(self._parameters.drain_timeout)
         self._pool.close(_STOP_SECONDS)
+        if self._relay is not None:
+            self._relay.close()
         self._engine.shutdown()
         self._loop.stop(_STOP_SECONDS)
         self._watchdog.close()
