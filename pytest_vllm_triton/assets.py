@@ -12,6 +12,11 @@ def suite_dir() -> Path:
     return _first(_PACKAGE / "conformance", _PACKAGE.parent / "conformance")
 
 
+def is_installed() -> bool:
+    """Whether this package was installed from a wheel, not linked to a checkout."""
+    return suite_dir().parent == _PACKAGE
+
+
 def backend_dir() -> Path:
     """The vLLM backend of this project."""
     return _first(_PACKAGE / "_assets" / "backend", _PACKAGE.parent / "backend")

@@ -6,6 +6,7 @@ With pytest-xdist they act in the controller, where the reports of all workers a
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,11 @@ from pytest_vllm_triton.requirements import Level
 from pytest_vllm_triton.state import SETTINGS
 
 if TYPE_CHECKING:
-    from pytest_vllm_triton.harness import Harness
+    from pytest_vllm_triton.harness import Boot, Harness
     from pytest_vllm_triton.report.results import Results
+
+# Under this key a worker of pytest-xdist tells the controller what its reports do not.
+_WORKER_OUTPUT = "vllm_triton"
 
 
 class Judge:
@@ -32,6 +36,8 @@ class Judge:
         self._abort_status: pytest.ExitCode | None = None
         self._abort_reason = ""
         self.harness: Harness | None = None
+        self._worker_boots: list[Boot] = []
+        self._worker_facts: dict[str, str] = {}
 
     @cached_property
     def results(self) -> Results:
@@ -68,16 +74,41 @@ class Judge:
     @pytest.hookimpl(wrapper=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
         if self._is_worker:
+            self._send_to_controller()
             return (yield)
         if self._abort_status is not None:
             session.exitstatus = self._abort_status
         elif self._has_requirements and not self.results.decided_anything:
             # A run that decided nothing must not pass a gate.
             session.exitstatus = max(int(session.exitstatus), pytest.ExitCode.NO_TESTS_COLLECTED)
+        elif self._has_requirements and not self.conformant and not session.exitstatus:
+            # What pytest lets pass and a gate must not: XPASS, and a session that was ended early.
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
         path = self._config.stash[SETTINGS].report
         if path is not None and not self._config.option.collectonly:
             self._write_report(path)
         return (yield)
+
+    def _send_to_controller(self) -> None:
+        output: dict[str, Any] = self._config.workeroutput  # type: ignore[attr-defined]
+        if "results" in self.__dict__:
+            output[_WORKER_OUTPUT] = {
+                "selected": {test: list(ids) for test, ids in self.results.selected.items()},
+                "facts": self._facts(),
+                "boots": [asdict(boot) for boot in self._boots()],
+            }
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """pytest-xdist: a worker has ended."""
+        sent = getattr(node, "workeroutput", {}).get(_WORKER_OUTPUT)
+        if sent is None:
+            return
+        from pytest_vllm_triton.harness import Boot
+
+        self.results.selected.update({test: tuple(ids) for test, ids in sent["selected"].items()})
+        self._worker_boots += [Boot(**boot) for boot in sent["boots"]]
+        self._worker_facts = {k: v for k, v in sent["facts"].items() if k != "boots"}
 
     @property
     def _has_requirements(self) -> bool:
@@ -114,16 +145,16 @@ class Judge:
         return f"{word}: {', '.join(parts)}"
 
     def _facts(self) -> dict[str, str]:
-        if self.harness is None:
-            return {}
-        facts = self.harness.describe()
-        if self.harness.boots:
+        facts = dict(self._worker_facts) if self.harness is None else self.harness.describe()
+        if boots := self._boots():
             seconds = ", ".join(
-                f"{boot.seconds:.1f} s{'' if boot.ready else ' (failed)'}"
-                for boot in self.harness.boots
+                f"{boot.seconds:.1f} s{'' if boot.ready else ' (failed)'}" for boot in boots
             )
-            facts["boots"] = f"{len(self.harness.boots)} ({seconds})"
+            facts["boots"] = f"{len(boots)} ({seconds})"
         return facts
+
+    def _boots(self) -> list[Boot]:
+        return self._worker_boots if self.harness is None else self.harness.boots
 
     def _write_report(self, path: Any) -> None:
         from pytest_vllm_triton.report.document import build_document, write_document
@@ -131,7 +162,7 @@ class Judge:
         document = build_document(
             self.results,
             environment=self._facts(),
-            boots=self.harness.boots if self.harness else [],
+            boots=self._boots(),
             verdict=self.verdict(),
             conformant=self.conformant,
         )

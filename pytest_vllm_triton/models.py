@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -62,7 +63,8 @@ def resolve_model(settings: Settings, progress: Callable[[str], None]) -> ModelU
     if name == KNOWN_ANSWER:
         return known_answer_model()
     folder = Path(name).expanduser()
-    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+    is_there = os.path.exists(folder)  # noqa: PTH110 - unlike Path.exists, it takes any text
+    if is_there or name.startswith((".", "/", "~")) or name.count("/") > 1:
         return ModelUnderTest(source=name, path=_checked_checkpoint(folder.absolute()))
     return ModelUnderTest(source=name, path=_downloaded(name, progress))
 
@@ -109,25 +111,34 @@ def _checked_checkpoint(folder: Path) -> Path:
         raise ModelUnavailable(
             f"--vllm-model: {str(folder)!r} is no Hugging Face checkpoint: it holds no config.json."
         )
-    try:
-        architectures = json.loads(config.read_text(encoding="utf-8")).get("architectures")
-    except (ValueError, AttributeError) as error:
-        raise ModelUnavailable(
-            f"--vllm-model: {str(config)!r} is not a valid checkpoint configuration: {error}."
-        ) from None
-    if not architectures:
+    if not _json_object(config).get("architectures"):
         raise ModelUnavailable(f"--vllm-model: {str(config)!r} names no architecture.")
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise ModelUnavailable(
             f"--vllm-model: {str(folder)!r} holds no weights (*.safetensors or *.bin)."
         )
+    for index in folder.glob("*.safetensors.index.json"):
+        shards = _json_object(index).get("weight_map", {}).values()
+        for shard in sorted(set(shards)):
+            if not (folder / shard).is_file():
+                raise ModelUnavailable(
+                    f"--vllm-model: {str(folder)!r} lacks {shard}, which {index.name} names."
+                )
     return folder
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelUnavailable(f"--vllm-model: {str(path)!r} is not valid JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise ModelUnavailable(f"--vllm-model: {str(path)!r} is not a JSON object.")
+    return value
 
 
 def _downloaded(name: str, progress: Callable[[str], None]) -> Path:
     """The snapshot of a model of the hub (or of HF_ENDPOINT), cached by the hub's own client."""
-    import os
-
     # Read by huggingface_hub when it is imported; the user's own setting wins.
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(int(_HUB_TIMEOUT_SECONDS)))
     from huggingface_hub import HfApi, constants, snapshot_download

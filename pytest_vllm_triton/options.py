@@ -68,6 +68,19 @@ def _choice(*names: str) -> Callable[[str], str]:
     return parse
 
 
+def _name(text: str) -> str:
+    if not text.strip():
+        raise UserError("it is empty.")
+    return text
+
+
+def _vllm_version(text: str) -> str:
+    from pytest_vllm_triton.runtime.recipe import check_vllm_version
+
+    check_vllm_version(text)
+    return text
+
+
 def _seconds(text: str) -> float:
     try:
         value = float(text)
@@ -114,12 +127,15 @@ def _model_json(text: str) -> dict[str, Any]:
     where = "the given JSON"
     if not source.startswith("{"):
         path = Path(source).expanduser()
-        if not path.is_file():
+        if not os.path.isfile(path):  # noqa: PTH113 - unlike Path.is_file, it takes any text
             raise UserError(
                 f"{text!r} is neither a file nor inline JSON such as '{{\"max_num_seqs\": 4}}'."
                 f"{nearest_sibling(path.absolute())}"
             )
-        source, where = path.read_text(encoding="utf-8"), str(path)
+        try:
+            source, where = path.read_text(encoding="utf-8"), str(path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{str(path)!r} cannot be read: {error}.") from None
     try:
         value = json.loads(source)
     except json.JSONDecodeError as error:
@@ -155,7 +171,7 @@ def _report_path(text: str) -> Path:
 OPTIONS: tuple[Option, ...] = (
     Option(
         "--vllm-model",
-        str,
+        _name,
         KNOWN_ANSWER,
         "MODEL",
         "the model to serve: known-answer (default, generated offline), a Hugging Face id, "
@@ -171,7 +187,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "--vllm-version",
-        str,
+        _vllm_version,
         None,
         "VERSION",
         "the vLLM version of the embedded server runtime",
@@ -222,7 +238,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "--triton-model-name",
-        str,
+        _name,
         "vllm_model",
         "NAME",
         "the name under which the model is served",
@@ -341,8 +357,9 @@ def _raw(config: pytest.Config, option: Option) -> tuple[str | None, str]:
     from_command_line = config.getoption(option.ini)
     if from_command_line is not None:
         return str(from_command_line), option.flag
-    if option.env in os.environ:
-        return os.environ[option.env], option.env
+    # An empty variable counts as unset: that is what a CI system passes for an empty input.
+    if from_environment := os.environ.get(option.env):
+        return from_environment, option.env
     from_ini = config.getini(option.ini)
     if from_ini:
         return str(from_ini), f"ini option {option.ini}"

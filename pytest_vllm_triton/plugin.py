@@ -6,6 +6,7 @@ until a collected test needs a server or carries a requirement; then `session` a
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "requirement(*ids): the conformance requirements that this test decides"
     )
+    # pytest-asyncio is there because this plugin needs it. Its users may want to hear this; for all
+    # others, with warnings as errors, it would be the end of every run.
+    warnings.filterwarnings(
+        "ignore",
+        'The configuration option "asyncio_default_fixture_loop_scope" is unset',
+        pytest.PytestDeprecationWarning,
+    )
     settings = options.load_settings(config)
     config.stash[SETTINGS] = settings
     judge = Judge(config)
@@ -34,7 +42,31 @@ def pytest_configure(config: pytest.Config) -> None:
     if settings.selects_suite and config.args_source is pytest.Config.ArgsSource.INVOCATION_DIR:
         from pytest_vllm_triton import assets
 
-        config.args[:] = [str(assets.suite_dir())]
+        # Files, not their folder: the user's own python_files must not decide what is in the suite.
+        config.args[:] = sorted(str(path) for path in assets.suite_dir().glob("test_*.py"))
+
+
+def pytest_pycollect_makemodule(
+    module_path: Path, parent: pytest.Collector
+) -> pytest.Module | None:
+    """The suite's modules are collected by pytest's default names, whatever the user's are."""
+    from pytest_vllm_triton import assets
+
+    suite = assets.suite_dir()
+    if module_path.parent != suite:
+        return None
+    # Ids are short where the suite is installed: pytest's own would spell out site-packages, or
+    # nothing at all for files outside of the user's folder.
+    in_checkout = not assets.is_installed() and parent.config.rootpath in suite.parents
+    nodeid = module_path.name
+    if in_checkout:
+        nodeid = module_path.relative_to(parent.config.rootpath).as_posix()
+    return _SuiteModule.from_parent(parent, path=module_path, nodeid=nodeid)
+
+
+class _SuiteModule(pytest.Module):
+    def funcnamefilter(self, name: str) -> bool:
+        return name.startswith("test_")
 
 
 def pytest_report_header(config: pytest.Config) -> list[str] | None:

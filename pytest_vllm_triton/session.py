@@ -16,8 +16,10 @@ from pytest_vllm_triton.report.checks import RESULT_ATTRIBUTE, check_result, des
 from pytest_vllm_triton.requirements import load_catalogue
 from pytest_vllm_triton.state import HARNESS, JUDGE, SETTINGS, TRANSCRIPT
 from pytest_vllm_triton.transcript import Transcript
+from pytest_vllm_triton.verdicts import Verdict, combine
 
 _LOG_POSITIONS: pytest.StashKey[dict[int, int]] = pytest.StashKey()
+_VERDICTS: pytest.StashKey[list[Verdict]] = pytest.StashKey()
 
 
 class ServerSession:
@@ -41,6 +43,8 @@ class ServerSession:
         kept, deselected = [], []
         for item in items:
             ids = requirement_ids(item)
+            if not ids and item.get_closest_marker("requirement"):
+                raise pytest.UsageError(f"{item.nodeid}: a requirement marker without an id")
             for key in ids:
                 if key not in self._catalogue:
                     raise pytest.UsageError(
@@ -52,7 +56,8 @@ class ServerSession:
                 deselected.append(item)
                 continue
             kept.append(item)
-            self._judge.results.selected.update(ids)
+            if ids:
+                self._judge.results.selected[item.nodeid] = ids
             # user_properties reach JUnit's <properties> and pytest-xdist's controller.
             item.user_properties += [("requirement", key) for key in ids]
             item.user_properties += [("level", level.value) for level in levels]
@@ -63,13 +68,18 @@ class ServerSession:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
         """Get model, runtime and shared server first: what is missing is said once, and at once."""
-        if session.config.option.collectonly or session.testsfailed:
+        option = session.config.option
+        fixtures = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+        # A worker of pytest-xdist must take the tests it is sent: its fixtures say what is missing.
+        is_worker = hasattr(session.config, "workerinput")
+        if option.collectonly or option.setupplan or session.testsfailed or is_worker:
             return None
-        needs_shared = any("vllm_server" in getattr(i, "fixturenames", ()) for i in session.items)
+        if "vllm_harness" not in fixtures:
+            return None
         try:
             with self._visible():
                 self.harness.prepare()
-                if needs_shared:
+                if "vllm_server" in fixtures:
                     self.harness.shared_server()
         except UserError as error:
             self._judge.abort(str(error), pytest.ExitCode.USAGE_ERROR)
@@ -99,9 +109,13 @@ class ServerSession:
             result = check_result(item, call, report, ids, transcript, self._log_since(item))
             if result is not None:
                 setattr(report, RESULT_ATTRIBUTE, result.to_dict())
-                report.user_properties.append(("verdict", result.verdict.value))
+                item.stash.setdefault(_VERDICTS, []).append(result.verdict)
                 if report.failed:
                     describe_failure(item, call, report, result, self._catalogue)
+            if report.when == "teardown":
+                # The report from which JUnit's <properties> are written.
+                verdict = combine(item.stash.setdefault(_VERDICTS, []))
+                report.user_properties.append(("verdict", verdict.value))
         return report
 
     def pytest_unconfigure(self) -> None:

@@ -72,12 +72,12 @@ class Results:
     """All checks of a session, collected as they end.
 
     Attributes:
-        selected: ids of the requirements that the selected checks are about.
+        selected: the requirements of every selected check, by the check's name.
         aborted: why the session ended before its checks ran, "" if it did not.
     """
 
     catalogue: Catalogue
-    selected: set[str] = field(default_factory=set)
+    selected: dict[str, tuple[str, ...]] = field(default_factory=dict)
     checks: list[CheckResult] = field(default_factory=list)
     aborted: str = ""
 
@@ -86,8 +86,8 @@ class Results:
 
     def requirements(self) -> list[RequirementResult]:
         """The verdict of every selected requirement, in the catalogue's order."""
-        by_id: dict[str, list[CheckResult]] = {key: [] for key in self.selected}
-        for check in self.checks:
+        by_id: dict[str, list[CheckResult]] = {}
+        for check in [*self.checks, *self._not_run()]:
             for key in check.requirements:
                 by_id.setdefault(key, []).append(check)
         return [
@@ -96,13 +96,19 @@ class Results:
             if key in by_id
         ]
 
+    def _not_run(self) -> list[CheckResult]:
+        """Selected checks without a result: one that ran must not speak for one that did not."""
+        ran = {check.test for check in self.checks}
+        reason = self.aborted or "its check did not run: the session ended before"
+        return [
+            CheckResult(test, ids, Verdict.ERROR, reason=reason)
+            for test, ids in self.selected.items()
+            if test not in ran
+        ]
+
     def _decide(self, requirement: Requirement, checks: list[CheckResult]) -> RequirementResult:
-        if not checks:
-            reason = self.aborted or "its check did not run: the session ended before"
-            verdict = Verdict.ERROR
-        else:
-            verdict = combine(check.verdict for check in checks)
-            reason = next(check.reason for check in checks if check.verdict is verdict)
+        verdict = combine(check.verdict for check in checks)
+        reason = next(check.reason for check in checks if check.verdict is verdict)
         return RequirementResult(requirement, verdict, tuple(checks), reason)
 
     def totals(self) -> Counter[Verdict]:

@@ -1,0 +1,302 @@
+"""Options: where a value comes from, what is refused, and that each one takes effect."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_vllm_triton.options import OPTIONS, LauncherKind, Option, Settings
+from pytest_vllm_triton.requirements import Level
+from pytest_vllm_triton.state import SETTINGS
+
+# option -> (text, what it means, another text, what that means); paths are made by the test.
+VALUES: dict[str, tuple[str, Any, str, Any]] = {
+    "--vllm-model": ("a/b", "a/b", "c/d", "c/d"),
+    "--vllm-model-json": ('{"a": 1}', {"a": 1}, "{}", {}),
+    "--vllm-version": ("0.27.1", "0.27.1", "0.31.0", "0.31.0"),
+    "--triton-launcher": ("process", LauncherKind.PROCESS, "Container", LauncherKind.CONTAINER),
+    "--triton-server-bin": ("one/bin", "one/bin", "two/bin", "two/bin"),
+    "--triton-backend-dir": ("one", "one", "two", "two"),
+    "--triton-url": ("http://h:1", "http://h:1", "i:2", "http://i:2"),
+    "--triton-grpc-url": ("h:1", "h:1", "grpc://i:2", "i:2"),
+    "--triton-metrics-url": ("http://h:1/m", "http://h:1/m", "i:2/metrics", "http://i:2/metrics"),
+    "--triton-model-name": ("m", "m", "n", "n"),
+    "--triton-boot-timeout": ("5", 5.0, "0.5", 0.5),
+    "--conformance-level": ("must", Level.MUST, "should", Level.SHOULD),
+    "--conformance-report": ("one.json", "one.json", "two.json", "two.json"),
+}
+FIELDS = {
+    "--vllm-model": "model",
+    "--vllm-model-json": "model_json",
+    "--vllm-version": "vllm_version",
+    "--conformance-level": "level",
+    "--conformance-report": "report",
+}
+every_option = pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.flag)
+
+
+@pytest.fixture(autouse=True)
+def paths(pytester: pytest.Pytester) -> None:
+    for name in ("one", "two"):
+        folder = pytester.mkdir(name)
+        (folder / "model.py").touch()
+        (folder / "bin").write_text("#!/bin/sh\n")
+        (folder / "bin").chmod(0o755)
+
+
+def settings_of(pytester: pytest.Pytester, *args: str) -> Settings:
+    config = pytester.parseconfigure(*args)
+    try:
+        return config.stash[SETTINGS]
+    finally:
+        config._ensure_unconfigure()
+
+
+def refusal(pytester: pytest.Pytester, *args: str) -> str:
+    with pytest.raises(pytest.UsageError) as caught:
+        settings_of(pytester, *args)
+    return str(caught.value)
+
+
+def value_of(settings: Settings, option: Option, cwd: Path) -> Any:
+    name = FIELDS.get(option.flag, option.ini.removeprefix("triton_"))
+    value = getattr(settings, name)
+    return str(value.relative_to(cwd)) if isinstance(value, Path) else value
+
+
+def write_ini(pytester: pytest.Pytester, option: Option, text: str) -> None:
+    pytester.makeini(f"[pytest]\n{option.ini} = {text}\n")
+
+
+def test_every_option_is_listed_here() -> None:
+    assert [option.flag for option in OPTIONS] == list(VALUES)
+
+
+@every_option
+def test_from_the_command_line(pytester: pytest.Pytester, option: Option) -> None:
+    text, meaning, *_ = VALUES[option.flag]
+    settings = settings_of(pytester, f"{option.flag}={text}")
+    assert value_of(settings, option, pytester.path) == meaning
+    assert not settings.is_default
+
+
+@every_option
+def test_from_the_environment(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, option: Option
+) -> None:
+    text, meaning, *_ = VALUES[option.flag]
+    monkeypatch.setenv(option.env, text)
+    assert value_of(settings_of(pytester), option, pytester.path) == meaning
+
+
+@every_option
+def test_from_the_ini_file(pytester: pytest.Pytester, option: Option) -> None:
+    text, meaning, *_ = VALUES[option.flag]
+    write_ini(pytester, option, text)
+    assert value_of(settings_of(pytester), option, pytester.path) == meaning
+
+
+@every_option
+def test_environment_wins_over_ini(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, option: Option
+) -> None:
+    other, _, text, meaning = VALUES[option.flag]
+    write_ini(pytester, option, other)
+    monkeypatch.setenv(option.env, text)
+    assert value_of(settings_of(pytester), option, pytester.path) == meaning
+
+
+@every_option
+def test_command_line_wins_over_both(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, option: Option
+) -> None:
+    other, _, text, meaning = VALUES[option.flag]
+    write_ini(pytester, option, other)
+    monkeypatch.setenv(option.env, other)
+    settings = settings_of(pytester, f"{option.flag}={text}")
+    assert value_of(settings, option, pytester.path) == meaning
+
+
+def test_defaults(pytester: pytest.Pytester) -> None:
+    settings = settings_of(pytester)
+    assert settings.is_default
+    assert (settings.model, settings.launcher) == ("known-answer", LauncherKind.AUTO)
+    assert (settings.level, settings.report, settings.model_json) == (Level.MAY, None, {})
+
+
+def test_empty_variable_counts_as_unset(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CI system passes an empty text for an input that nobody gave."""
+    monkeypatch.setenv("PYTEST_VLLM_MODEL", "")
+    pytester.makeini("[pytest]\nvllm_model = from/ini\n")
+    assert settings_of(pytester).model == "from/ini"
+
+
+def test_native_toml(pytester: pytest.Pytester) -> None:
+    if pytest.version_tuple < (9,):
+        pytest.skip("[tool.pytest] came with pytest 9")
+    pytester.makepyprojecttoml('[tool.pytest]\nconformance_level = "must"\n')
+    assert settings_of(pytester).level is Level.MUST
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (
+            ["--triton-launcher=proces"],
+            ["--triton-launcher", "'proces'", "Did you mean 'process'?"],
+        ),
+        (["--conformance-level=shuold"], ["'shuold'", "Did you mean 'should'?"]),
+        (["--triton-backend-dir=onee"], ["'onee' is not a directory", "/one'?"]),
+        (["--triton-backend-dir=bare"], ["no model.py", "bare/src'?"]),
+        (["--triton-server-bin=one/bim"], ["'one/bim' is not a file", "one/bin'?"]),
+        (["--triton-server-bin=one/model.py"], ["is not executable"]),
+        (["--vllm-model="], ["--vllm-model: it is empty"]),
+        (["--vllm-model-json={bad"], ["not valid JSON", "line 1"]),
+        (["--vllm-model-json=[1]"], ["neither a file nor inline JSON"]),
+        (["--vllm-model-json=list.json"], ["list.json", "not an object"]),
+        (["--vllm-model-json=bad.json"], ["bad.json is not valid JSON"]),
+        (["--vllm-model-json=latin.json"], ["latin.json' cannot be read"]),
+        (["--vllm-model-json=bat.json"], ["Did you mean", "/bad.json'?"]),
+        (["--vllm-model-json=" + "x" * 5000], ["neither a file nor inline JSON"]),
+        (["--triton-url=https://h"], ["http://HOST:PORT"]),
+        (["--triton-url=http://h"], ["http://HOST:PORT"]),
+        (["--triton-grpc-url=h"], ["HOST:PORT"]),
+        (["--triton-metrics-url=:1"], ["http://HOST:PORT"]),
+        (["--triton-boot-timeout=0"], ["'0' is not a number of seconds"]),
+        (["--triton-boot-timeout=nan"], ["'nan' is not a number of seconds"]),
+        (["--triton-boot-timeout=soon"], ["'soon' is not a number of seconds"]),
+        (["--conformance-report=r.xml"], ["ends in .json"]),
+        (["--vllm-version=0.27.11"], ["--vllm-version", "Did you mean 0.27.1?"]),
+        (["--triton-launcher=attach"], ["needs --triton-url"]),
+    ],
+    ids=lambda value: value[0][:40] if value[0].startswith("--") else "",
+)
+def test_wrong_values(pytester: pytest.Pytester, args: list[str], parts: list[str]) -> None:
+    bare = pytester.mkdir("bare")
+    (bare / "src").mkdir()
+    (bare / "src" / "model.py").touch()
+    Path("list.json").write_text("[1]")
+    Path("bad.json").write_text("{")
+    Path("latin.json").write_bytes(b'{"a": "\xe9"}')
+    message = refusal(pytester, *args)
+    for part in parts:
+        assert part in message
+    assert "\n" not in message
+
+
+def test_refusal_names_its_origin(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makeini("[pytest]\nconformance_level = no\n")
+    assert refusal(pytester).startswith("ini option conformance_level:")
+    monkeypatch.setenv("PYTEST_CONFORMANCE_LEVEL", "no")
+    assert refusal(pytester).startswith("PYTEST_CONFORMANCE_LEVEL:")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("PYTEST_VLLM_MODLE", "PYTEST_VLLM_MODEL"),
+        ("PYTEST_TRITON_LAUNCHR", "PYTEST_TRITON_LAUNCHER"),
+        ("PYTEST_CONFORMANCE_LEVELS", "PYTEST_CONFORMANCE_LEVEL"),
+        ("PYTEST_VLLM_TRITON_HOMES", "PYTEST_VLLM_TRITON_HOME"),
+    ],
+)
+def test_mistyped_variable(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, name: str, meant: str
+) -> None:
+    monkeypatch.setenv(name, "x")
+    message = refusal(pytester)
+    assert name in message
+    assert f"Did you mean '{meant}'?" in message
+
+
+def test_json_from_a_file(pytester: pytest.Pytester) -> None:
+    Path("args.json").write_text('{"max_num_seqs": 4}', encoding="utf-8")
+    assert settings_of(pytester, "--vllm-model-json=args.json").model_json == {"max_num_seqs": 4}
+
+
+def test_url_selects_attach(pytester: pytest.Pytester) -> None:
+    assert settings_of(pytester, "--triton-url=h:1").launcher is LauncherKind.ATTACH
+    explicit = settings_of(pytester, "--triton-url=h:1", "--triton-launcher=process")
+    assert explicit.launcher is LauncherKind.PROCESS
+
+
+# -- each option takes effect ----------------------------------------------------------------------
+
+ONE_TEST = "def test_it(vllm_server): pass\n"
+
+
+@pytest.fixture
+def booted(pytester: pytest.Pytester, lying_server: Path) -> Any:
+    """The output of a run whose server says what it was started with, and dies."""
+
+    def run(*args: str) -> str:
+        pytester.makepyfile(ONE_TEST)
+        result = pytester.runpytest(
+            f"--triton-server-bin={lying_server}", *args, str(pytester.path)
+        )
+        assert result.ret == pytest.ExitCode.TESTS_FAILED
+        return result.stdout.str()
+
+    return run
+
+
+def test_server_bin_is_what_runs(booted: Any) -> None:
+    output = booted()
+    assert "arguments: --model-repository=" in output
+    assert "3" in output
+
+
+def test_model_json_is_merged_into_the_served_one(booted: Any) -> None:
+    output = booted('--vllm-model-json={"max_num_seqs": 7, "enforce_eager": null}')
+    assert '"max_num_seqs": 7' in output
+    assert '"gpu_memory_utilization"' in output
+    assert '"enforce_eager"' not in output
+
+
+def test_model_name_is_what_is_loaded(booted: Any) -> None:
+    assert "--load-model=renamed" in booted("--triton-model-name=renamed")
+
+
+def test_backend_dir_is_what_is_served(booted: Any, pytester: pytest.Pytester) -> None:
+    Path("one/model.py").write_text("# the backend under test\n")
+    assert "# the backend under test" in booted("--triton-backend-dir=one")
+
+
+def test_model_is_what_is_served(booted: Any, pytester: pytest.Pytester) -> None:
+    checkpoint = pytester.mkdir("checkpoint")
+    (checkpoint / "config.json").write_text(json.dumps({"architectures": ["OPTForCausalLM"]}))
+    (checkpoint / "model.safetensors").touch()
+    assert f'"model": "{checkpoint}"' in booted(f"--vllm-model={checkpoint}")
+
+
+def test_boot_timeout_ends_the_wait(booted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIE_SLEEP", "60")
+    assert "1 s" in booted("--triton-boot-timeout=1")
+
+
+def test_container_is_not_built_yet(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(ONE_TEST)
+    result = pytester.runpytest("--triton-launcher=container", str(pytester.path))
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stdout.fnmatch_lines(["*container is not built yet. Use process*"])
+
+
+def test_attach_to_nobody(pytester: pytest.Pytester) -> None:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{reserved.getsockname()[1]}"
+        pytester.makepyfile(ONE_TEST)
+        result = pytester.runpytest(
+            f"--triton-url={url}", "--triton-boot-timeout=1", str(pytester.path)
+        )
+    assert result.ret in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.TESTS_FAILED)
+    result.stdout.fnmatch_lines([f"*{url.removeprefix('http://')}*"])
+    result.stdout.no_fnmatch_line("*Traceback*")
