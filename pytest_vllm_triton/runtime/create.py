@@ -175,7 +175,7 @@ class _Creation:
         if venv.exists():
             shutil.rmtree(venv)
         made = subprocess.run(
-            [str(self.interpreter.executable), "-m", "venv", "--without-pip", str(venv)],
+            [str(self.interpreter.executable), "-I", "-m", "venv", "--without-pip", str(venv)],
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
@@ -235,8 +235,9 @@ class _Creation:
         """Compile for the folder's final name, so that tracebacks do not show the partial one."""
         subprocess.run(
             [
-                *[str(self.python), "-m", "compileall", "-q", "-q", "-j", "0"],
+                *[str(self.python), "-I", "-m", "compileall", "-q", "-q", "-j", "0"],
                 *["-s", str(self.root), "-p", str(self.final)],
+                *["-x", r"/tests?/"],  # nobody imports the packages' own tests
                 *[str(self.site_packages), str(self.root / "backends")],
             ],
             # Some packages carry files for other Pythons, on which compileall fails: no matter.

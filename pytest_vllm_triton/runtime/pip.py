@@ -111,7 +111,7 @@ class Pip:
                 for line in new.decode("utf-8", "replace").splitlines():
                     found = _AT_WORK.match(line)
                     if found:
-                        tell(found["what"])
+                        tell(_package_name(found["what"]))
                 if idle is not None:
                     idle("")
                 time.sleep(POLL_SECONDS)
@@ -158,6 +158,12 @@ def explain(failure: PipFailed, doing: str) -> RuntimeUnavailable:
     return RuntimeUnavailable(
         f"The embedded server runtime: {doing} failed. {why} {do} pip: {said}"
     )
+
+
+def _package_name(what: str) -> str:
+    """The package in "torch==2.13.0", "numpy<3,>=1", or the path of a wheel."""
+    name = what.rpartition("/")[2]
+    return re.split(r"[=<>!~\[;]|-\d", name, maxsplit=1)[0]
 
 
 def _shortened(text: str, most: int = 300) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
+import re
 
 from pytest_vllm_triton.errors import UserError
 
@@ -38,12 +38,24 @@ def check_vllm_version(version: str) -> str:
     """The version itself; raises UserError for one that has no recipe."""
     if version in VLLM_VERSIONS:
         return version
-    near = difflib.get_close_matches(version, VLLM_VERSIONS, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]}?" if near else ""
+    near = _nearest(version)
+    hint = f" Did you mean {near}?" if near else ""
     raise UserError(
         f"There is no embedded runtime with vLLM {version!r}.{hint} "
         f"Possible versions: {', '.join(VLLM_VERSIONS)}."
     )
+
+
+def _nearest(version: str) -> str:
+    """The possible version that is numerically the nearest; "" for what is no version."""
+    if not re.fullmatch(r"v?\d+(\.\d+)*", version):
+        return ""
+
+    def place(text: str) -> int:
+        numbers = [int(part) for part in text.lstrip("v").split(".")]
+        return sum(n * 1000**power for n, power in zip(numbers, (2, 1, 0), strict=False))
+
+    return min(VLLM_VERSIONS, key=lambda candidate: abs(place(candidate) - place(version)))
 
 
 def runtime_key(vllm_version: str, python_version: str, python_prefix: str) -> str:
