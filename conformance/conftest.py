@@ -38,14 +38,19 @@ def alternate_model(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterato
     """The name of a second model on the shared server, as different as a model can be.
 
     Version 3 only, no instance_group, another checkpoint (whose known answer tells another story),
-    and a small max_model_len: one boot of an engine serves several checks.
+    another max_model_len, and one sequence at a time (so that a second request shows when the first
+    has left the engine): one boot of an engine serves several checks.
     """
     if not vllm_server.owned or vllm_server.model_repository is None:
         untested("needs a server that the suite starts itself, not an attached one")
     other = other_known_answer_model()
     spec = vllm_harness.model_spec(
         "alternate_model",
-        {"model": str(other.path), "max_model_len": ALTERNATE_MAX_MODEL_LEN},
+        {
+            "model": str(other.path),
+            "max_model_len": ALTERNATE_MAX_MODEL_LEN,
+            "max_num_seqs": 1,
+        },
         config='backend: "vllm"\n',
         version=3,
     )

@@ -13,7 +13,8 @@ from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.transcript import Transcript
 from pytest_vllm_triton.verdicts import untested
 
-ALTERNATE_MAX_MODEL_LEN = 64
+# Not the shared model's limit, and long enough to tell a cancelled request from one that ran on.
+ALTERNATE_MAX_MODEL_LEN = 4000
 
 # vLLM names the process of its engine so; the worker processes are its children.
 ENGINE_PROCESS = "EngineCore"

@@ -191,7 +191,7 @@ def test_too_long_prompt(triton_grpc: GrpcClient, alternate_model: str, stream: 
     with client.open() as opened:
         opened.send(GOOD.but(id="before"))
         opened.send(
-            GenerateRequest(" venus" * (ALTERNATE_MAX_MODEL_LEN * 2), stream=stream, id="long")
+            GenerateRequest(" venus" * (ALTERNATE_MAX_MODEL_LEN + 9), stream=stream, id="long")
         )
         opened.send(GOOD.but(id="after"))
         opened.half_close()

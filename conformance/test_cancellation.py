@@ -1,0 +1,289 @@
+"""CAN: a request that nobody waits for leaves the engine at once.
+
+The alternate model runs one sequence at a time. So whether a long request has left the engine shows
+in how soon a short one is answered: no log is read, and any backend can be checked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+
+from pytest_vllm_triton import expect
+from pytest_vllm_triton.clients import GenerateRequest, GrpcClient, GrpcStream, HttpClient
+from pytest_vllm_triton.clients.grpc import infer_request
+from pytest_vllm_triton.clients.http import http_body
+from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.verdicts import untested
+
+NOTICED_SECONDS = 2.0
+PROMPT = "mercury"
+SHORT = GenerateRequest(PROMPT, sampling={"temperature": 0, "max_tokens": 4})
+LONG = GenerateRequest(PROMPT, sampling={"temperature": 0, "max_tokens": 3900, "ignore_eos": True})
+LONG_STREAM = LONG.but(stream=True)
+
+
+@dataclass(frozen=True)
+class OneAtATime:
+    """The model that runs one sequence at a time.
+
+    Attributes:
+        grpc, http: its clients.
+        short_seconds: what a short request takes when the engine is idle.
+    """
+
+    grpc: GrpcClient
+    http: HttpClient
+    short_seconds: float
+
+    def is_free(self, after: str) -> None:
+        """The engine takes the next request at once, so nothing runs or waits before it."""
+        seconds = self.grpc.generate(SHORT).ok().seconds
+        limit = NOTICED_SECONDS + self.short_seconds
+        expect.between(
+            f"seconds until a short request is answered after {after}", seconds, 0, limit
+        )
+
+
+@pytest.fixture
+def engine(triton_grpc: GrpcClient, triton_http: HttpClient, alternate_model: str) -> OneAtATime:
+    client = triton_grpc.for_model(alternate_model)
+    short = client.generate(SHORT).ok().seconds
+    probe = LONG.but(sampling={"temperature": 0, "max_tokens": 200, "ignore_eos": True})
+    expected = client.generate(probe).ok().seconds * 3900 / 200
+    if expected < 2 * NOTICED_SECONDS:
+        untested(f"the long request takes {expected:.1f} s here: too short to tell")
+    return OneAtATime(client, triton_http.for_model(alternate_model), short)
+
+
+def first_response(stream: GrpcStream) -> None:
+    next(iter(stream))
+
+
+@pytest.mark.requirement("CAN-001")
+def test_unary_call_ends_as_cancelled(engine: OneAtATime) -> None:
+    """With tritonclient, as users cancel: stop_stream(cancel_requests=True)."""
+    import queue
+
+    from tritonclient.grpc import InferenceServerClient
+    from tritonclient.utils import InferenceServerException
+
+    results: queue.SimpleQueue[tuple[object, InferenceServerException | None]] = queue.SimpleQueue()
+    with InferenceServerClient(engine.grpc.address) as client:
+        client.start_stream(lambda result, error: results.put((result, error)))
+        client.async_stream_infer(engine.grpc.model, _triton_inputs(LONG), request_id="1")
+        engine_is_busy(engine)
+        client.stop_stream(cancel_requests=True)
+        result, error = results.get(timeout=1.0)
+    expect.equal("result", result, None)
+    expect.that(
+        "error", error, lambda e: e is not None and "CANCELLED" in str(e.status()), "CANCELLED"
+    )
+    expect.equal("further answers", results.qsize(), 0)
+
+
+@pytest.mark.requirement("CAN-002")
+def test_cancelled_unary_request_leaves_the_engine(engine: OneAtATime) -> None:
+    with engine.grpc.open() as stream:
+        stream.send(LONG)
+        engine_is_busy(engine)
+        stream.cancel()
+        engine.is_free("cancelling a unary request")
+
+
+@pytest.mark.requirement("CAN-003")
+def test_cancelled_stream_leaves_the_engine(engine: OneAtATime) -> None:
+    with engine.grpc.open() as stream:
+        stream.send(LONG_STREAM)
+        responses = iter(stream)
+        next(responses)
+        stream.cancel()
+        engine.is_free("cancelling a stream after its first token")
+        expect.equal("errors after the cancel", [r.error for r in responses if r.error], [])
+    expect.equal("gRPC status", stream.status, "CANCELLED")
+
+
+@pytest.mark.requirement("CAN-004")
+@pytest.mark.asyncio(loop_scope="function")
+async def test_aio_iterator_cancel(engine: OneAtATime) -> None:
+    from tritonclient.grpc.aio import InferenceServerClient
+
+    async def requests() -> AsyncIterator[dict[str, object]]:
+        yield {"model_name": engine.grpc.model, "inputs": _triton_inputs(LONG_STREAM)}
+
+    async with InferenceServerClient(engine.grpc.address) as client:
+        responses = client.stream_infer(requests())
+        _, error = await responses.__anext__()
+        expect.equal("error of the first response", error, None)
+        expect.equal("cancel()", responses.cancel(), True)
+        with pytest.raises(asyncio.CancelledError):
+            async for _ in responses:
+                pass
+    await asyncio.to_thread(engine.is_free, "cancelling an asyncio stream")
+
+
+_DOOMED_CLIENT = """
+import sys
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+import grpc
+message = service_pb2.ModelInferRequest.FromString(sys.stdin.buffer.read())
+channel = grpc.insecure_channel(sys.argv[1])
+stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+for response in stub.ModelStreamInfer(iter([message])):
+    print("response", flush=True)
+"""
+
+
+@pytest.mark.requirement("CAN-005")
+def test_killed_client(engine: OneAtATime) -> None:
+    message = infer_request(engine.grpc.model, LONG_STREAM).SerializeToString()
+    with subprocess.Popen(
+        [sys.executable, "-c", _DOOMED_CLIENT, engine.grpc.address],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        client.stdin.write(message)
+        client.stdin.close()
+        expect.equal("first line of the client", client.stdout.readline(), b"response\n")
+        client.kill()
+    engine.is_free("the SIGKILL of its client")
+
+
+@pytest.mark.requirement("CAN-006")
+def test_deadline_of_the_client(engine: OneAtATime) -> None:
+    from pytest_vllm_triton.clients import Unanswered
+
+    with engine.grpc.open(deadline=0.5) as stream:
+        stream.send(LONG)
+        with pytest.raises(Unanswered):
+            list(stream)
+    expect.equal("gRPC status", stream.status, "DEADLINE_EXCEEDED")
+    engine.is_free("the client's deadline")
+
+
+@pytest.mark.requirement("CAN-007")
+def test_queued_request_is_removed(engine: OneAtATime) -> None:
+    """One runs, a second one waits: both are cancelled, so a third one is served at once."""
+    with engine.grpc.open() as running, engine.grpc.open() as queued:
+        running.send(LONG_STREAM)
+        first_response(running)
+        queued.send(LONG_STREAM)
+        # Sent later on the same connection, so the queued one has been received before it.
+        expect.equal("model is ready", engine.http.get(engine.http.path("ready")).status, 200)
+        queued.cancel()
+        started = time.monotonic()
+        expect.equal("responses of the queued request", list(queued), [])
+        expect.between("seconds until it ended", time.monotonic() - started, 0, NOTICED_SECONDS)
+        running.cancel()
+        engine.is_free("cancelling the running and the waiting request")
+
+
+@pytest.mark.requirement("CAN-009")
+def test_the_others_go_on(triton_grpc: GrpcClient) -> None:
+    sampling = {"temperature": 0, "max_tokens": 300, "ignore_eos": True}
+    prompts = ["Say alpha", "lima mike", "tango", "uniform"]
+    requests = [GenerateRequest(p, stream=True, sampling=sampling) for p in prompts]
+    baseline = [triton_grpc.generate(request).text for request in requests]
+    with triton_grpc.open() as doomed, triton_grpc.open() as others:
+        for request, name in zip(requests[1:], "123", strict=True):
+            others.send(request.but(id=name))
+        others.half_close()
+        doomed.send(requests[0])
+        first_response(doomed)
+        doomed.cancel()
+        texts = {"1": "", "2": "", "3": ""}
+        for response in others:
+            texts[response.id] += response.text
+    expect.equal("texts of the other requests", list(texts.values()), baseline[1:])
+
+
+@pytest.mark.requirement("CAN-010")
+def test_one_cancel_for_five_requests(engine: OneAtATime) -> None:
+    with engine.grpc.open() as stream:
+        for index in range(5):
+            stream.send(LONG_STREAM.but(id=str(index)))
+        first_response(stream)
+        stream.cancel()
+        engine.is_free("cancelling five requests of one stream")
+
+
+@pytest.mark.requirement("CAN-011")
+def test_cancel_after_the_end_does_nothing(engine: OneAtATime) -> None:
+    with engine.grpc.open() as stream:
+        stream.send(SHORT)
+        stream.half_close()
+        responses = list(stream)
+        stream.cancel()
+    expect.equal("gRPC status", stream.status, "OK")
+    expect.equal("errors", [r.error for r in responses if r.error], [])
+    engine.is_free("a cancel that came too late")
+
+
+@pytest.mark.requirement("CAN-012")
+def test_storm_of_cancels(
+    triton_grpc: GrpcClient, engine: OneAtATime, vllm_server: ServerHandle
+) -> None:
+    """100 requests, streaming and not, cancelled at any time from at once to 0.1 s later."""
+    before = {process.pid for process in vllm_server.processes()}
+    delays = random.Random(7)
+    kinds = itertools.cycle((LONG, LONG_STREAM))
+    waiting: list[tuple[float, GrpcStream]] = []
+    for _ in range(100):
+        stream = engine.grpc.open()
+        stream.send(next(kinds))
+        waiting.append((time.monotonic() + delays.uniform(0, 0.1), stream))
+        while waiting and waiting[0][0] <= time.monotonic():
+            waiting.pop(0)[1].cancel()
+    for _, stream in waiting:
+        stream.cancel()
+    engine.is_free("100 cancelled requests")
+    after = {process.pid for process in vllm_server.processes()}
+    expect.equal("processes of the server", after, before)
+
+
+@pytest.mark.requirement("CAN-013")
+def test_closed_event_stream(engine: OneAtATime) -> None:
+    content = json.dumps(http_body(LONG_STREAM)).encode()
+    path = engine.http.path("generate_stream")
+    with engine.http.opened("POST", path, content) as stream:
+        next(iter(stream.events()))
+    engine.http.close()
+    engine.is_free("closing the connection of an event stream")
+
+
+def engine_is_busy(engine: OneAtATime) -> None:
+    """Wait until the engine has taken the long request: a short one is not answered meanwhile."""
+    with engine.grpc.open(deadline=0.3) as stream:
+        stream.send(SHORT)
+        answered = []
+        try:
+            answered = list(stream)
+        except AssertionError:
+            return
+    expect.equal("answers of a request behind the long one", answered, [])
+
+
+def _triton_inputs(request: GenerateRequest) -> list[object]:
+    """The request's inputs as tritonclient's own classes."""
+    import numpy as np
+    from tritonclient.grpc import InferInput
+
+    inputs = []
+    for name, value in request.named_inputs().items():
+        is_bool = isinstance(value, bool)
+        tensor = InferInput(name, [1], "BOOL" if is_bool else "BYTES")
+        content = value if is_bool else str(value).encode()
+        tensor.set_data_from_numpy(np.array([content], dtype=bool if is_bool else np.object_))
+        inputs.append(tensor)
+    return inputs
