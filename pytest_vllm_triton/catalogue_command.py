@@ -1,0 +1,95 @@
+"""``pytest-vllm-triton list`` and ``explain``: the catalogue of requirements on the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import textwrap
+from collections import defaultdict
+from typing import Any
+
+from pytest_vllm_triton import assets
+from pytest_vllm_triton.errors import UserError
+from pytest_vllm_triton.options import did_you_mean
+from pytest_vllm_triton.requirements import Level, load_catalogue
+
+_WIDTH = 100
+
+
+def add_parser(commands: Any) -> None:
+    """Add both sub-commands."""
+    listing: argparse.ArgumentParser = commands.add_parser(
+        "list", help="list the requirements, by group"
+    )
+    listing.add_argument("group", nargs="*", help="only these groups, such as GEN or STR")
+    listing.add_argument("--level", choices=[level.value.lower() for level in Level], default="may")
+    listing.set_defaults(run=run_list)
+    explain: argparse.ArgumentParser = commands.add_parser(
+        "explain", help="say what a requirement asks for, and which tests check it"
+    )
+    explain.add_argument("id", nargs="+", help="such as GEN-001")
+    explain.set_defaults(run=run_explain)
+
+
+def run_list(arguments: argparse.Namespace) -> int:
+    catalogue = load_catalogue()
+    checks = tests_by_requirement()
+    wanted = [group.upper() for group in arguments.group] or list(catalogue.groups)
+    for group in wanted:
+        if group not in catalogue.groups:
+            raise UserError(f"There is no group {group}.{did_you_mean(group, catalogue.groups)}")
+        print(f"{group}  {catalogue.groups[group]}")
+        for requirement in catalogue.by_group[group]:
+            if not Level[arguments.level.upper()].includes(requirement.level):
+                continue
+            checked = "" if requirement.id in checks else "  (no check yet)"
+            sentence = " ".join(requirement.sentence.split())
+            room = _WIDTH - 19 - len(checked)
+            shown = sentence if len(sentence) <= room else sentence[: room - 1] + "…"
+            print(f"  {requirement.id} {requirement.level.value:<6} {shown}{checked}")
+    return 0
+
+
+def run_explain(arguments: argparse.Namespace) -> int:
+    catalogue = load_catalogue()
+    checks = tests_by_requirement()
+    for position, key in enumerate(arguments.id):
+        key = key.upper()
+        if key not in catalogue:
+            raise UserError(f"There is no requirement {key}.{did_you_mean(key, catalogue)}")
+        requirement = catalogue[key]
+        print("\n" * bool(position) + f"{key}  {requirement.level.value}")
+        print(textwrap.fill(requirement.sentence, _WIDTH, break_long_words=False))
+        rows = {
+            "source": requirement.source,
+            "needs": {"cpu": "any host"}.get(requirement.needs, requirement.needs),
+            "upstream": requirement.upstream or "nothing known to differ",
+            "checked by": ", ".join(checks.get(key, ())) or "no check yet",
+        }
+        for name, value in rows.items():
+            print(textwrap.fill(f"{name:<11}{value}", _WIDTH, subsequent_indent=" " * 11))
+    return 0
+
+
+def tests_by_requirement() -> dict[str, list[str]]:
+    """Names of the suite's tests by requirement id, read from the sources without running them."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(assets.suite_dir().glob("test_*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                for key in _requirements_of(node):
+                    found[key].append(f"{path.name}::{node.name}")
+    return dict(found)
+
+
+def _requirements_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    """The arguments of its ``pytest.mark.requirement`` markers."""
+    return [
+        argument.value
+        for marker in function.decorator_list
+        if isinstance(marker, ast.Call)
+        and isinstance(marker.func, ast.Attribute)
+        and marker.func.attr == "requirement"
+        for argument in marker.args
+        if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
+    ]
