@@ -55,13 +55,13 @@ def wait_ready(
     """
     deadline = time.monotonic() + timeout
     watch = _LogWatch(handle, models, on_progress)
-    with _client(handle.endpoints) as client:
+    with http_client(handle.endpoints) as client:
         while True:
             running = handle.is_running()  # before the log is read: the last lines count
             watch.look()
             if not running:
                 raise _dead(handle)
-            missing = _not_ready(client, handle, models)
+            missing = not_ready(client, handle, models)
             if not missing:
                 return
             if time.monotonic() > deadline:
@@ -72,15 +72,16 @@ def wait_ready(
             time.sleep(POLL_SECONDS)
 
 
-def _client(endpoints: Endpoints) -> httpx.Client:
+def http_client(endpoints: Endpoints, timeout: float = 5.0) -> httpx.Client:
+    """A client for the server's HTTP port."""
     import httpx
 
     # A proxy of the user's never leads to this machine's own loopback address.
     loopback = re.match(r"https?://(127\.|localhost|\[::1\])", endpoints.http) is not None
-    return httpx.Client(timeout=5.0, trust_env=not loopback)
+    return httpx.Client(timeout=timeout, trust_env=not loopback)
 
 
-def _not_ready(client: httpx.Client, handle: ServerHandle, models: Sequence[str]) -> str:
+def not_ready(client: httpx.Client, handle: ServerHandle, models: Sequence[str]) -> str:
     """What is missing, in words; "" when all is ready."""
     import httpx
 
