@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import gc
+import atexit
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,17 @@ class StatsRelay:
 
 def _nothing() -> None:
     pass
+
+
+def _exit_at_once() -> None:
+    """Skip the interpreter's teardown, the last thing a stub does after `finalize`.
+
+    With torch and vLLM loaded it takes seconds, which an unload has to wait for, and it destroys
+    Triton's objects after their shared memory, which crashes the stub if one is still about.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 class Service:
@@ -124,6 +136,8 @@ class Service:
             pb_utils.Logger.log_info(f"[vllm] {args['model_instance_name']} uses GPU {devices}")
             os.environ["CUDA_VISIBLE_DEVICES"] = devices
 
+        # Registered before vLLM's own handlers, and so called after them.
+        atexit.register(_exit_at_once)
         vllm = Vllm()
         pb_utils.Logger.log_info(f"[vllm] vLLM {vllm.version}")
         loras = LoraRegistry(version_dir, vllm.lora_request) if enable_lora else None
@@ -218,4 +232,3 @@ class Service:
         self._engine.shutdown()
         self._loop.stop(_STOP_SECONDS)
         self._watchdog.close()
-        gc.collect()
