@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 
 #: Triton's own default of --exit-timeout-secs; a graceful stop may take that long.
 EXIT_TIMEOUT_SECONDS = 30
-#: How long a server may live on when pytest has died: SIGTERM, then SIGKILL after this.
-ORPHAN_GRACE_SECONDS = 4.0
+#: How long a server may live on when pytest has died: SIGTERM, then SIGKILL after this. Short: the
+#: sweep needs no help of the server's, and on a busy machine the kernel takes seconds to free the
+#: memory of a killed engine.
+ORPHAN_GRACE_SECONDS = 2.0
 #: The python backend gives up on a stub that is silent this long; importing vLLM takes a while.
 STUB_TIMEOUT_SECONDS = 300
 #: What a graceful stop may take beyond Triton's own exit timeout.

@@ -34,6 +34,9 @@ _LOAD_FAILED = re.compile(r"\"failed to load '(?P<model>[^']+)' version \d+: (?P
 _POLL_FAILED = re.compile(
     r"\"Poll failed for model directory '(?P<model>[^']+)': (?P<reason>.*)\"\s*$"
 )
+#: What the Python backend's stub says before it ends; the server may have no more to say after it
+#: than that the stub "is not healthy".
+_STUB_FAILED = re.compile(r"\"Failed to initialize Python stub: (?P<reason>.*)\"\s*$")
 _BUSY_PORT = re.compile(r"Socket '[^']+:(?P<port>\d+)' already in use")
 
 
@@ -129,6 +132,7 @@ class _LogWatch:
         self.on_progress = on_progress
         self.position = 0
         self.partial = b""
+        self.stub_said = ""
 
     def look(self) -> None:
         if self.handle.log is None or not self.handle.log.path.exists():
@@ -144,11 +148,17 @@ class _LogWatch:
             self.tell(line)
 
     def judge(self, line: str) -> None:
+        stub = _STUB_FAILED.search(line)
+        if stub:
+            self.stub_said = stub["reason"]
         failed = _LOAD_FAILED.search(line)
         if failed:
             model = failed["model"].rstrip("/").rpartition("/")[2]
             if model in self.models:
-                raise _load_failed(self.handle, model, failed["reason"])
+                reason = failed["reason"]
+                if "is not healthy" in reason and self.stub_said:
+                    reason = f"{reason} {self.stub_said}"
+                raise _load_failed(self.handle, model, reason)
         busy = _BUSY_PORT.search(line)
         if busy:
             raise PortTaken(f"Port {busy['port']} is already in use.", line)

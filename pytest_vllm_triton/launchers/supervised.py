@@ -20,7 +20,7 @@ from pytest_vllm_triton.launchers.base import ServerLog, StopReport
 
 START_SECONDS = 30.0
 #: How long the supervisor may take beyond the grace before its work is done from here.
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 
 
 class Supervised:
@@ -194,7 +194,7 @@ class Supervised:
         orphans = tuple(f"{pid} {supervisor.command_line(pid)}" for pid in left if pid != server)
         regions = self._regions()
         regions.observe(regions.unknown(), left)
-        supervisor.kill_all(lambda: supervisor.session_family(server))
+        supervisor.kill_all(lambda: supervisor.session_family(server), 40.0)
         swept = tuple(regions.sweep())
         return StopReport(self.facts.get("code"), forced, () if forced else orphans, swept)
 

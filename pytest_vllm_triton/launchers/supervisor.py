@@ -139,7 +139,7 @@ def send(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def kill_all(find: Callable[[], list[int]], seconds: float = 5.0) -> list[int]:
+def kill_all(find: Callable[[], list[int]], seconds: float) -> list[int]:
     """SIGKILL what ``find`` finds until it finds nothing (children forked meanwhile too).
 
     Returns those still there after ``seconds``, which no signal can end (uninterruptible sleep).
@@ -395,11 +395,15 @@ class Supervisor:
             self.wait(lambda: not descendants(us), min(soon, max(deadline, soon - 2.0)))
         self.regions.observe(self.regions.unknown(), descendants(us))
         orphans = [f"{pid} {command_line(pid)}" for pid in descendants(us) if pid != self.server]
-        immortal = kill_all(lambda: descendants(us))
+        immortal = kill_all(lambda: descendants(us), 5.0)
+        swept = self.regions.sweep()
+        if immortal:
+            # Killed, but the kernel still takes their memory apart: what counts is gone by now.
+            immortal = kill_all(lambda: descendants(us), 40.0)
+            swept += self.regions.sweep()
         self.note_ended()
         if self.exit_code is None and self.server not in immortal:
             self.exit_code = -signal.SIGKILL
-        swept = self.regions.sweep()
         self.tell(
             "done",
             code=self.exit_code,
