@@ -35,6 +35,7 @@ class Judge:
         self._is_worker = hasattr(config, "workerinput")
         self._abort_status: pytest.ExitCode | None = None
         self._abort_reason = ""
+        self._report_error = ""
         self.harness: Harness | None = None
         self._worker_boots: list[Boot] = []
         self._worker_facts: dict[str, str] = {}
@@ -69,7 +70,11 @@ class Judge:
 
             write_summary(terminalreporter, self.results, [*self._facts().items()], self.verdict())
             if (path := self._config.stash[SETTINGS].report) is not None:
-                terminalreporter.write_line(f"report: {path}")
+                if self._report_error:
+                    failure = f"The report was not written: {self._report_error}"
+                    terminalreporter.write_line(failure, red=True)
+                else:
+                    terminalreporter.write_line(f"report: {path}")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
@@ -85,9 +90,18 @@ class Judge:
             # What pytest lets pass and a gate must not: XPASS, and a session that was ended early.
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         path = self._config.stash[SETTINGS].report
-        if path is not None and not self._config.option.collectonly:
-            self._write_report(path)
+        if path is not None and not self._is_dry_run:
+            try:
+                self._write_report(path)
+            except OSError as error:
+                self._report_error = str(error)
+                session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
         return (yield)
+
+    @property
+    def _is_dry_run(self) -> bool:
+        option = self._config.option
+        return bool(option.collectonly or option.setupplan)
 
     def _send_to_controller(self) -> None:
         output: dict[str, Any] = self._config.workeroutput  # type: ignore[attr-defined]
@@ -112,7 +126,7 @@ class Judge:
 
     @property
     def _has_requirements(self) -> bool:
-        if self._is_worker or self._config.option.collectonly or "results" not in self.__dict__:
+        if self._is_worker or self._is_dry_run or "results" not in self.__dict__:
             return False
         return bool(self.results.selected or self.results.checks)
 

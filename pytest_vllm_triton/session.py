@@ -114,8 +114,8 @@ class ServerSession:
                     describe_failure(item, call, report, result, self._catalogue)
             if report.when == "teardown":
                 # The report from which JUnit's <properties> are written.
-                verdict = combine(item.stash.setdefault(_VERDICTS, []))
-                report.user_properties.append(("verdict", verdict.value))
+                verdicts = item.stash.setdefault(_VERDICTS, [])
+                report.user_properties.append(("verdict", combine(verdicts).value))
         return report
 
     def pytest_unconfigure(self) -> None:

@@ -39,17 +39,29 @@ def check_result(
         requirements=requirements,
         verdict=verdict,
         seconds=round(report.duration, 3) if report.when == "call" else 0.0,
-        reason=reason,
-        expected=expected,
-        actual=actual,
+        reason=encodable(reason),
+        expected=encodable(expected),
+        actual=encodable(actual),
         exchanges=tuple(
-            {"request": e.request, "response": e.response, "seconds": round(e.seconds, 3)}
-            for e in transcript.exchanges
+            {
+                "request": encodable(exchange.request),
+                "response": encodable(exchange.response),
+                "seconds": round(exchange.seconds, 3),
+            }
+            for exchange in transcript.exchanges
         )
         if failed
         else (),
         server_log=server_log[-_MAX_LOG_CHARACTERS:] if failed else "",
     )
+
+
+def encodable(text: str) -> str:
+    """The text with its lone surrogates, which no byte encoding takes, spelled out.
+
+    A server can send them in JSON, and pytest-xdist and report files need bytes.
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _outcome(
@@ -73,6 +85,8 @@ def _outcome(
         return Verdict.FAIL, error.what, error.expected, error.actual
     if report.when == "call" and isinstance(error, AssertionError):
         return Verdict.FAIL, str(error), "", ""
+    if isinstance(error, (ServerFailed, UserError)):
+        return Verdict.ERROR, str(error), "", ""
     return Verdict.ERROR, f"{type(error).__name__}: {error}", "", ""
 
 
@@ -94,8 +108,11 @@ def describe_failure(
         for key in result.requirements
     ]
     if isinstance(error, (Violation, ServerFailed, UserError)) and not keep_traceback:
-        report.longrepr = "\n".join([*heading, "", *_lines(error), "", _location(item, call)])
+        text = "\n".join([*heading, "", *_lines(error), "", _location(item, call)])
+        report.longrepr = encodable(text)
     else:
+        if (text := str(report.longrepr)) != encodable(text):
+            report.longrepr = encodable(text)
         report.sections.insert(0, ("requirement", "\n".join(heading)))
     if result.exchanges:
         report.sections.append(

@@ -51,8 +51,7 @@ def write_document(document: Mapping[str, Any], path: Path) -> None:
     """Write the report; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(document, indent=2, ensure_ascii=False)
-    # Model output may hold lone surrogates, which UTF-8 has no bytes for.
-    path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def _requirement(result: RequirementResult) -> dict[str, Any]:

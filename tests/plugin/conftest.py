@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 # pytester forgets what a run inside this process imported, and NumPy cannot be imported twice.
-import pytest_vllm_triton.known_answer  # noqa: F401
-from pytest_vllm_triton.paths import HOME_VARIABLE, cache_home
+import hypothesis.internal.observability  # noqa: F401  (its pytest plugin imports it each time)
+import pytest
+from plugin_helpers import CACHES, PREAMBLE, Report
 
-# pytester changes $HOME; the server runtime and the checkpoints are in the one before it.
-CACHES = str(cache_home())
+import pytest_vllm_triton.known_answer  # noqa: F401
+from pytest_vllm_triton.paths import HOME_VARIABLE
 
 
 @pytest.fixture(autouse=True)
 def caches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(HOME_VARIABLE, CACHES)
-
-
-Report = dict[str, Any]
 
 
 @pytest.fixture
@@ -36,18 +30,6 @@ def judged(pytester: pytest.Pytester) -> Callable[..., tuple[pytest.RunResult, R
         return result, json.loads((pytester.path / "report.json").read_text(encoding="utf-8"))
 
     return run
-
-
-PREAMBLE = """
-import pytest
-from pytest_vllm_triton import expect
-from pytest_vllm_triton.verdicts import not_applicable, untested
-requirement = pytest.mark.requirement
-"""
-
-
-def verdicts(report: Report) -> dict[str, str]:
-    return {row["id"]: row["verdict"] for row in report["requirements"]}
 
 
 @pytest.fixture
@@ -68,8 +50,3 @@ def lying_server(tmp_path: Path) -> Path:
     )
     binary.chmod(0o755)
     return binary
-
-
-def environment(**changes: str) -> dict[str, str]:
-    """This process's environment with some changes, for a subprocess."""
-    return {**os.environ, HOME_VARIABLE: CACHES, **changes}
