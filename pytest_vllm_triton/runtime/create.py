@@ -15,8 +15,8 @@ from pathlib import Path
 
 from pytest_vllm_triton.errors import RuntimeUnavailable
 from pytest_vllm_triton.runtime import recipe
-from pytest_vllm_triton.runtime.interpreter import Interpreter, find_interpreter
-from pytest_vllm_triton.runtime.pip import Pip, PipFailed, explain
+from pytest_vllm_triton.runtime.interpreter import Interpreter, find_interpreters
+from pytest_vllm_triton.runtime.pip import NotForThisPython, Pip, PipFailed, explain
 from pytest_vllm_triton.runtime.store import (
     MANIFEST,
     PARTIAL_SUFFIX,
@@ -44,8 +44,6 @@ def create_runtime(
 
     Raises RuntimeUnavailable where it cannot be made. An interrupted creation is gone on with.
     """
-    from filelock import FileLock, Timeout
-
     tell = progress or (lambda _: None)
     recipe.check_vllm_version(vllm_version)
     if python is None:
@@ -53,18 +51,37 @@ def create_runtime(
         if found is not None:
             return found
     _check_platform()
-    interpreter = find_interpreter(python)
+    _make_folder(runtimes_folder())
+    tried: dict[str, RuntimeUnavailable] = {}
+    for interpreter in find_interpreters(python):
+        if interpreter.minor in tried:
+            continue
+        if tried:
+            tell(f"trying Python {interpreter.version} instead")
+        try:
+            return _create(vllm_version, interpreter, tell)
+        except NotForThisPython as failure:
+            tried[interpreter.minor] = failure
+    raise next(iter(tried.values()))
+
+
+def _create(vllm_version: str, interpreter: Interpreter, tell: Progress) -> Runtime:
+    from filelock import FileLock, Timeout
+
     key = recipe.runtime_key(vllm_version, interpreter.version, str(interpreter.prefix))
-    folder = runtimes_folder()
-    _make_folder(folder)
-    lock = FileLock(folder / f"{key}.lock")
+    lock = FileLock(runtimes_folder() / f"{key}.lock")
     try:
         held = lock.acquire(timeout=0)
     except Timeout:
         tell(f"waiting for another process that makes {key}")
         held = lock.acquire(poll_interval=LOCK_POLL_SECONDS)
     with held:
-        return _Creation(key, vllm_version, interpreter, folder, tell).run()
+        creation = _Creation(key, vllm_version, interpreter, runtimes_folder(), tell)
+        try:
+            return creation.run()
+        except NotForThisPython:
+            shutil.rmtree(creation.root)  # there is nothing to go on with
+            raise
 
 
 @dataclass

@@ -60,17 +60,25 @@ class Unsuitable(Exception):
         self.lacks_library = lacks_library
 
 
-def find_interpreter(wanted: str | None = None) -> Interpreter:
-    """The first suitable Python of this host, or the one that is wanted."""
+def find_interpreters(wanted: str | None = None) -> Iterator[Interpreter]:
+    """The suitable Pythons of this host, the likeliest first, or the one that is wanted.
+
+    Raises RuntimeUnavailable where there is none.
+    """
+    found = False
     looked_at: list[str] = []
     lacks_library = False
     for candidate in [Path(wanted)] if wanted is not None else _candidates():
         try:
-            return probe(candidate)
+            interpreter = probe(candidate)
         except Unsuitable as unsuitable:
             lacks_library |= unsuitable.lacks_library
             looked_at.append(f"{candidate} ({unsuitable})")
-    raise _none(looked_at, lacks_library, wanted)
+        else:
+            found = True
+            yield interpreter
+    if not found:
+        raise _none(looked_at, lacks_library, wanted)
 
 
 def probe(executable: Path) -> Interpreter:

@@ -25,12 +25,16 @@ _NO_CONNECTION = re.compile(
     r"|ReadTimeout|Name or service not known|Temporary failure in name resolution|ProxyError"
     r"|connection broken by|SSLError|Connection (refused|reset|timed out)|Network is unreachable"
 )
-_NO_MATCH = re.compile(r"No matching distribution found for (?P<what>\S+)")
+_NO_MATCH = re.compile(r"No matching distribution found for (?P<what>[^\s;]+)")
 _AT_WORK = re.compile(
     r"^\s*(Collecting|Downloading|Building wheel for|Using cached|Processing) (?P<what>[^\s;(]+)"
 )
 
 Tell = Callable[[str], None]
+
+
+class NotForThisPython(RuntimeUnavailable):
+    """pip's sources lack something for this Python; they may have it for another one."""
 
 
 class PipFailed(Exception):
@@ -155,9 +159,10 @@ def explain(failure: PipFailed, doing: str) -> RuntimeUnavailable:
         )
     else:
         why, do = "pip failed.", "Run it again: it goes on where it stopped."
-    return RuntimeUnavailable(
-        f"The embedded server runtime: {doing} failed. {why} {do} pip: {said}"
-    )
+    kind = RuntimeUnavailable
+    if missing and not _NO_CONNECTION.search(output):
+        kind = NotForThisPython
+    return kind(f"The embedded server runtime: {doing} failed. {why} {do} pip said: {said}")
 
 
 def _package_name(what: str) -> str:

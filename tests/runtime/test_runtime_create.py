@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -17,7 +18,6 @@ import pytest
 
 from pytest_vllm_triton.errors import RuntimeUnavailable, UserError
 from pytest_vllm_triton.runtime import (
-    Runtime,
     create,
     create_runtime,
     find_runtime,
@@ -25,6 +25,8 @@ from pytest_vllm_triton.runtime import (
     recipe,
     remove_runtime,
 )
+from pytest_vllm_triton.runtime.interpreter import find_interpreters
+from pytest_vllm_triton.runtime.pip import PipFailed
 from pytest_vllm_triton.runtime.store import MANIFEST, list_partial
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -301,13 +303,41 @@ def test_a_missing_cpu_torch_is_told(
     with pytest.raises(RuntimeUnavailable, match=r"do not have torch==2\.13\.0\+cpu") as failure:
         create_runtime("0.32.0")
     assert "CPU wheels" in str(failure.value)
+    assert not list_partial(), "nothing to go on with"
+
+
+@pytest.mark.usefixtures("offline_wheels")
+def test_another_python_is_tried_where_a_wheel_is_missing_for_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where the sources have torch for one Python only."""
+    (real,) = list(find_interpreters())[:1]
+    first = dataclasses.replace(real, version="3.10.1")  # the wheels are fine with any, this is not
+    monkeypatch.setattr(create, "find_interpreters", lambda _: iter([first, real]))
+    reach = create._Creation.reach
+
+    def reaching(creation: create._Creation, label: str) -> None:
+        if creation.interpreter == first:
+            raise PipFailed("ERROR: No matching distribution found for torch==2.13.0+cpu; x > 1")
+        reach(creation, label)
+
+    monkeypatch.setattr(create._Creation, "reach", reaching)
+    told: list[str] = []
+
+    runtime = create_runtime("0.32.0", told.append)
+
+    assert runtime.python_version == real.version
+    assert f"trying Python {real.version} instead" in told
+    assert not list_partial()
 
 
 @pytest.mark.usefixtures("offline_wheels")
 def test_after_a_failure_the_next_try_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setenv("PIP_FIND_LINKS", "/nonexistent")
-        with pytest.raises(RuntimeUnavailable):
+        patch.delenv("PIP_NO_INDEX")
+        patch.delenv("PIP_FIND_LINKS")
+        patch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+        with pytest.raises(RuntimeUnavailable, match="No package index"):
             create_runtime("0.32.0")
     told: list[str] = []
     create_runtime("0.32.0", told.append)

@@ -12,7 +12,11 @@ import pytest
 
 from pytest_vllm_triton.errors import RuntimeUnavailable
 from pytest_vllm_triton.runtime import interpreter
-from pytest_vllm_triton.runtime.interpreter import find_interpreter, probe
+from pytest_vllm_triton.runtime.interpreter import Interpreter, find_interpreters, probe
+
+
+def find_interpreter(wanted: str | None = None) -> Interpreter:
+    return next(find_interpreters(wanted))
 
 
 class Pythons:
@@ -66,6 +70,13 @@ def test_the_first_suitable_python_is_taken(pythons: Pythons) -> None:
     assert found.version == "3.12.4"
     assert found.minor == "3.12"
     assert found.library == wanted.parent.parent / "lib" / "libpython3.11.so.1.0"
+
+
+def test_all_suitable_pythons_are_found_in_order(pythons: Pythons) -> None:
+    first = pythons.add()
+    pythons.add(shared=False)
+    second = pythons.add(version=[3, 12, 4])
+    assert [found.executable for found in find_interpreters()] == [first, second]
 
 
 def test_no_python_of_a_right_version(pythons: Pythons) -> None:
