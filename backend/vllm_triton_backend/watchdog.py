@@ -33,7 +33,7 @@ from pathlib import Path
 MARK = "TRITON_VLLM_BACKEND_STUB"
 PEACE = b"bye"
 _SHM = Path("/dev/shm")
-_TERM_SECONDS = 4.0
+_TERM_SECONDS = 2.5
 _KILL_SECONDS = 3.0
 _TRACKER_SECONDS = 2.0
 

@@ -1,0 +1,134 @@
+"""model.json, parameters of config.pbtxt, devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from vllm_triton_backend import config
+from vllm_triton_backend.config import Instance, Parameters
+from vllm_triton_backend.errors import LoadError
+
+
+def test_missing_model_json_has_upstreams_text(tmp_path: Path) -> None:
+    with pytest.raises(LoadError) as caught:
+        config.read_engine_args(tmp_path)
+    expected = f"'model.json' containing vllm engine args must be provided in '{tmp_path}'"
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("{bad", "not valid JSON"), ("[]", "JSON object"), ("{}", "name the model")],
+)
+def test_a_bad_model_json_is_named(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(LoadError, match=words) as caught:
+        config.read_engine_args(tmp_path)
+    assert str(tmp_path / "model.json") in str(caught.value)
+
+
+def test_lora_paths_are_relative_to_the_version_folder(tmp_path: Path) -> None:
+    (tmp_path / "multi_lora.json").write_text('{"a": "adapters/a", "b": "/b"}')
+    assert config.read_lora_paths(tmp_path) == {"a": str(tmp_path / "adapters/a"), "b": "/b"}
+
+
+def test_missing_lora_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match="cannot find") as caught:
+        config.read_lora_paths(tmp_path)
+    assert str(tmp_path / "multi_lora.json") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [("true", True), ("False", False), (True, True), (False, False)]
+)
+def test_booleans_of_model_json_may_be_strings(given: object, expected: bool) -> None:
+    arguments = {"enable_lora": given}
+    assert config.pop_bool(arguments, "enable_lora") is expected
+    assert arguments["enable_lora"] is expected
+
+
+def test_parameters_have_defaults_and_are_read() -> None:
+    assert Parameters.from_model_config({}) == Parameters()
+    given = {
+        "REPORT_CUSTOM_METRICS": {"string_value": "TRUE"},
+        "ENABLE_VLLM_HEALTH_CHECK": {"string_value": "1"},
+        "GPU_DEVICE_IDS": {"string_value": "0,1;2,3"},
+        "MAX_INFLIGHT_REQUESTS": {"string_value": "8"},
+        "DRAIN_TIMEOUT_SECONDS": {"string_value": "1.5"},
+    }
+    assert Parameters.from_model_config({"parameters": given}) == Parameters(
+        report_custom_metrics=True,
+        health_check=False,
+        gpu_device_ids=((0, 1), (2, 3)),
+        max_inflight_requests=8,
+        drain_timeout=1.5,
+    )
+
+
+@pytest.mark.parametrize("name", ["MAX_INFLIGHT_REQUESTS", "DRAIN_TIMEOUT_SECONDS"])
+@pytest.mark.parametrize("value", ["-1", "x", "inf", "nan"])
+def test_a_bad_number_names_the_parameter(name: str, value: str) -> None:
+    with pytest.raises(LoadError, match=name):
+        Parameters.from_model_config({"parameters": {name: {"string_value": value}}})
+
+
+@pytest.mark.parametrize("text", ["a", "-1", "0,", "0,0", "0;0", "1.5"])
+def test_bad_gpu_device_ids(text: str) -> None:
+    with pytest.raises(LoadError, match="GPU_DEVICE_IDS"):
+        config.parse_gpu_device_ids(text)
+
+
+def _devices(
+    kind: str, device: int = 0, *, visible: str | None = None, ids: str = "", **engine: object
+) -> str | None:
+    parameters = Parameters(gpu_device_ids=config.parse_gpu_device_ids(ids))
+    return config.visible_devices(Instance(kind, device, device), engine, parameters, visible)
+
+
+def test_kind_gpu_takes_the_gpu_that_triton_assigned() -> None:
+    assert _devices("GPU", 1) == "1"
+    assert _devices("GPU", 0, visible="3,1") == "3"
+    assert _devices("GPU", 1, visible="GPU-aa, GPU-bb") == "GPU-bb"
+    assert _devices("MODEL") is None
+    assert _devices("CPU") is None
+
+
+def test_gpu_device_ids_choose_the_gpus_of_an_instance() -> None:
+    assert _devices("MODEL", ids="2,3", tensor_parallel_size=2) == "2,3"
+    assert _devices("MODEL", 1, ids="0,1;2,3", tensor_parallel_size=2) == "2,3"
+    assert _devices("MODEL", ids="1", visible="5,7") == "7"
+
+
+@pytest.mark.parametrize("key", ["tensor_parallel_size", "pipeline_parallel_size"])
+def test_kind_gpu_refuses_several_gpus(key: str) -> None:
+    with pytest.raises(LoadError, match="please specify KIND_MODEL"):
+        _devices("GPU", **{key: 2})
+
+
+@pytest.mark.parametrize(
+    ("kind", "ids", "visible", "words"),
+    [
+        ("GPU", "0", None, "needs KIND_MODEL"),
+        ("MODEL", "0", None, "gives 1 GPUs"),
+        ("MODEL", "0,9", "0,1", "shows only 2"),
+    ],
+)
+def test_gpu_device_ids_that_cannot_be(
+    kind: str, ids: str, visible: str | None, words: str
+) -> None:
+    size = 2 if kind == "MODEL" else 1
+    with pytest.raises(LoadError, match=words):
+        _devices(kind, ids=ids, visible=visible, tensor_parallel_size=size)
+
+
+def test_an_incomplete_config_says_what_is_missing() -> None:
+    with pytest.raises(LoadError, match=r"decoupled: true.*text_input.*text_output"):
+        config.check_completed({"input": [], "output": []})
+    config.check_completed(
+        {
+            "model_transaction_policy": {"decoupled": True},
+            "input": list(config.INPUTS),
+            "output": list(config.OUTPUTS),
+        }
+    )

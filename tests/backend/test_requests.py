@@ -1,0 +1,105 @@
+"""Triton requests -> values."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from vllm_triton_backend.errors import Code, RequestError
+from vllm_triton_backend.requests import STREAM_ECHO, EmbedRequest, GenerateRequest, Wanted, parse
+from vllm_triton_backend.sampling import SamplingParser
+
+from .conftest import FakeRequest
+from .test_sampling import Params
+
+PARSER = SamplingParser(Params)
+
+
+def generate(**inputs: Any) -> GenerateRequest:
+    request = parse(FakeRequest(**inputs), PARSER)
+    assert isinstance(request, GenerateRequest)
+    return request
+
+
+def refused(**inputs: Any) -> str:
+    with pytest.raises(RequestError) as caught:
+        parse(FakeRequest(**inputs), PARSER)
+    assert caught.value.code is Code.INVALID_ARG
+    return caught.value.message
+
+
+def test_a_bare_prompt_is_unary_and_echoes() -> None:
+    request = generate(text_input="Hi", request_id="7")
+    assert (request.prompt, request.stream, request.echo_prompt) == ("Hi", False, True)
+    assert (request.request_id, request.sampling, request.wanted) == ("7", {}, Wanted())
+
+
+@pytest.mark.parametrize(
+    ("flags", "echo"),
+    [
+        ({"exclude_input_in_output": True}, False),
+        ({"exclude_input_in_output": False}, True),
+        ({"stream": True}, False),
+        ({"stream": True, "exclude_input_in_output": True}, False),
+    ],
+)
+def test_echo_contract(flags: dict[str, bool], echo: bool) -> None:
+    assert generate(text_input="Hi", **flags).echo_prompt is echo
+
+
+def test_streaming_refuses_to_echo() -> None:
+    assert refused(text_input="Hi", stream=True, exclude_input_in_output=False) == STREAM_ECHO
+
+
+def test_the_tensor_wins_over_request_parameters() -> None:
+    request = generate(
+        text_input="Hi",
+        sampling_parameters='{"n": 2, "lora_name": "a", "priority": 3}',
+        parameters='{"n": 5, "lora_name": "b", "foo": 1}',
+    )
+    assert (request.sampling, request.lora_name, request.priority) == ({"n": 2}, "a", 3)
+
+
+def test_request_parameters_without_the_tensor() -> None:
+    parameters = {
+        "n": 2,
+        "lora_name": "b",
+        "return_finish_reason": True,
+        "timeout": 1_500_000,
+        "priority": "u=1",
+        "x-header": "y",
+        "traceparent": "00-1-2-01",
+    }
+    request = generate(text_input="Hi", parameters=json.dumps(parameters))
+    assert (request.sampling, request.lora_name, request.priority) == ({"n": 2}, "b", 0)
+    assert request.wanted.finish_reason
+    assert request.timeout == 1.5
+    assert request.trace_headers == {"traceparent": "00-1-2-01"}
+
+
+def test_bad_inputs_are_named() -> None:
+    assert "'text_input' is required" in refused(stream=True)
+    assert "'text_input' is not valid UTF-8" in refused(text_input=b"\xff")
+    assert "'sampling_parameters' is not valid UTF-8" in refused(
+        text_input="a", sampling_parameters=b"\xff"
+    )
+    assert "'lora_name'" in refused(text_input="a", sampling_parameters='{"lora_name": 1}')
+    assert "'priority'" in refused(text_input="a", sampling_parameters='{"priority": "x"}')
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"), [("text", "text"), ([1, 2], (1, 2))], ids=["text", "tokens"]
+)
+def test_embedding_request(content: object, expected: object) -> None:
+    text = json.dumps({"input": content, "pooling_params": {"dimensions": [4], "x": None}})
+    request = parse(FakeRequest(embedding_request=text), PARSER)
+    assert isinstance(request, EmbedRequest)
+    assert (request.input, request.pooling) == (expected, {"dimensions": 4})
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"input": []}', '{"input": ""}', '{"input": [true]}']
+)
+def test_bad_embedding_requests(text: str) -> None:
+    assert "Invalid embedding_request" in refused(embedding_request=text)

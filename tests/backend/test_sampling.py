@@ -1,0 +1,139 @@
+"""Client values -> keyword arguments of a SamplingParams-like class."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from vllm_triton_backend.errors import Code, RequestError
+from vllm_triton_backend.sampling import SamplingParser
+
+
+@dataclasses.dataclass
+class Structured:
+    json: str | dict[str, Any] | None = None
+    choice: list[str] | None = None
+    _backend: str | None = dataclasses.field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.json is None and self.choice is None:
+            raise ValueError("one constraint is needed")
+
+
+@dataclasses.dataclass
+class Params:
+    n: int = 1
+    temperature: float = 1.0
+    max_tokens: int | None = 16
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool = False
+    logit_bias: dict[int, float] | None = None
+    structured_outputs: Structured | None = None
+    extra_args: dict[str, Any] | None = None
+    output_kind: int = 0
+    _private: int = 0
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"n must be at least 1, got {self.n}.")
+
+
+@pytest.fixture
+def parser() -> SamplingParser:
+    return SamplingParser(Params)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("temperature", "0.1", 0.1),
+        ("temperature", 0, 0.0),
+        ("max_tokens", "5", 5),
+        ("max_tokens", 5.0, 5),
+        ("ignore_eos", "false", False),
+        ("ignore_eos", "True", True),
+        ("ignore_eos", 1, True),
+        ("stop", ".", "."),
+        ("stop", ["a", "b"], ["a", "b"]),
+        ("stop_token_ids", "[1, 2]", [1, 2]),
+        ("stop_token_ids", ["3"], [3]),
+        ("logit_bias", {"7": 1}, {7: 1.0}),
+        ("logit_bias", '{"7": "-1"}', {7: -1.0}),
+        ("structured_outputs", {"choice": ["a"], "_backend": "x"}, Structured(choice=["a"])),
+        ("structured_outputs", '{"json": {"type": "object"}}', Structured(json={"type": "object"})),
+        ("guided_decoding", {"choice": ["a"], "backend": "x"}, Structured(choice=["a"])),
+        ("extra_args", {"k": [1]}, {"k": [1]}),
+    ],
+)
+def test_a_value_becomes_the_type_that_the_class_declares(
+    parser: SamplingParser, name: str, given: object, expected: object
+) -> None:
+    (value,) = parser.convert({name: given}).values()
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+def test_null_is_the_same_as_leaving_the_parameter_out(parser: SamplingParser) -> None:
+    assert parser.build({"max_tokens": None, "temperature": None}) == Params()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"foo": 1}, ["unknown parameter 'foo'"]),
+        ({"temprature": 1}, ["'temprature'", "Did you mean 'temperature'?"]),
+        ({"output_kind": 1}, ["unknown parameter 'output_kind'"]),
+        ({"_private": 1}, ["unknown parameter '_private'"]),
+        ({"max_tokens": "abc"}, ["'max_tokens' must be an integer", '"abc"']),
+        ({"max_tokens": 1.5}, ["'max_tokens' must be an integer"]),
+        ({"max_tokens": True}, ["'max_tokens' must be an integer"]),
+        ({"temperature": "NaN"}, ["'temperature' must be a finite number"]),
+        ({"temperature": []}, ["'temperature' must be a number"]),
+        ({"ignore_eos": "maybe"}, ["'ignore_eos' must be true or false"]),
+        ({"ignore_eos": 2}, ["'ignore_eos' must be true or false"]),
+        ({"stop": 5}, ["'stop' must be"]),
+        ({"stop_token_ids": [1, "x"]}, ["'stop_token_ids' must be a list", '"x"']),
+        ({"logit_bias": {"x": 1}}, ["'logit_bias'", "every key is an integer"]),
+        ({"structured_outputs": {"nonsense": 1}}, ["'structured_outputs'", "'nonsense'"]),
+        ({"structured_outputs": {}}, ["'structured_outputs'", "one constraint is needed"]),
+        ({"structured_outputs": {"choice": ["a"]}, "guided_decoding": {"choice": ["b"]}}, ["one"]),
+        ({"n": 0}, ["n must be at least 1, got 0."]),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_its_name(
+    parser: SamplingParser, given: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        parser.build(given)
+    assert caught.value.code is Code.INVALID_ARG
+    for word in words:
+        assert word in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["", "{bad", "[1]", "5", "null", "[" * 100_000])
+def test_sampling_parameters_must_be_a_json_object(parser: SamplingParser, text: str) -> None:
+    with pytest.raises(RequestError, match="expected a valid JSON object") as caught:
+        parser.from_json(text)
+    assert caught.value.code is Code.INVALID_ARG
+
+
+def test_forwarded_headers_are_ignored_among_request_parameters(parser: SamplingParser) -> None:
+    parameters = {
+        "temperature": 0.5,
+        "id": "42",
+        "x-request-id": "abc",
+        "authorization": "Bearer x",
+        "triton_enable_empty_final_response": True,
+    }
+    assert parser.pick_request_parameters(parameters) == {"temperature": 0.5}
+
+
+@pytest.mark.parametrize("parameters", [{"foo": 1}, {"foo": True}, {"temprature": "0.5"}])
+def test_other_unknown_request_parameters_are_refused(
+    parser: SamplingParser, parameters: dict[str, Any]
+) -> None:
+    with pytest.raises(RequestError, match="unknown parameter"):
+        parser.pick_request_parameters(parameters)

@@ -1,0 +1,97 @@
+"""Processes and shared memory that a dead stub leaves are cleaned up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from vllm_triton_backend import watchdog
+
+BACKEND = Path(watchdog.__file__).parents[1]
+
+# A "stub": starts the watchdog, then an "engine" that leaves its session, maps shared memory and
+# ignores SIGTERM, and says what it did.
+STUB = f"""
+import subprocess, sys, time
+sys.path.insert(0, {str(BACKEND)!r})
+from vllm_triton_backend.watchdog import Watchdog
+dog = Watchdog()
+engine = subprocess.Popen([sys.executable, "-c", sys.argv[1]], start_new_session=True)
+print(engine.pid, dog._process.pid, flush=True)
+if sys.argv[2] == "close":
+    sys.stdin.readline()
+    dog.close()
+    print("closed", engine.wait(1), flush=True)
+time.sleep(60)
+"""
+ENGINE = """
+import mmap, os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+descriptor = os.open("/dev/shm/{name}", os.O_CREAT | os.O_RDWR)
+os.ftruncate(descriptor, 4096)
+area = mmap.mmap(descriptor, 4096)
+time.sleep(60)
+"""
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
+    deadline = time.monotonic() + seconds
+    while not (done := condition()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return done
+
+
+def alive(pid: int) -> bool:
+    return watchdog.birth(pid) is not None
+
+
+@pytest.mark.parametrize("end", ["kill", "close"])
+def test_the_engine_and_its_shared_memory_go_with_the_stub(end: str) -> None:
+    name = f"watchdog-test-{os.getpid()}-{end}"
+    region = Path("/dev/shm", name)
+    stub = subprocess.Popen(
+        [sys.executable, "-c", STUB, ENGINE.format(name=name), end],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert stub.stdout is not None
+    assert stub.stdin is not None
+    try:
+        engine, dog = map(int, stub.stdout.readline().split())
+        assert eventually(region.exists)
+        if end == "kill":
+            os.kill(stub.pid, signal.SIGKILL)
+        else:
+            stub.stdin.write("\n")
+            stub.stdin.flush()
+            assert stub.stdout.readline() == "closed -9\n"
+        assert eventually(lambda: not alive(engine))
+        assert eventually(lambda: not region.exists())
+        assert eventually(lambda: not alive(dog))
+    finally:
+        stub.kill()
+        stub.wait()
+        stub.stdin.close()
+        stub.stdout.close()
+
+
+def test_the_mark_is_what_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {**os.environ, watchdog.MARK: "mine"}
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with (
+        subprocess.Popen(command, env=environment) as mine,
+        subprocess.Popen(command, env={**environment, watchdog.MARK: "other"}) as other,
+    ):
+        try:
+            assert eventually(lambda: watchdog.marked("mine", set()) == {mine.pid})
+            assert watchdog.marked("mine", {mine.pid}) == set()
+        finally:
+            mine.kill()
+            other.kill()
