@@ -57,6 +57,7 @@ class Harness:
     servers: list[ServerHandle] = field(default_factory=list)
     _shared: ServerHandle | None = None
     _shared_failure: ServerFailed | None = None
+    _references: int = 0
 
     @cached_property
     def runtime(self) -> Runtime | None:
@@ -249,13 +250,14 @@ class Harness:
             "sampling": dict(sampling),
         }
         script = Path(__file__).with_name("reference_engine.py").read_text(encoding="utf-8")
+        self._references += 1
+        result = self.work_dir / f"reference-{self._references}.json"
         done = self.runtime.run_python(
-            script, [json.dumps(job)], timeout=self.settings.boot_timeout
+            script, [json.dumps(job), str(result)], timeout=self.settings.boot_timeout
         )
-        if done.returncode != 0:
+        if done.returncode != 0 or not result.is_file():
             raise ServerFailed("vLLM without Triton failed", done.stderr[-4000:])
-        # vLLM prints to standard output too; the result is the last line.
-        return list(json.loads(done.stdout.splitlines()[-1]))
+        return list(json.loads(result.read_text(encoding="utf-8")))
 
     def close(self) -> None:
         """Stop every server that still runs, the last one started first."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # What vLLM reads of a checkpoint; original PyTorch or TensorFlow weights beside it stay on the hub.
 _DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 _DOWNLOADED_OLD_FORMAT = [*_DOWNLOADED, "*.bin"]
-_HUB_TIMEOUT_SECONDS = 20.0
+_HUB_TIMEOUT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -150,11 +150,14 @@ def _downloaded(name: str, progress: Callable[[str], None]) -> Path:
     )
 
     def cached() -> Path | None:
-        try:
-            folder = Path(snapshot_download(name, local_files_only=True))
-            return _checked_checkpoint(folder)
-        except (LocalEntryNotFoundError, ModelUnavailable):
-            return None
+        # With the patterns of the download, or what it left out would count as missing.
+        for patterns in (_DOWNLOADED, _DOWNLOADED_OLD_FORMAT):
+            try:
+                folder = snapshot_download(name, allow_patterns=patterns, local_files_only=True)
+                return _checked_checkpoint(Path(folder))
+            except (LocalEntryNotFoundError, ModelUnavailable):
+                continue
+        return None
 
     endpoint = constants.ENDPOINT
     try:
@@ -162,10 +165,11 @@ def _downloaded(name: str, progress: Callable[[str], None]) -> Path:
         if complete is not None:
             return complete
         progress(f"Downloading {name} from {endpoint}")
-        files = HfApi().list_repo_files(name)
+        # One request, which is not repeated: a hub that cannot be reached is said soon.
+        files = HfApi().model_info(name, timeout=_HUB_TIMEOUT_SECONDS).siblings or []
         patterns = (
             _DOWNLOADED
-            if any(file.endswith(".safetensors") for file in files)
+            if any(file.rfilename.endswith(".safetensors") for file in files)
             else _DOWNLOADED_OLD_FORMAT
         )
         return _checked_checkpoint(Path(snapshot_download(name, allow_patterns=patterns)))

@@ -1,4 +1,4 @@
-"""Which tests are run, the packaged suite or the user's own, and how those of the suite are called."""
+"""Which tests are run, the packaged suite or the user's own; and the ids of the suite."""
 
 from __future__ import annotations
 
