@@ -1,0 +1,132 @@
+"""One benchmark: boots, warm-up, interleaved rounds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from benchmarks import cpu
+from benchmarks.digest import Figures
+from benchmarks.load import ClientPool
+from benchmarks.systems import Server
+
+
+@dataclass
+class Run:
+    """One measured run.
+
+    Attributes:
+        cpu_by_role: CPU seconds of the measured server's processes, by role.
+        cpu_elsewhere: CPU seconds of all the other servers, which should be idle.
+        load_average: of the host, one minute, at the end of the run.
+    """
+
+    system: str
+    streams: int
+    round: int
+    figures: Figures
+    cpu_by_role: dict[str, float]
+    cpu_elsewhere: float
+    load_average: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Attributes:
+    together: all servers are up for the whole benchmark; else one at a time, anew each round.
+    parallel_boot: they are booted at once, not one after the other.
+    """
+
+    levels: Sequence[int]
+    seconds: float
+    warmup_seconds: float
+    rounds: int
+    together: bool
+    parallel_boot: bool
+
+
+Say = Callable[[str], None]
+
+
+def measure_all(servers: Sequence[Server], pool: ClientPool, plan: Plan, say: Say) -> list[Run]:
+    """All rounds of all systems at all levels. The servers are stopped by the caller."""
+    runs: list[Run] = []
+    if plan.together:
+        boot(servers, plan.parallel_boot, say)
+        for level in plan.levels:
+            for number in range(plan.rounds):
+                for server, system in _in_turn(servers, number):
+                    runs.append(_measure(server, system, servers, pool, plan, level, number, say))
+        return runs
+    for number in range(plan.rounds):
+        for server in servers if number % 2 == 0 else list(reversed(servers)):
+            boot([server], False, say)
+            try:
+                for level in plan.levels:
+                    for system in server.systems:
+                        runs.append(
+                            _measure(server, system, [server], pool, plan, level, number, say)
+                        )
+            finally:
+                server.stop()
+    return runs
+
+
+def boot(servers: Sequence[Server], parallel: bool, say: Say) -> None:
+    """Start servers; raises ServerFailed when one does not get ready."""
+
+    def start(server: Server) -> None:
+        began = time.monotonic()
+        server.start()
+        say(f"{server.name} is ready after {time.monotonic() - began:.0f} s")
+
+    with ThreadPoolExecutor(len(servers) if parallel else 1) as pool:
+        for done in [pool.submit(start, server) for server in servers]:
+            done.result()
+
+
+@contextlib.contextmanager
+def stopping(servers: Sequence[Server]) -> Iterator[None]:
+    """Stop all servers in the end, at once."""
+    try:
+        yield
+    finally:
+        with ThreadPoolExecutor(len(servers)) as pool:
+            for done in [pool.submit(server.stop) for server in servers]:
+                done.result()
+
+
+def _in_turn(servers: Sequence[Server], number: int) -> list[tuple[Server, str]]:
+    """Every other round backwards, so that a drift of the host's speed cancels."""
+    pairs = [(server, system) for server in servers for system in server.systems]
+    return pairs if number % 2 == 0 else pairs[::-1]
+
+
+def _measure(
+    server: Server,
+    system: str,
+    up: Sequence[Server],
+    pool: ClientPool,
+    plan: Plan,
+    level: int,
+    number: int,
+    say: Say,
+) -> Run:
+    if number == 0 or not plan.together:
+        server.measure(system, pool, level, plan.warmup_seconds)
+    idle = [pid for other in up if other is not server for pid in other.pids()]
+    pids = server.pids()
+    before, idle_before = cpu.by_role(pids), sum(cpu.by_role(idle).values())
+    figures = server.measure(system, pool, level, plan.seconds)
+    used = {name: seconds - before.get(name, 0.0) for name, seconds in cpu.by_role(pids).items()}
+    elsewhere = sum(cpu.by_role(idle).values()) - idle_before
+    load = os.getloadavg()[0]
+    say(
+        f"{level:4} streams, round {number + 1}, {system:18} {figures.tokens_per_second:8.0f} tok/s"
+        + "".join(f"\n    {count} x {error}" for error, count in figures.errors.items())
+    )
+    return Run(system, level, number, figures, used, elsewhere, load)
