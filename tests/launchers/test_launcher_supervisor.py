@@ -71,9 +71,13 @@ def said(process: Supervised, word: str) -> bool:
 
 
 def orphan_of(process: Supervised) -> int:
-    assert eventually(lambda: said(process, "ready"))
-    numbers = [w for w in (process.folder / "log").read_text().split() if w.isdigit()]
-    return int(numbers[0])
+    """The process id that the grandchild of FAMILY writes, once both of them are ready."""
+
+    def numbers() -> list[str]:
+        return [word for word in (process.folder / "log").read_text().split() if word.isdigit()]
+
+    assert eventually(lambda: said(process, "ready") and numbers())
+    return int(numbers()[0])
 
 
 def test_orphans_in_other_sessions_stay_in_the_tree(start: Start) -> None:

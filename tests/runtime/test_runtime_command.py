@@ -90,7 +90,7 @@ def test_the_command_starts_fast_and_light() -> None:
     code = (
         "import sys; from pytest_vllm_triton import cli\n"
         "try: cli.main(['runtime', '--help'])\n"
-        "except SystemExit: print([m for m in ('rich', 'httpx', 'psutil', 'pytest') "
+        "except SystemExit: print([m for m in ('rich', 'httpx', 'psutil', 'filelock') "
         "if m in sys.modules])"
     )
     answer = subprocess.run(

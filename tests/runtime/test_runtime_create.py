@@ -241,6 +241,20 @@ def test_an_interrupted_creation_is_gone_on_with(
 
 
 @pytest.mark.usefixtures("offline_wheels")
+def test_ctrl_c_leaves_no_pip_at_work_while_we_live_on(home: Path) -> None:
+    def interrupt(message: str) -> None:
+        if message.startswith("[4/7] installing the packages: "):  # pip is in the middle of it
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        create_runtime("0.32.0", interrupt)
+
+    assert not at_work_in(home)
+    assert len(list_partial()) == 1
+    create_runtime("0.32.0")  # and the lock was let go of
+
+
+@pytest.mark.usefixtures("offline_wheels")
 def test_a_half_installed_package_is_installed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """As pip leaves it when it is killed while it copies: metadata there, some files not."""
     with monkeypatch.context() as patch:
