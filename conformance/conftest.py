@@ -17,6 +17,8 @@ from pytest_vllm_triton.state import TRANSCRIPT
 from pytest_vllm_triton.transcript import Transcript
 from pytest_vllm_triton.verdicts import untested
 
+from .experiments import SecondModelLife
+from .observe import Seen
 from .servers import ALTERNATE_MAX_MODEL_LEN, EngineDeath, StrictServer, engine_process
 
 
@@ -96,3 +98,11 @@ def engine_death(strict_server: StrictServer) -> EngineDeath:
         later = client.generate(request)
     strict_server.discard()
     return EngineDeath(in_flight, seconds, later, full)
+
+
+@pytest.fixture(scope="session")
+def second_model_life(vllm_harness: Harness, vllm_server: ServerHandle) -> Seen:
+    """What was seen of a second model on the shared server, from a failed load to its unload."""
+    if not vllm_server.owned or vllm_server.model_repository is None:
+        untested("needs a server that the suite starts itself, not an attached one")
+    return SecondModelLife(vllm_harness, vllm_server).run()

@@ -1,0 +1,211 @@
+"""Looking at a server from outside: its processes, shared memory and open files, and the record of
+what was seen in an experiment that several checks share."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient
+from pytest_vllm_triton.expect import Violation
+from pytest_vllm_triton.launchers.base import ServerHandle
+
+SHM = Path("/dev/shm")
+STUB = "triton_python_backend_stub"
+# vLLM names its processes so; on one GPU the worker runs inside the engine's process.
+ENGINE = re.compile(r"VLLM::|EngineCore")
+WORKER = re.compile(r"VLLM::Worker")
+
+_MAPPED = re.compile(rb" /dev/shm/(\S+)")
+
+
+class Seen:
+    """What an experiment saw, by name.
+
+    The experiment never fails: what goes wrong is kept, and fails the checks that ask for it.
+    """
+
+    def __init__(self) -> None:
+        self._facts: dict[str, Any] = {}
+        self._errors: dict[str, Exception] = {}
+
+    def __setitem__(self, name: str, fact: Any) -> None:
+        self._facts[name] = fact
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self._errors:
+            raise self._errors[name]
+        if name not in self._facts:
+            raise Violation(name, "to be seen", "the experiment did not come that far")
+        return self._facts[name]
+
+    def look(self, name: str, see: Callable[[], Any]) -> Any:
+        """Keep what `see` returns or raises; None if it raised."""
+        try:
+            self._facts[name] = see()
+        except Exception as error:
+            self._errors[name] = error
+            return None
+        return self._facts[name]
+
+
+def until(is_so: Callable[[], bool], seconds: float) -> float | None:
+    """Seconds until it is so; None if it is not before the deadline."""
+    started = time.monotonic()
+    while True:
+        so = is_so()
+        took = time.monotonic() - started
+        if so:
+            return took
+        if took > seconds:
+            return None
+        time.sleep(0.05)
+
+
+def described(process: psutil.Process) -> str:
+    """``"pid name"``, for a report."""
+    with contextlib.suppress(psutil.Error):
+        return f"{process.pid} {process.name()}"
+    return str(process.pid)
+
+
+def is_stub(process: psutil.Process, model: str = "") -> bool:
+    """Whether it is a stub of Triton's Python backend (of this model)."""
+    with contextlib.suppress(psutil.Error):
+        words = process.cmdline()
+        ours = not model or any(re.fullmatch(rf"{re.escape(model)}_\d+_\d+", w) for w in words)
+        return bool(words) and words[0].endswith(STUB) and ours
+    return False
+
+
+def is_engine(process: psutil.Process, pattern: re.Pattern[str] = ENGINE) -> bool:
+    """Whether vLLM calls it a process of an engine."""
+    with contextlib.suppress(psutil.Error):
+        return bool(pattern.search(" ".join([process.name(), *process.cmdline()])))
+    return False
+
+
+def living(processes: Iterable[psutil.Process]) -> list[str]:
+    """Those that still run (a zombie does not), described."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(described(process))
+    return found
+
+
+def regions_of(processes: Iterable[psutil.Process]) -> set[str]:
+    """Names of the shared-memory regions that these processes have mapped."""
+    names: set[str] = set()
+    for process in processes:
+        with contextlib.suppress(OSError):
+            for name in _MAPPED.findall(Path(f"/proc/{process.pid}/maps").read_bytes()):
+                names.add(name.decode("utf-8", "replace"))
+    return names
+
+
+def left(regions: Iterable[str]) -> list[str]:
+    """Those of the shared-memory regions that still exist."""
+    return sorted(name for name in regions if (SHM / name).exists())
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a server occupies.
+
+    Attributes:
+        processes: it and its descendants.
+        regions: shared memory that they have mapped.
+        files: number of tritonserver's open file descriptors.
+    """
+
+    processes: frozenset[psutil.Process]
+    regions: frozenset[str]
+    files: int
+
+    @classmethod
+    def of(cls, server: ServerHandle) -> Footprint:
+        processes = server.processes()
+        files = 0
+        with contextlib.suppress(psutil.Error):
+            files = psutil.Process(server.server_pid).num_fds()
+        return cls(frozenset(processes), frozenset(regions_of(processes)), files)
+
+    def beyond(self, other: Footprint) -> Footprint:
+        """What this one has and the other has not."""
+        return Footprint(
+            self.processes - other.processes,
+            self.regions - other.regions,
+            self.files - other.files,
+        )
+
+    def left(self) -> list[str]:
+        """Processes and regions of it that are still there."""
+        return living(self.processes) + left(self.regions)
+
+
+class Background:
+    """Sends the same request again and again while something else happens.
+
+    Use it as a context manager; `answers` is complete afterwards.
+    """
+
+    def __init__(self, client: GrpcClient, request: GenerateRequest) -> None:
+        self.answers: list[Generation | Exception] = []
+        self._client = client
+        self._request = request
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            try:
+                self.answers.append(self._client.generate(self._request))
+            except Exception as error:
+                self.answers.append(error)
+                return
+
+    def __enter__(self) -> Background:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    @property
+    def texts(self) -> set[str]:
+        """The distinct texts that came; an error is shown as itself."""
+        return {text_or_error(answer) for answer in self.answers}
+
+
+def text_or_error(answer: Generation | Exception) -> str:
+    """The text of an answer, or in its place what went wrong."""
+    if isinstance(answer, Exception):
+        return f"{type(answer).__name__}: {answer}"
+    return answer.text if answer.error is None and answer.data else f"error: {answer.error}"
+
+
+def at_once(
+    send: Callable[[GenerateRequest], Generation], requests: Iterable[GenerateRequest], threads: int
+) -> list[str]:
+    """Send the requests from this many threads; the texts, or errors, in the order of requests."""
+
+    def one(request: GenerateRequest) -> str:
+        try:
+            return text_or_error(send(request))
+        except Exception as error:
+            return text_or_error(error)
+
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(one, requests))

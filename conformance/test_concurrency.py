@@ -1,0 +1,82 @@
+"""CON: the engine gets all requests at once and batches them."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from pytest_vllm_triton import expect
+from pytest_vllm_triton.clients import GrpcClient
+from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.verdicts import untested
+
+from .experiments import greedy
+from .observe import Seen, at_once, text_or_error, until
+
+
+@pytest.mark.requirement("CON-001")
+def test_requests_are_batched(triton_grpc: GrpcClient) -> None:
+    """Compared with the same requests one after another, as fast as this host is right now."""
+    requests = [greedy(f"number {i}", 64) for i in range(32)]
+    ratios = []
+    for _ in range(3):
+        started = time.monotonic()
+        texts = [text_or_error(triton_grpc.generate(request)) for request in requests]
+        one_by_one = time.monotonic() - started
+        started = time.monotonic()
+        together = at_once(triton_grpc.generate, requests, len(requests))
+        ratios.append((time.monotonic() - started) / one_by_one)
+        expect.equal("texts of requests sent at once", together, texts)
+        if ratios[-1] < 0.5:
+            return
+    expect.between("time of 32 at once / one after another", min(ratios), 0, 0.5)
+
+
+@pytest.mark.requirement("CON-001")
+def test_no_request_waits_in_the_server(triton_grpc: GrpcClient, vllm_server: ServerHandle) -> None:
+    import httpx
+
+    address = vllm_server.endpoints.metrics
+    if address is None:
+        untested("the address of the server's metrics is not known")
+    name = f'nv_inference_pending_request_count{{model="{triton_grpc.model}"'
+
+    def pending() -> list[float]:
+        lines = httpx.get(address, timeout=10.0, trust_env=False).text.splitlines()
+        return [float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)]
+
+    if not pending():
+        untested("this server has no nv_inference_pending_request_count")
+    with triton_grpc.open() as stream:
+        for index in range(32):
+            stream.send(greedy(f"number {index}", 1500, stream=True))
+        responses = iter(stream)
+        next(responses)
+        none_waits = until(lambda: sum(pending()) == 0, 2.0)
+        ended = [response for response in [next(responses)] if response.final]
+        expect.equal("requests that ended meanwhile", len(ended), 0)
+        expect.that(
+            "pending requests while 32 run", none_waits, lambda s: s is not None, "0 within 2 s"
+        )
+        stream.cancel()
+
+
+@pytest.mark.requirement("CON-002")
+def test_short_request_overtakes_a_long_one(triton_grpc: GrpcClient) -> None:
+    order = []
+    with triton_grpc.open() as stream:
+        stream.send(greedy("Say alpha", 1000).but(id="long"))
+        stream.send(greedy("Say alpha", 4).but(id="short"))
+        stream.half_close()
+        for response in stream:
+            expect.equal("error", response.error, None)
+            order.append(response.id)
+    expect.equal("order of the answers", order, ["short", "long"])
+
+
+@pytest.mark.requirement("CON-003")
+def test_more_requests_than_fit(second_model_life: Seen) -> None:
+    """64 at once, 8 run at a time, and the cache holds less than those 8 need."""
+    seen = second_model_life
+    expect.equal("texts by request", seen["crowd"], seen["crowd expected"])

@@ -1,0 +1,154 @@
+"""LIF: models come and go, in any state, and leave nothing behind; so do servers."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_vllm_triton import expect
+
+from .experiments import SOAK_REQUESTS, SOAK_STREAMS, UNLOAD_SECONDS
+from .observe import Footprint, Seen, is_stub
+
+REFUSAL_SECONDS = 10.0
+
+
+@pytest.mark.requirement("LIF-001")
+def test_load_and_unload(second_model_life: Seen) -> None:
+    seen = second_model_life
+    expect.equal("load error", seen["error of the mended load"], None)
+    expect.equal("model is ready when loaded", seen["ready when loaded"], True)
+    expect.equal("state when loaded", seen["state when loaded"], "READY")
+    expect.equal("unload error", seen["error of the unload"], None)
+    expect.equal("model is ready when unloaded", seen["ready when unloaded"], False)
+    expect.equal("state when unloaded", seen["state when unloaded"], "UNAVAILABLE")
+
+
+@pytest.mark.requirement("LIF-001")
+def test_load_again(second_model_life: Seen) -> None:
+    seen = second_model_life
+    expect.equal("load error", seen["error of the second load"], None)
+    expect.equal("model is ready when loaded again", seen["ready when loaded again"], True)
+    expect.equal(
+        "text_output",
+        seen["text after the second load"],
+        seen["text expected after the second load"],
+    )
+
+
+@pytest.mark.requirement("LIF-002")
+def test_loading_another_model_disturbs_no_stream(second_model_life: Seen) -> None:
+    """The first model streamed all the time while the second one was loaded."""
+    seen = second_model_life
+    expect.equal(
+        "distinct texts of the first model during the load",
+        seen["first texts during the load"],
+        {seen["first text"]},
+    )
+
+
+@pytest.mark.requirement("LIF-002")
+def test_two_models_side_by_side(second_model_life: Seen) -> None:
+    seen = second_model_life
+    expect.equal(
+        "texts of the second model",
+        seen["second texts beside the first"],
+        seen["second texts expected"],
+    )
+    expect.equal(
+        "distinct texts of the first model",
+        seen["first texts beside the second"],
+        {seen["first text"]},
+    )
+
+
+@pytest.mark.requirement("LIF-002")
+def test_unloading_one_leaves_the_other(second_model_life: Seen) -> None:
+    seen = second_model_life
+    for when in ("after the unload", "at the end"):
+        expect.equal(
+            f"text of the first model {when}", seen[f"first text {when}"], seen["first text"]
+        )
+
+
+@pytest.mark.requirement("LIF-005")
+def test_failed_load_leaves_nothing(second_model_life: Seen) -> None:
+    """The load failed in the engine's own process, so there was something to leave."""
+    seen = second_model_life
+    expect.that("load error", seen["error of a broken load"], bool, "an error")
+    expect.equal("processes and regions left", seen["left after a broken load"], [])
+    expect.equal("/v2/health/live", seen["live after a broken load"], 200)
+    expect.equal(
+        "text of the other model", seen["first text after a broken load"], seen["first text"]
+    )
+
+
+@pytest.mark.requirement("LIF-005")
+def test_mended_model_loads(second_model_life: Seen) -> None:
+    seen = second_model_life
+    expect.that("error of the broken load", seen["error of a broken load"], bool, "an error")
+    expect.equal("error of the mended load", seen["error of the mended load"], None)
+    expect.equal("model is ready", seen["ready when loaded"], True)
+
+
+@pytest.mark.requirement("LIF-006")
+def test_unload_lets_a_stream_end(second_model_life: Seen) -> None:
+    seen = second_model_life
+    responses = seen["stream during the unload"]
+    expect.equal("errors", [r.error for r in responses if r.error], [])
+    expect.equal("text", "".join(r.text for r in responses), seen["stream expected"])
+    flags = [response.final for response in responses]
+    expect.equal("final flags", flags, [False] * (len(flags) - 1) + [True])
+    expect.equal("state of the model then", seen["state when unloaded"], "UNAVAILABLE")
+
+
+@pytest.mark.requirement("LIF-007")
+@pytest.mark.parametrize("when", ["during the unload", "after the unload"])
+@pytest.mark.parametrize("protocol", ["HTTP", "gRPC"])
+def test_requests_to_an_unloaded_model(second_model_life: Seen, when: str, protocol: str) -> None:
+    answer = second_model_life[f"{protocol} answer {when}"]
+    expect.matches("error", answer.failed(), r"no available versions|not ready|unloading|shut")
+    expect.between("seconds until it came", answer.seconds, 0, REFUSAL_SECONDS)
+
+
+@pytest.mark.requirement("LIF-008")
+def test_unload_after_all_kinds_of_requests(second_model_life: Seen) -> None:
+    """A stream runs; others before it ended well, with an error, and cancelled."""
+    seen = second_model_life
+    expect.that("error before the unload", seen["error before the unload"], bool, "an error")
+    expect.between("seconds of the unload", seen["seconds of the unload"], 0, UNLOAD_SECONDS)
+    loaded: Footprint = seen["while loaded"].beyond(seen["before"])
+    stubs = [process for process in loaded.processes if is_stub(process)]
+    expect.equal("stubs that still run", [p.pid for p in stubs if p.is_running()], [])
+    expect.equal("processes and regions left", seen["left after the unload"], [])
+
+
+@pytest.mark.requirement("LIF-009")
+def test_nothing_grows(second_model_life: Seen) -> None:
+    """From life to life, whatever the first one needed once."""
+    seen = second_model_life
+    expect.between(
+        "seconds of the second unload", seen["seconds of the second unload"], 0, UNLOAD_SECONDS
+    )
+    expect.equal("processes and regions left", seen["left after the second unload"], [])
+    once: Footprint = seen["after one life"]
+    twice: Footprint = seen["after two lives"]
+    expect.equal("further processes", [p.pid for p in twice.beyond(once).processes], [])
+    expect.equal("further regions", sorted(twice.beyond(once).regions), [])
+    # Connections come and go; a leak of stub or engine would show as several.
+    expect.between("open files of tritonserver beyond", twice.files - once.files, -1000, 4)
+
+
+@pytest.mark.requirement("LIF-012")
+def test_load_with_overridden_model_json(second_model_life: Seen) -> None:
+    """The prompt fits the model.json on the disk, not the one given with the load."""
+    seen = second_model_life
+    expect.equal("load error", seen["error of the second load"], None)
+    expect.matches("error of a long prompt", seen["error of a long prompt"], r"(?i)length|256")
+
+
+@pytest.mark.requirement("LIF-014")
+def test_soak(second_model_life: Seen) -> None:
+    seen = second_model_life
+    expect.equal(f"wrong answers among {SOAK_REQUESTS}", seen["soak"], [])
+    expect.equal(f"wrong streams among {SOAK_STREAMS}", seen["soak of streams"], [])
+    expect.between("seconds of the unload", seen["seconds of the unload"], 0, UNLOAD_SECONDS)
