@@ -1,0 +1,131 @@
+"""However a run is ended, nothing of it is left: no process, no shared memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from plugin_helpers import environment
+
+MARK = "PLUGIN_TEST_RUN"
+BOOT_SECONDS = 240
+GONE_SECONDS = 10
+
+
+class Run:
+    """A pytest run of the suite, and everything that descends from it.
+
+    Each process inherits a variable of its own, so that servers of other runs on this machine are
+    not taken for it. Regions in /dev/shm are told apart by who maps them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.mark = f"{MARK}={os.getpid()}-{time.monotonic_ns()}"
+        name, _, value = self.mark.partition("=")
+        self.output = folder / "output.txt"
+        self.regions: set[str] = set()
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-u", "-m", "pytest", "-v", "--vllm-model=known-answer"),
+                    *("-k", "test_greedy_repeats or test_tokens_arrive", "--basetemp=work"),
+                ],
+                cwd=folder,
+                env=environment(**{name: value}),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def living(self) -> list[psutil.Process]:
+        """Processes that carry the mark."""
+        wanted = self.mark.encode()
+        found = []
+        for process in psutil.process_iter():
+            try:
+                marked = wanted in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+                if marked and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except (OSError, psutil.Error):
+                continue
+        return found
+
+    def note_regions(self) -> None:
+        """Remember the regions that the run's processes have mapped so far."""
+        for process in self.living():
+            try:
+                maps = Path(f"/proc/{process.pid}/maps").read_text(errors="replace")
+            except OSError:
+                continue
+            for line in maps.splitlines():
+                _, slash, name = line.partition(" /dev/shm/")
+                if slash:
+                    self.regions.add(name.removesuffix(" (deleted)"))
+
+    def wait_for(self, condition: Callable[[str], bool], seconds: float) -> None:
+        """Until its output is as wanted."""
+        deadline = time.monotonic() + seconds
+        while not condition(self.output.read_text(errors="replace")):
+            text = self.output.read_text(errors="replace")
+            assert self.process.poll() is None, f"it ended early:\n{text}"
+            assert time.monotonic() < deadline, f"not in {seconds} s:\n{text}"
+            time.sleep(0.05)
+        self.note_regions()
+
+    def left(self) -> list[str]:
+        """What is still there of it."""
+        names = [f"{p.pid} {' '.join(p.cmdline())[:80]}" for p in self.living()]
+        return names + [name for name in self.regions if Path("/dev/shm", name).exists()]
+
+    def nothing_left_within(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while left := self.left():
+            assert time.monotonic() < deadline, f"left after {seconds} s: {left}"
+            time.sleep(0.1)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    started = Run(tmp_path)
+    yield started
+    for process in started.living():
+        process.kill()
+
+
+def booting(output: str) -> bool:
+    """The server process is there and vLLM is being imported or started."""
+    return "vLLM engine starting" in output or "loading model" in output
+
+
+def in_a_test(output: str) -> bool:
+    return "PASSED" in output
+
+
+@pytest.mark.parametrize("moment", [booting, in_a_test], ids=["boot", "test"])
+def test_interrupt(run: Run, moment: Callable[[str], bool]) -> None:
+    run.wait_for(moment, BOOT_SECONDS)
+    assert len(run.living()) > 1
+    # As a terminal does it: to the whole foreground group, of which the server must be no part.
+    os.killpg(run.process.pid, signal.SIGINT)
+    status = run.process.wait(timeout=60)
+    text = run.output.read_text(errors="replace")
+    assert status == pytest.ExitCode.INTERRUPTED, text
+    assert "KeyboardInterrupt" in text
+    assert "Traceback" not in text
+    run.nothing_left_within(1)
+
+
+@pytest.mark.parametrize("moment", [booting, in_a_test], ids=["boot", "test"])
+def test_kill(run: Run, moment: Callable[[str], bool]) -> None:
+    run.wait_for(moment, BOOT_SECONDS)
+    assert len(run.living()) > 1
+    run.process.kill()
+    run.process.wait()
+    run.nothing_left_within(GONE_SECONDS)
