@@ -1,4 +1,4 @@
-# The two commands: `make conformance` checks our backend, `make test` tests this project.
+# `make conformance` checks our backend, `make test` tests this project, `make bench` measures it.
 # Both set up all they need on a machine that has Python (3.11 or 3.12) and make.
 
 PYTHON ?= python3
@@ -7,13 +7,16 @@ BIN    := $(VENV)/bin
 MODEL  ?= known-answer
 ARGS   ?=
 
-.PHONY: conformance test lint wheel clean
+.PHONY: conformance test bench lint wheel clean
 
 conformance: $(VENV)/.installed
 	$(BIN)/python -m pytest --vllm-model $(MODEL) $(ARGS)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest tests $(ARGS)
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m benchmarks $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -157,7 +157,9 @@ class SupervisedServer(Server):
         self.arguments = [str(self.bench.installation.python), *arguments]
         folder = Path(tempfile.mkdtemp(prefix=f"{self.name}-", dir=self.bench.work_dir))
         log = folder / "log"
-        environment = self.bench.installation.full_environment(self.env)
+        environment = self.bench.installation.full_environment(
+            {"PYTHONPATH": str(ROOT), **self.env}
+        )
         self.process = Supervised.start(
             self.arguments, environment, folder, log=log, orphan_grace=4.0
         )
@@ -193,7 +195,7 @@ class VllmServe(SupervisedServer):
     port = 0
 
     def start(self) -> None:
-        arguments = ["-m", "vllm.entrypoints.cli.main", "serve", str(self.bench.model.path)]
+        arguments = ["-m", "benchmarks.vllm_serve", "serve", str(self.bench.model.path)]
         with reserved_ports(1) as ports:
             self.port = ports[0]
             log = self.launch(
@@ -295,7 +297,7 @@ def make_servers(
             env = {"VLLM_USE_RUST_FRONTEND": "1"} if system.endswith("-rust") else {}
             servers[system] = VllmServe(bench, system, env)
         elif system == "async-llm":
-            servers[system] = AsyncLlm(bench, system, {"PYTHONPATH": str(ROOT)})
+            servers[system] = AsyncLlm(bench, system, {})
         else:
             name = system.rpartition("-")[0]
             known = servers.get(name)
