@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import sys
@@ -154,6 +155,10 @@ class Service:
         service = cls(args["model_name"], parameters, vllm, engine, loop, loras, watchdog, relay)
         if relay is not None:
             service._export_metrics(relay, args)
+        # What was loaded stays: without this the collector walks all of torch and vLLM now and
+        # then, and every stream stands still for a tenth of a second.
+        gc.collect()
+        gc.freeze()
         return service
 
     def _export_metrics(self, relay: StatsRelay, args: Mapping[str, str]) -> None:
