@@ -15,7 +15,7 @@ import pytest
 from plugin_helpers import environment
 
 MARK = "PLUGIN_TEST_RUN"
-BOOT_SECONDS = 240
+BOOT_SECONDS = 360
 GONE_SECONDS = 10
 
 
