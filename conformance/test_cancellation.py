@@ -192,7 +192,7 @@ def test_queued_request_is_removed(engine: OneAtATime) -> None:
 @pytest.mark.requirement("CAN-009")
 def test_the_others_go_on(triton_grpc: GrpcClient) -> None:
     sampling = {"temperature": 0, "max_tokens": 300, "ignore_eos": True}
-    prompts = ["Say alpha", "lima mike", "tango", "uniform"]
+    prompts = ["Say alpha", "Say lima", "Say tango", "Say uniform"]
     requests = [GenerateRequest(p, stream=True, sampling=sampling) for p in prompts]
     baseline = [triton_grpc.generate(request).text for request in requests]
     with triton_grpc.open() as doomed, triton_grpc.open() as others:

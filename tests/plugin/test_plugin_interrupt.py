@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -95,8 +96,11 @@ class Run:
 def run(tmp_path: Path) -> Iterator[Run]:
     started = Run(tmp_path)
     yield started
-    for process in started.living():
-        process.kill()
+    # More than once: what is killed here may just have started another process.
+    while living := started.living():
+        for process in living:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def booting(output: str) -> bool:
