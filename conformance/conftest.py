@@ -18,6 +18,7 @@ from pytest_vllm_triton.transcript import Transcript
 from pytest_vllm_triton.verdicts import untested
 
 from .experiments import SecondModelLife
+from .extra_models import ExtraModel, config_with, embedding_spec, lora_spec, needs_owned
 from .observe import Seen
 from .servers import ALTERNATE_MAX_MODEL_LEN, EngineDeath, StrictServer, engine_process
 
@@ -40,11 +41,11 @@ def alternate_model(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterato
     """The name of a second model on the shared server, as different as a model can be.
 
     Version 3 only, no instance_group, another checkpoint (whose known answer tells another story),
-    another max_model_len, and one sequence at a time (so that a second request shows when the first
-    has left the engine): one boot of an engine serves several checks.
+    another max_model_len, custom metrics, and one sequence at a time (so that a second request
+    shows when the first has left the engine): one boot of an engine serves several checks.
     """
-    if not vllm_server.owned or vllm_server.model_repository is None:
-        untested("needs a server that the suite starts itself, not an attached one")
+    needs_owned(vllm_server)
+    assert vllm_server.model_repository is not None
     other = other_known_answer_model()
     spec = vllm_harness.model_spec(
         "alternate_model",
@@ -52,8 +53,10 @@ def alternate_model(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterato
             "model": str(other.path),
             "max_model_len": ALTERNATE_MAX_MODEL_LEN,
             "max_num_seqs": 1,
+            # A string, as users write it; LoRA stays off.
+            "enable_lora": "false",
         },
-        config='backend: "vllm"\n',
+        config=config_with(REPORT_CUSTOM_METRICS="true"),
         version=3,
     )
     opened = ModelRepository(vllm_server.endpoints.http, vllm_server.model_repository)
@@ -64,12 +67,41 @@ def alternate_model(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterato
 
 
 @pytest.fixture(scope="session")
+def lora_extra(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[ExtraModel]:
+    """A model with LoRA adapters and custom metrics on the shared server."""
+    model = ExtraModel(needs_owned(vllm_server), lora_spec(vllm_harness))
+    yield model
+    model.close()
+
+
+@pytest.fixture
+def lora_model(lora_extra: ExtraModel) -> str:
+    """The name of the model with LoRA adapters and custom metrics, loaded."""
+    return lora_extra.served()
+
+
+@pytest.fixture(scope="session")
+def embedding_extra(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[ExtraModel]:
+    """A model that embeds, on the shared server."""
+    model = ExtraModel(needs_owned(vllm_server), embedding_spec(vllm_harness))
+    yield model
+    model.close()
+
+
+@pytest.fixture
+def embedding_model(embedding_extra: ExtraModel) -> str:
+    """The name of the model that embeds, loaded."""
+    return embedding_extra.served()
+
+
+@pytest.fixture(scope="session")
 def strict_server(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[StrictServer]:
     if not vllm_server.owned:
         untested("needs a server that the suite starts itself, not an attached one")
     model = vllm_harness.settings.model_name
     with HttpClient(vllm_server.endpoints.http, model) as client:
         config = client.get(client.path("config")).json()
+    config["parameters"] = {"REPORT_CUSTOM_METRICS": {"string_value": "false"}}
     server = StrictServer(vllm_harness, json.dumps(config))
     yield server
     server.discard()

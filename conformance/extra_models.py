@@ -1,0 +1,156 @@
+"""Further models on the shared server: with LoRA and metrics, for embeddings, and around the vLLM
+model as steps of a pipeline."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pytest_vllm_triton.clients.repository import LoadAnswer, ModelRepository
+from pytest_vllm_triton.harness import Harness
+from pytest_vllm_triton.known_answer import (
+    BACKWARDS,
+    LEAPS,
+    AdapterSpec,
+    KnownAnswer,
+    KnownAnswerSpec,
+    build_adapter,
+)
+from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle
+from pytest_vllm_triton.models import known_answer_model
+from pytest_vllm_triton.paths import cache_home
+from pytest_vllm_triton.tiny_encoder import TinyEncoder
+from pytest_vllm_triton.verdicts import untested
+
+LORA_MODEL = "lora_model"
+EMBEDDING_MODEL = "embedding_model"
+MAX_LORA_RANK = 8
+BASE = KnownAnswerSpec()
+ENCODER = TinyEncoder()
+ENCODER_MAX_LEN = 200
+
+# Adapter name -> what it is. "nearby" lies in the model's folder and is named by a relative path;
+# "changing" too, and its files are replaced while the model is served.
+ADAPTERS = {"backwards": BACKWARDS, "leaps": LEAPS, "nearby": LEAPS, "changing": LEAPS}
+MISSING_ADAPTER, LARGE_ADAPTER = "missing", "large"
+LARGE = AdapterSpec(LEAPS.links, rank=4 * MAX_LORA_RANK)
+
+
+def config_with(**parameters: str) -> str:
+    """The shortest config.pbtxt with these parameters."""
+    lines = ['backend: "vllm"']
+    for name, value in parameters.items():
+        lines.append(f'parameters {{ key: "{name}" value {{ string_value: "{value}" }} }}')
+    return "\n".join(lines) + "\n"
+
+
+@dataclass
+class ExtraModel:
+    """A model that is loaded into the shared server when first asked for, and again after `unload`.
+
+    Attributes:
+        load_error: the error of the last load; None when it succeeded.
+        is_loaded: whether it is loaded now.
+    """
+
+    server: ServerHandle
+    spec: ModelSpec
+    load_error: str | None = field(default=None, init=False)
+    is_loaded: bool = field(default=False, init=False)
+    _repository: ModelRepository | None = field(default=None, init=False)
+
+    @property
+    def repository(self) -> ModelRepository:
+        if self._repository is None:
+            assert self.server.model_repository is not None
+            self._repository = ModelRepository(
+                self.server.endpoints.http, self.server.model_repository
+            )
+            self._repository.add(self.spec)
+        return self._repository
+
+    @property
+    def folder(self) -> Path:
+        """The model's version folder."""
+        assert self.server.model_repository is not None
+        return self.server.model_repository / self.spec.name / str(self.spec.version)
+
+    def load(self) -> LoadAnswer:
+        answer = self.repository.load(self.spec.name)
+        self.load_error = answer.error
+        self.is_loaded = answer.error is None
+        return answer
+
+    def unload(self) -> LoadAnswer:
+        self.is_loaded = False
+        return self.repository.unload(self.spec.name)
+
+    def served(self) -> str:
+        """The model's name, once it is loaded."""
+        if not self.is_loaded:
+            self.load().ok()
+        return self.spec.name
+
+    def close(self) -> None:
+        if self._repository is not None:
+            self._repository.close()
+
+
+def lora_spec(harness: Harness) -> ModelSpec:
+    """The known-answer model with adapters, good and bad ones, and with custom metrics."""
+    cache = cache_home() / "checkpoints"
+    paths = {
+        name: str(build_adapter(BASE, ADAPTERS[name], cache)) for name in ("backwards", "leaps")
+    }
+    leaps = build_adapter(BASE, LEAPS, cache)
+    files = {}
+    for name in ("nearby", "changing"):
+        paths[name] = f"adapters/{name}"
+        for file in leaps.iterdir():
+            files[f"1/adapters/{name}/{file.name}"] = file.read_bytes()
+    paths[MISSING_ADAPTER] = "/nowhere/adapter"
+    paths[LARGE_ADAPTER] = str(build_adapter(BASE, LARGE, cache))
+    files["1/multi_lora.json"] = json.dumps(paths).encode()
+    return harness.model_spec(
+        LORA_MODEL,
+        {
+            "model": str(known_answer_model().path),
+            "max_model_len": 2048,
+            "enable_lora": True,
+            "max_lora_rank": MAX_LORA_RANK,
+            # vLLM 0.32 on CPUs goes wrong with fewer places than adapters.
+            "max_loras": len(paths) + 3,
+        },
+        config=config_with(REPORT_CUSTOM_METRICS="true"),
+        files=files,
+    )
+
+
+def oracle(adapter: str | None = None) -> KnownAnswer:
+    """What the LoRA model tells with this adapter; None: without one."""
+    return KnownAnswer(BASE, adapter=ADAPTERS[adapter] if adapter else None)
+
+
+def embedding_spec(harness: Harness) -> ModelSpec:
+    """The tiny encoder; it asks for metrics, but vLLM's statistics are off."""
+    folder = harness.work_dir / "tiny-encoder"
+    if not folder.is_dir():
+        ENCODER.write(folder)
+    return harness.model_spec(
+        EMBEDDING_MODEL,
+        {
+            "model": str(folder),
+            "dtype": "float32",
+            "max_model_len": ENCODER_MAX_LEN,
+            "disable_log_stats": True,
+        },
+        config=config_with(REPORT_CUSTOM_METRICS="true"),
+    )
+
+
+def needs_owned(server: ServerHandle) -> ServerHandle:
+    """The server, if models can be added to it."""
+    if not server.owned or server.model_repository is None:
+        untested("needs a server that the suite starts itself, not an attached one")
+    return server

@@ -1,0 +1,174 @@
+"""EMB: embeddings of a tiny encoder whose vectors are computed independently."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pytest_vllm_triton import expect
+from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient, HttpClient
+from pytest_vllm_triton.tiny_encoder import DIMENSIONS, HIDDEN
+
+from .extra_models import ENCODER, ExtraModel
+from .observe import until
+
+TEXT = "the quick brown fox"
+TOLERANCE = 1e-3
+UNLOAD_SECONDS = 30.0
+Generate = Callable[[GenerateRequest], Generation]
+
+
+def embedding(given: Any, **pooling: Any) -> GenerateRequest:
+    """A request for the vector of a text or of token ids; there is no text_input."""
+    content: dict[str, Any] = {"input": given}
+    if pooling:
+        content["pooling_params"] = pooling
+    return GenerateRequest(inputs={"embedding_request": json.dumps(content)})
+
+
+def vector_of(answer: Generation) -> list[float]:
+    """The vector in an answer's one response."""
+    expect.equal("number of responses", len(answer.ok().responses), 1)
+    expect.equal("number of texts", len(answer.data[0].values("text_output")), 1)
+    try:
+        vector = json.loads(answer.text)
+    except ValueError as error:
+        raise expect.Violation("text_output", f"JSON ({error})", answer.text) from None
+    numbers = isinstance(vector, list) and all(type(item) is float for item in vector)
+    expect.that("text_output", vector, lambda _: numbers, "a list of numbers")
+    return list(vector)
+
+
+def close(what: str, actual: list[float], expected: Any) -> None:
+    """The vectors have the same length, and no element differs by more than the tolerance."""
+    expect.equal(f"dimensions of {what}", len(actual), len(expected))
+    difference = float(np.abs(np.asarray(actual) - np.asarray(expected)).max())
+    expect.between(f"largest difference of {what}", difference, 0, TOLERANCE)
+
+
+@pytest.fixture(params=["http", "grpc"])
+def generate(request: pytest.FixtureRequest, embedding_model: str) -> Generate:
+    """Send a request to the model that embeds, over HTTP and then over gRPC."""
+    client: HttpClient | GrpcClient = request.getfixturevalue(f"triton_{request.param}")
+    return client.for_model(embedding_model).generate
+
+
+@pytest.mark.requirement("EMB-001")
+def test_embedding_is_a_list_of_numbers(generate: Generate) -> None:
+    expect.equal("dimensions", len(vector_of(generate(embedding(TEXT)))), HIDDEN)
+
+
+@pytest.mark.requirement("EMB-002")
+@pytest.mark.parametrize("text", [TEXT, "a", "tiny words and more of them " * 6])
+def test_vector_is_the_models(generate: Generate, text: str) -> None:
+    """Against the same weights in NumPy."""
+    expected = ENCODER.embed(ENCODER.tokenize(text))
+    close(f"the vector of {text!r}", vector_of(generate(embedding(text))), expected)
+
+
+@pytest.mark.requirement("EMB-002")
+def test_token_ids_give_the_same_vector(generate: Generate) -> None:
+    ids = ENCODER.tokenize(TEXT)
+    close("the vector of token ids", vector_of(generate(embedding(ids))), ENCODER.embed(ids))
+
+
+@pytest.mark.requirement("EMB-003")
+def test_token_counts(generate: Generate) -> None:
+    request = embedding(TEXT).but(returns=("num_input_tokens", "num_output_tokens"))
+    answer = generate(request).ok()
+    expect.equal(
+        "num_input_tokens", answer.all_values("num_input_tokens"), [len(ENCODER.tokenize(TEXT))]
+    )
+    expect.equal("num_output_tokens", answer.all_values("num_output_tokens"), [0])
+
+
+@pytest.mark.requirement("EMB-004")
+@pytest.mark.parametrize("dimensions", DIMENSIONS)
+@pytest.mark.parametrize("in_list", [False, True], ids=["number", "list"])
+def test_dimensions(generate: Generate, dimensions: int, in_list: bool) -> None:
+    """Triton's OpenAI frontend sends the number in a list."""
+    asked = [dimensions] if in_list else dimensions
+    expected = ENCODER.embed(ENCODER.tokenize(TEXT), dimensions)
+    close("the short vector", vector_of(generate(embedding(TEXT, dimensions=asked))), expected)
+
+
+@pytest.mark.requirement("EMB-004")
+def test_unsupported_dimensions(generate: Generate) -> None:
+    error = generate(embedding(TEXT, dimensions=HIDDEN - 1)).failed()
+    expect.contains("error", error.lower(), "dimensions")
+    expect.contains("error", error, str(HIDDEN - 1))
+
+
+@pytest.mark.requirement("EMB-007")
+@pytest.mark.parametrize(
+    "content",
+    ["{bad", "", "[]", "{}", '{"input": []}', '{"input": ""}', '{"input": {"a": 1}}'],
+)
+def test_bad_embedding_request(generate: Generate, content: str) -> None:
+    error = generate(GenerateRequest(inputs={"embedding_request": content})).failed()
+    expect.contains("error", error, "embedding_request")
+    for leak in ("NoneType", "Traceback", "object has no attribute"):
+        expect.lacks("error", error, leak)
+    expect.equal("error of the next request", generate(embedding(TEXT)).error, None)
+
+
+@pytest.mark.requirement("EMB-007")
+def test_unknown_pooling_parameter(generate: Generate) -> None:
+    error = generate(embedding(TEXT, colour="red")).failed()
+    expect.contains("error", error, "colour")
+
+
+@pytest.mark.requirement("EMB-008")
+def test_many_at_once(triton_grpc: GrpcClient, embedding_model: str) -> None:
+    """32 on one stream: each vector belongs to its own text."""
+    texts = [f"number {chr(ord('a') + index % 26) * (1 + index)}" for index in range(32)]
+    vectors: dict[str, list[float]] = {}
+    with triton_grpc.for_model(embedding_model).open() as stream:
+        for index, text in enumerate(texts):
+            stream.send(embedding(text).but(id=str(index)))
+        stream.half_close()
+        for response in stream:
+            expect.equal("error", response.error, None)
+            vectors[response.id] = json.loads(response.text)
+    for index, text in enumerate(texts):
+        actual = vectors.get(str(index), [])
+        close(f"the vector of {text!r}", actual, ENCODER.embed(ENCODER.tokenize(text)))
+
+
+@pytest.mark.requirement("EMB-005")
+def test_text_from_an_embedding_model(generate: Generate, embedding_model: str) -> None:
+    error = generate(GenerateRequest("Hello")).failed()
+    text = f"Model {embedding_model} does not support 'generate' request"
+    expect.contains("error", error, text)
+
+
+@pytest.mark.requirement("EMB-005")
+def test_embedding_from_a_text_model(triton_http: HttpClient, triton_grpc: GrpcClient) -> None:
+    for client in (triton_http, triton_grpc):
+        text = f"Model {client.model} does not support 'embed' request"
+        expect.contains("error", client.generate(embedding(TEXT)).failed(), text)
+        expect.equal("error of the next request", client.generate(GenerateRequest("a")).error, None)
+
+
+@pytest.mark.requirement("EMB-006")
+def test_model_unloads_after_a_task_mismatch(
+    generate: Generate, embedding_extra: ExtraModel, embedding_model: str
+) -> None:
+    """Once, although `generate` comes twice: loading it again would cost more than it shows."""
+    before = set(embedding_extra.server.processes())
+    generate(GenerateRequest("Hello")).failed()
+    embedding_extra.unload().ok()
+
+    def state() -> str:
+        entry = embedding_extra.repository.index().get(embedding_model, {})
+        return str(entry.get("state"))
+
+    until(lambda: state() == "UNAVAILABLE", UNLOAD_SECONDS)
+    expect.equal("state of the model", state(), "UNAVAILABLE")
+    until(lambda: len(before - set(embedding_extra.server.processes())) >= 1, UNLOAD_SECONDS)
+    gone = before - set(embedding_extra.server.processes())
+    expect.that("processes that ended", len(gone), bool, "at least the stub's")

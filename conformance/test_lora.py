@@ -1,0 +1,244 @@
+"""LOR: adapters are chosen by name, told apart, and a bad one hurts nobody else."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pytest_vllm_triton import expect
+from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient, HttpClient
+from pytest_vllm_triton.clients.repository import ModelRepository
+from pytest_vllm_triton.harness import Harness
+from pytest_vllm_triton.known_answer import BACKWARDS, KnownAnswer, build_adapter
+from pytest_vllm_triton.paths import cache_home
+
+from .extra_models import (
+    BASE,
+    LARGE_ADAPTER,
+    MISSING_ADAPTER,
+    ExtraModel,
+    config_with,
+    oracle,
+)
+
+PROMPT = "Say alpha"
+LENGTH = 12
+
+
+def asked(adapter: str | None, **more: Any) -> GenerateRequest:
+    """A greedy request; its answer holds no prompt."""
+    sampling: dict[str, Any] = {"temperature": 0, "max_tokens": LENGTH}
+    if adapter is not None:
+        sampling["lora_name"] = adapter
+    return GenerateRequest(PROMPT, sampling=sampling, exclude_input_in_output=True).but(**more)
+
+
+def told(adapter: str | None) -> str:
+    return oracle(adapter).answer(PROMPT, max_tokens=LENGTH).text
+
+
+@pytest.fixture(params=["http", "grpc"])
+def generate(
+    request: pytest.FixtureRequest, lora_model: str
+) -> Callable[[GenerateRequest], Generation]:
+    """Send a request to the model with adapters, over HTTP and then over gRPC."""
+    client: HttpClient | GrpcClient = request.getfixturevalue(f"triton_{request.param}")
+    return client.for_model(lora_model).generate
+
+
+Generate = Callable[[GenerateRequest], Generation]
+
+
+@pytest.mark.requirement("LOR-001")
+def test_model_with_adapters_loads(lora_extra: ExtraModel) -> None:
+    """enable_lora is true in its model.json."""
+    if not lora_extra.is_loaded:
+        lora_extra.load()
+    expect.equal("error of the load", lora_extra.load_error, None)
+
+
+@pytest.mark.requirement("LOR-002")
+@pytest.mark.parametrize("adapter", ["backwards", "leaps"])
+def test_adapter_by_tensor(generate: Generate, adapter: str) -> None:
+    for _ in range(2):
+        expect.equal(f"text with {adapter}", generate(asked(adapter)).text, told(adapter))
+
+
+@pytest.mark.requirement("LOR-002")
+def test_streamed_adapter(generate: Generate) -> None:
+    request = asked("backwards", stream=True, exclude_input_in_output=None)
+    expect.equal("joined text with backwards", generate(request).text, told("backwards"))
+
+
+@pytest.mark.requirement("LOR-003")
+@pytest.mark.parametrize("adapter", ["backwards", "leaps"])
+def test_adapter_by_parameter(generate: Generate, adapter: str) -> None:
+    request = asked(None).but(
+        sampling=None,
+        parameters={"temperature": 0, "max_tokens": LENGTH, "lora_name": adapter},
+    )
+    expect.equal(f"text with {adapter}", generate(request).text, told(adapter))
+
+
+@pytest.mark.requirement("LOR-004")
+def test_unknown_adapter(generate: Generate) -> None:
+    answer = generate(asked("nobody"))
+    error = answer.failed()
+    expect.contains("error", error, "LoRA nobody is not supported, we currently support [")
+    for known in ("'backwards'", "'leaps'"):
+        expect.contains("error", error, known)
+    expect.equal("responses with data", answer.data, [])
+
+
+@pytest.mark.requirement("LOR-004")
+def test_unknown_adapter_is_the_clients_mistake(triton_grpc: GrpcClient, lora_model: str) -> None:
+    client = triton_grpc.for_model(lora_model)
+    with client.open(metadata=[("triton_grpc_error", "true")]) as stream:
+        stream.send(asked("nobody"))
+        stream.half_close()
+        for _ in stream:
+            pass
+    expect.equal(f"gRPC status ({stream.detail})", stream.status, "INVALID_ARGUMENT")
+
+
+@pytest.mark.requirement("LOR-005")
+def test_adapter_of_a_model_without_lora(triton_http: HttpClient, triton_grpc: GrpcClient) -> None:
+    for answer in (
+        triton_http.generate(asked("backwards")),
+        triton_grpc.generate(asked("backwards", stream=True, exclude_input_in_output=None)),
+    ):
+        expect.contains("error", answer.failed(), "LoRA feature is not enabled.")
+
+
+@pytest.mark.requirement("LOR-006")
+def test_false_as_a_word(triton_grpc: GrpcClient, alternate_model: str) -> None:
+    """The alternate model's model.json says "enable_lora": "false"; it has no multi_lora.json."""
+    answer = triton_grpc.for_model(alternate_model).generate(asked("backwards"))
+    expect.contains("error", answer.failed(), "LoRA feature is not enabled.")
+
+
+@pytest.mark.requirement("LOR-007")
+@pytest.mark.parametrize("enable", [True, "true"], ids=["true", "word"])
+def test_missing_list_of_adapters(
+    repository: ModelRepository, vllm_harness: Harness, enable: bool | str
+) -> None:
+    spec = vllm_harness.model_spec("no_list", {"enable_lora": enable}, config=config_with())
+    repository.add(spec)
+    error = repository.load(spec.name).failed()
+    expect.contains("load error", error, "cannot find")
+    expect.contains("load error", error, "no_list/1/multi_lora.json")
+
+
+@pytest.mark.requirement("LOR-008")
+def test_no_adapter_means_the_base_model(generate: Generate) -> None:
+    expect.equal("text without lora_name", generate(asked(None)).text, told(None))
+    null = asked(None).but(sampling={"temperature": 0, "max_tokens": LENGTH, "lora_name": None})
+    expect.equal("text with lora_name null", generate(null).text, told(None))
+
+
+@pytest.mark.requirement("LOR-009")
+def test_adapters_do_not_mix(triton_grpc: GrpcClient, lora_model: str) -> None:
+    """24 requests at once: base model and two adapters in turn, streamed and not."""
+    asked_for = [(None, "backwards", "leaps")[index % 3] for index in range(24)]
+    with triton_grpc.for_model(lora_model).open() as stream:
+        for index, adapter in enumerate(asked_for):
+            streamed = index % 2 == 1
+            stream.send(
+                asked(
+                    adapter,
+                    id=str(index),
+                    stream=streamed,
+                    exclude_input_in_output=None if streamed else True,
+                )
+            )
+        stream.half_close()
+        texts = dict.fromkeys(map(str, range(len(asked_for))), "")
+        for response in stream:
+            expect.equal("error", response.error, None)
+            texts[response.id] += response.text
+    expected = {str(index): told(adapter) for index, adapter in enumerate(asked_for)}
+    expect.equal("texts by request", texts, expected)
+
+
+@pytest.mark.requirement("LOR-010")
+def test_path_relative_to_the_model(generate: Generate) -> None:
+    """multi_lora.json says "adapters/nearby": a folder beside multi_lora.json."""
+    expect.equal("text with a nearby adapter", generate(asked("nearby")).text, told("nearby"))
+
+
+@pytest.mark.requirement("LOR-010")
+@pytest.mark.parametrize(
+    "content", [b"{bad", b'["a"]', b'{"a": 5}'], ids=["json", "list", "number"]
+)
+def test_malformed_list_of_adapters(
+    repository: ModelRepository, vllm_harness: Harness, content: bytes
+) -> None:
+    spec = vllm_harness.model_spec(
+        "bad_list",
+        {"enable_lora": True},
+        config=config_with(),
+        files={"1/multi_lora.json": content},
+    )
+    repository.add(spec)
+    error = repository.load(spec.name).failed()
+    expect.contains("load error", error, "multi_lora.json")
+    expect.lacks("load error", error, "Traceback")
+
+
+@pytest.mark.requirement("LOR-011")
+def test_changed_adapter_is_read_again(
+    triton_http: HttpClient, lora_extra: ExtraModel, lora_model: str
+) -> None:
+    """The files of an adapter that is in use become those of another adapter."""
+    client = triton_http.for_model(lora_model)
+    expect.equal("text before", client.generate(asked("changing")).text, told("changing"))
+    folder = lora_extra.folder / "adapters" / "changing"
+    other = build_adapter(BASE, BACKWARDS, cache_home() / "checkpoints")
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    try:
+        for file in other.iterdir():
+            shutil.copyfile(file, folder / file.name)
+        expected = KnownAnswer(BASE, adapter=BACKWARDS).answer(PROMPT, max_tokens=LENGTH).text
+        expect.equal("text after", client.generate(asked("changing")).text, expected)
+    finally:
+        for name, content in before.items():
+            (folder / name).write_bytes(content)
+
+
+@pytest.mark.requirement("LOR-010")
+@pytest.mark.parametrize("adapter", [MISSING_ADAPTER, LARGE_ADAPTER], ids=["path", "rank"])
+def test_bad_adapter_fails_alone(
+    triton_grpc: GrpcClient, lora_extra: ExtraModel, lora_model: str, adapter: str
+) -> None:
+    """Asked for in the midst of good requests, of which one is being streamed."""
+    client = triton_grpc.for_model(lora_model)
+    running = asked(None, stream=True, exclude_input_in_output=None, id="running").but(
+        sampling={"temperature": 0, "max_tokens": 400, "ignore_eos": True}
+    )
+    expected = client.generate(running).text
+    texts = {"running": "", "after": ""}
+    errors: dict[str, str] = {}
+    try:
+        with client.open() as stream:
+            responses = iter(stream)
+            stream.send(running)
+            texts["running"] += next(responses).text
+            stream.send(asked(adapter, id="bad"))
+            stream.send(asked("leaps", id="after"))
+            stream.half_close()
+            for response in responses:
+                if response.error is not None:
+                    errors[response.id] = response.error
+                else:
+                    texts[response.id] += response.text
+        expect.equal("requests with an error", sorted(errors), ["bad"])
+        expect.contains("error", errors["bad"], adapter)
+        expect.equal("texts of the others", texts, {"running": expected, "after": told("leaps")})
+        expect.equal("text of a later request", client.generate(asked(None)).text, told(None))
+    finally:
+        # A dead engine must not be taken for what later checks look at.
+        if client.generate(asked(None)).error is not None:
+            lora_extra.unload()
