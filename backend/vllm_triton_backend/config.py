@@ -153,6 +153,8 @@ class Parameters:
     max_inflight_requests   MAX_INFLIGHT_REQUESTS: more are refused with UNAVAILABLE; 0 = no limit
     drain_timeout           DRAIN_TIMEOUT_SECONDS: how long unload waits for running requests
     sender_threads          SENDER_THREADS: threads that hand responses to Triton
+    stream_pause            STREAM_PAUSE_MICROSECONDS (here in seconds): a stream waits this long,
+                            times the number of live requests, between two responses; 0 = never
     """
 
     report_custom_metrics: bool = False
@@ -161,6 +163,7 @@ class Parameters:
     max_inflight_requests: int = 0
     drain_timeout: float = 20.0
     sender_threads: int = 2
+    stream_pause: float = 500e-6
 
     @classmethod
     def from_model_config(cls, model_config: Mapping[str, Any]) -> Parameters:
@@ -185,6 +188,7 @@ class Parameters:
             sender_threads=max(
                 1, int(_number("SENDER_THREADS", text, cls.sender_threads, whole=True))
             ),
+            stream_pause=_number("STREAM_PAUSE_MICROSECONDS", text, cls.stream_pause * 1e6) / 1e6,
         )
 
 

@@ -184,6 +184,11 @@ class RequestRunner:
         """Whether no request is live."""
         return not self._live
 
+    @property
+    def live_count(self) -> int:
+        """Number of live requests."""
+        return len(self._live)
+
     def drain(self, timeout: float) -> None:
         """Refuse new requests, wait for the running ones, then end the rest with UNAVAILABLE."""
         with self._lock:
@@ -330,6 +335,7 @@ class RequestRunner:
                 candidates = [live for live in self._live.values() if not live.ended]
             started = time.monotonic()
             for live in candidates:
+                live.stream.resume()
                 if live.stream.is_cancelled():
                     self._log(f"[vllm] Cancelling the request {live.request.request_id}".rstrip())
                     self._stop(live, RequestError(Code.CANCELLED, CANCELLED))

@@ -26,6 +26,10 @@ from vllm_triton_backend.streams import Formatter, ResponseStream, SenderPool
 from vllm_triton_backend.watchdog import Watchdog, stub_shm_regions
 
 _STOP_SECONDS = 5.0
+# Below this many live requests every token is sent at once; above, a reader of text cannot tell a
+# pause of a tenth of a second from none.
+_CROWD = 16
+_LONGEST_PAUSE_SECONDS = 0.1
 _DEFAULT_MODEL_LEN = 4096
 
 
@@ -102,7 +106,7 @@ class Service:
             on_given_up=relay.count_abort if relay is not None else _nothing,
             log=pb_utils.Logger.log_info,
         )
-        self._pool = SenderPool(parameters.sender_threads, self._runner.forget)
+        self._pool = SenderPool(parameters.sender_threads, self._runner.forget, self._pause)
 
     @classmethod
     def load(cls, args: Mapping[str, str]) -> Service:
@@ -216,6 +220,13 @@ class Service:
         except RequestError as error:
             text = error.message.replace("sampling_parameters", "embedding_request", 1)
             raise invalid(text) from None
+
+    def _pause(self) -> float:
+        """Seconds between two responses of one stream: none until many requests are live."""
+        count = self._runner.live_count
+        if count < _CROWD:
+            return 0.0
+        return min(_LONGEST_PAUSE_SECONDS, count * self._parameters.stream_pause)
 
     def is_ready(self) -> bool:
         """Whether new requests can be served."""

@@ -4,7 +4,9 @@
 the GIL), so it never runs on the event loop. Whatever an engine step produces is put into the
 request's FIFO; a sender thread takes *all* that is there and sends it as one response. An idle
 server thus sends every token at once, and a busy one sends fewer, larger responses instead of
-falling behind. Data, errors and the final flag travel through the same FIFO, so nothing overtakes.
+falling behind. With many requests in flight a stream also pauses between two responses, so that
+the interpreter lock is left to the engine's loop; the first and the last response never wait.
+Data, errors and the final flag travel through the same FIFO, so nothing overtakes.
 
 Facts about Triton 24.10 that shape this module:
 * two threads inside `send` of the *same* sender crash the server: one thread per request at a time
@@ -18,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -49,6 +52,8 @@ class ResponseStream:
         self._error: RequestError | None = None
         self._ended = False
         self._queued = False
+        # Until then (monotonic clock), outputs that are not the last one wait for the next.
+        self._paused_until = 0.0
         # Held around every use of the sender; None once the final response was sent.
         self._io_lock = threading.Lock()
 
@@ -59,7 +64,15 @@ class ResponseStream:
                 return
             self._pending.append(output)
             self._ended = last
-            if self._queued:
+            if self._queued or (not last and time.monotonic() < self._paused_until):
+                return
+            self._queued = True
+        self._pool.ready(self)
+
+    def resume(self) -> None:
+        """Send what a pause held back: called now and then, in case no further output comes."""
+        with self._lock:
+            if self._queued or not self._pending or time.monotonic() < self._paused_until:
                 return
             self._queued = True
         self._pool.ready(self)
@@ -97,8 +110,11 @@ class ResponseStream:
             self._end_with(failure)
         except Exception as failure:
             self._end_with(RequestError(Code.INTERNAL, f"Error generating stream: {failure}"))
+        pause = self._pool.pause()
         with self._lock:
-            self._queued = bool(self._pending) or (self._ended and self._sender is not None)
+            self._paused_until = time.monotonic() + pause if pause else 0.0
+            must_end = self._ended and self._sender is not None
+            self._queued = must_end or (bool(self._pending) and not pause)
             again = self._queued
         if again:
             self._pool.ready(self)
@@ -145,9 +161,16 @@ class SenderPool:
     Args:
         threads: number of threads; see `Parameters.sender_threads`.
         on_closed: called after a stream's final response was handed over.
+        pause: seconds between two responses of one stream, asked anew after each response.
     """
 
-    def __init__(self, threads: int, on_closed: Callable[[ResponseStream], None]) -> None:
+    def __init__(
+        self,
+        threads: int,
+        on_closed: Callable[[ResponseStream], None],
+        pause: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        self.pause = pause
         self._ready: queue.SimpleQueue[ResponseStream | None] = queue.SimpleQueue()
         self._on_closed = on_closed
         self._threads = [

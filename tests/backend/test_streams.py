@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -50,16 +51,21 @@ def formatter(n: int = 1, **wanted: bool) -> GenerateFormatter:
 
 
 class Bench:
-    def __init__(self, n: int = 1, **wanted: bool) -> None:
+    def __init__(self, n: int = 1, pause: float = 0.0, **wanted: bool) -> None:
         self.sender = FakeSender()
         self.closed = threading.Event()
-        self.pool = SenderPool(2, lambda stream: self.closed.set())
+        self.pool = SenderPool(2, lambda stream: self.closed.set(), lambda: pause)
         self.stream = ResponseStream(self.sender, formatter(n, **wanted), self.pool)
 
     def wait(self) -> list[tuple[Any, int]]:
         assert self.closed.wait(5)
         self.pool.close(5)
         return self.sender.sent
+
+    def until_paused(self) -> None:
+        deadline = time.monotonic() + 5
+        while self.stream._paused_until == 0.0:
+            assert time.monotonic() < deadline
 
     def busy(self) -> None:
         """Hold the sender up inside its first send."""
@@ -161,3 +167,30 @@ def test_shapes_and_types() -> None:
         np.uint32,
         [3],
     )
+
+
+def test_a_paused_stream_keeps_the_rest_for_its_last_response() -> None:
+    bench = Bench(pause=60.0)
+    bench.stream.put(output("first"))
+    assert bench.sender.entered.wait(5)
+    bench.until_paused()
+    for text in (" a", " b"):
+        bench.stream.put(output(text))
+    bench.stream.put(output(" c", "stop"), last=True)
+    assert texts(bench.wait()) == ["first", " a b c"]
+
+
+def test_what_a_pause_held_back_is_sent_without_a_further_output() -> None:
+    bench = Bench(pause=60.0)
+    bench.stream.put(output("first"))
+    assert bench.sender.entered.wait(5)
+    bench.until_paused()
+    bench.sender.entered.clear()
+    bench.stream.put(output(" a"))
+    bench.stream.resume()
+    assert not bench.sender.entered.is_set()
+    bench.stream._paused_until = 0.0
+    bench.stream.resume()
+    assert bench.sender.entered.wait(5)
+    bench.stream.put(output(" b", "stop"), last=True)
+    assert texts(bench.wait()) == ["first", " a", " b"]
