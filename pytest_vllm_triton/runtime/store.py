@@ -80,6 +80,10 @@ class Runtime:
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
             "VLLM_CPU_KVCACHE_SPACE": "1",
+            # The model runs inside the engine's process, as on one GPU. Otherwise vLLM's CPU
+            # platform adds a worker process: one more import of vLLM at each load, and 5 s at
+            # each unload.
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         }
 
     @property
