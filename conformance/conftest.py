@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 
 import pytest
 
-from pytest_vllm_triton.clients import GenerateRequest, Generation, HttpClient, Response
+from pytest_vllm_triton.clients import HttpClient
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.models import other_known_answer_model
 from pytest_vllm_triton.state import TRANSCRIPT
-from pytest_vllm_triton.transcript import Transcript
 from pytest_vllm_triton.verdicts import untested
 
-from .experiments import SecondModelLife
+from .experiments import Deaths, PlainLife, SecondModelLife
 from .extra_models import ExtraModel, config_with, embedding_spec, lora_spec, needs_owned
 from .observe import Seen
-from .servers import ALTERNATE_MAX_MODEL_LEN, EngineDeath, StrictServer, engine_process
+from .servers import ALTERNATE_MAX_MODEL_LEN, EngineDeath, StrictServer
 
 
 @pytest.fixture
@@ -101,35 +99,25 @@ def strict_server(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[
     model = vllm_harness.settings.model_name
     with HttpClient(vllm_server.endpoints.http, model) as client:
         config = client.get(client.path("config")).json()
-    config["parameters"] = {"REPORT_CUSTOM_METRICS": {"string_value": "false"}}
+    # Neither switches anything on: only "true" does.
+    off = {"REPORT_CUSTOM_METRICS": "false", "ENABLE_VLLM_HEALTH_CHECK": "1"}
+    config["parameters"] = {name: {"string_value": value} for name, value in off.items()}
     server = StrictServer(vllm_harness, json.dumps(config))
     yield server
     server.discard()
 
 
 @pytest.fixture(scope="session")
-def engine_death(strict_server: StrictServer) -> EngineDeath:
-    """SIGKILL of the engine process while a request is streamed; the server is discarded after."""
-    sampling = {"temperature": 0, "max_tokens": 1500, "ignore_eos": True}
-    request = GenerateRequest("Say alpha", stream=True, sampling=sampling)
-    with strict_server.grpc(Transcript()) as client:
-        full = client.generate(request.but(stream=False, exclude_input_in_output=True)).text
-        engine = engine_process(strict_server.handle)
-        responses: list[Response] = []
-        killed_at = 0.0
-        with client.open() as stream:
-            stream.send(request)
-            stream.half_close()
-            for response in stream:
-                responses.append(response)
-                if len(responses) == 3:
-                    engine.kill()
-                    killed_at = time.monotonic()
-            seconds = time.monotonic() - killed_at
-            in_flight = Generation(request, responses, stream.status, stream.seconds)
-        later = client.generate(request)
-    strict_server.discard()
-    return EngineDeath(in_flight, seconds, later, full)
+def deaths(strict_server: StrictServer, vllm_server: ServerHandle) -> Seen:
+    """What was seen when the processes of the strict server were killed; it is discarded after."""
+    return Deaths(strict_server, vllm_server).run()
+
+
+@pytest.fixture(scope="session")
+def engine_death(deaths: Seen) -> EngineDeath:
+    """SIGKILL of the engine process while a request is streamed."""
+    death: EngineDeath = deaths["engine death"]
+    return death
 
 
 @pytest.fixture(scope="session")
@@ -138,3 +126,11 @@ def second_model_life(vllm_harness: Harness, vllm_server: ServerHandle) -> Seen:
     if not vllm_server.owned or vllm_server.model_repository is None:
         untested("needs a server that the suite starts itself, not an attached one")
     return SecondModelLife(vllm_harness, vllm_server).run()
+
+
+@pytest.fixture(scope="session")
+def plain_life(vllm_harness: Harness, vllm_server: ServerHandle) -> Seen:
+    """What was seen of a server without control API, from its boot to SIGTERM."""
+    if not vllm_server.owned:
+        untested("needs a server that the suite starts itself, not an attached one")
+    return PlainLife(vllm_harness, vllm_server).run()

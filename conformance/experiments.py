@@ -4,22 +4,57 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pytest_vllm_triton.clients import GenerateRequest, GrpcClient, HttpClient, Response
+import psutil
+from tritonclient.grpc import service_pb2
+
+from pytest_vllm_triton.clients import (
+    GenerateRequest,
+    Generation,
+    GrpcClient,
+    HttpClient,
+    Response,
+)
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.known_answer import KnownAnswer
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.models import other_known_answer_model
+from pytest_vllm_triton.transcript import Transcript
+from pytest_vllm_triton.verdicts import untested
 
-from .observe import Background, Footprint, Seen, at_once, until
+from .observe import (
+    WORKER,
+    Background,
+    Footprint,
+    Seen,
+    at_once,
+    described,
+    is_engine,
+    is_stub,
+    left,
+    living,
+    regions_of,
+    text_or_error,
+    until,
+)
+from .servers import EngineDeath, StrictServer, engine_process
 
 UNLOAD_SECONDS = 30.0
 # Time for processes that were told to end, on a busy machine.
-GONE_SECONDS = 10.0
+GONE_SECONDS = 20.0
+# Time for a backend or a server to notice what happened.
+NOTICED_SECONDS = 10.0
+# Triton's own default of --exit-timeout-secs.
+EXIT_SECONDS = 30.0
+# Far less than a load takes.
+SHORT_STUB_TIMEOUT = 3
+SHARED_LOAD = 50
 
 SECOND = "second_model"
 SECOND_MAX_MODEL_LEN = 512
@@ -81,12 +116,15 @@ class SecondModelLife:
         seen["first text"] = self.first.generate(self.first_request).text
         seen["before"] = Footprint.of(self.server)
         try:
-            self.load_that_fails()
-            self.load_while_the_first_streams()
-            if seen["loaded"]:
-                self.serve()
-                self.unload_while_streaming()
-                self.second_time()
+            for step in (
+                self.load_that_fails,
+                self.load_while_the_first_streams,
+                self.serve,
+                self.unload_while_streaming,
+                self.second_time,
+            ):
+                if not seen.step(step):
+                    break
         finally:
             self.repository.close()
             seen["first text at the end"] = self._first_text()
@@ -107,7 +145,6 @@ class SecondModelLife:
         self._write()
         with Background(self.first, self.first_request) as streams:
             error = self.repository.load(SECOND).error
-        self.seen["loaded"] = error is None
         self.seen["error of the mended load"] = error
         self.seen["first texts during the load"] = streams.texts
         self._note_state("loaded")
@@ -233,3 +270,340 @@ def _differing(answers: list[str], expected: list[str]) -> list[str]:
     """Those answers that are not what was expected."""
     pairs = zip(answers, expected, strict=True)
     return [f"{got!r} instead of {wanted!r}" for got, wanted in pairs if got != wanted]
+
+
+class Deaths:
+    """Every process of a server beside the shared one is killed, one after another."""
+
+    def __init__(self, strict: StrictServer, shared: ServerHandle) -> None:
+        self.strict = strict
+        self.shared = shared
+        self.model = strict.model
+        self.seen = Seen()
+        self.bystander = GrpcClient(shared.endpoints.grpc, self.model)
+        self.bystander_request = greedy("Say alpha", 200, stream=True)
+
+    def run(self) -> Seen:
+        seen = self.seen
+        seen["text of the other server"] = self.bystander.generate(self.bystander_request).text
+        strict = self.strict
+        self.repository = strict.repository()
+        self.http = strict.http(Transcript())
+        self.grpc = strict.grpc(Transcript())
+        steps = (
+            self.two_servers_under_load,
+            self.engine_dies_while_streaming,
+            self.worker_dies_with_health_check,
+            self.stub_dies,
+            self.server_dies,
+        )
+        try:
+            for step in steps:
+                if not seen.step(step):
+                    break
+        finally:
+            self.repository.close()
+            for client in (self.http, self.grpc, self.bystander):
+                client.close()
+            strict.discard()
+        return seen
+
+    def two_servers_under_load(self) -> None:
+        share_the_host(self.seen, self.shared, self.strict.handle, self.model)
+
+    def engine_dies_while_streaming(self) -> None:
+        """The engine's own process, with ENABLE_VLLM_HEALTH_CHECK "1", which is not "true"."""
+        seen = self.seen
+        request = GenerateRequest("Say alpha", stream=True, sampling=greedy("", 1500).sampling)
+        full = self.grpc.generate(request.but(stream=False, exclude_input_in_output=True)).text
+        processes = self._engine_processes()
+        responses: list[Response] = []
+        killed_at = 0.0
+        with self.grpc.open() as stream:
+            stream.send(request)
+            stream.half_close()
+            for response in stream:
+                responses.append(response)
+                if len(responses) == 3:
+                    engine_process(self.strict.handle).kill()
+                    killed_at = time.monotonic()
+            seconds = time.monotonic() - killed_at
+        in_flight = Generation(request, responses, stream.status, stream.seconds)
+        seen["seconds until not ready"] = until(lambda: not self._is_ready(), NOTICED_SECONDS)
+        later = self.grpc.generate(request)
+        seen["engine death"] = EngineDeath(in_flight, seconds, later, full)
+        until(lambda: not living(processes), GONE_SECONDS)
+        seen["left of a killed engine"] = living(processes)
+
+    def worker_dies_with_health_check(self) -> None:
+        seen = self.seen
+        seen["error of the load after the engine's death"] = self._load("True")
+        seen.look("answer of a healthy engine", lambda: self.grpc.generate(greedy("tango", 8)))
+        processes = self._engine_processes()
+        workers = [process for process in processes if is_engine(process, WORKER)]
+        for process in workers or processes:
+            process.kill()
+        until(lambda: not living(processes), GONE_SECONDS)
+        seen["left of a killed worker"] = living(processes)
+        with self.grpc.open(metadata=[("triton_grpc_error", "true")]) as stream:
+            stream.send(greedy("tango", 8))
+            stream.half_close()
+            seen["responses after the death"] = list(stream)
+        seen["status after the death"] = stream.status
+        seen["seconds until unloaded"] = until(lambda: not self._is_ready(), UNLOAD_SECONDS)
+        seen["state after the death"] = self._state()
+        seen["HTTP answer of the next request"] = self.http.generate(greedy("tango", 8))
+        seen["gRPC answer of the next request"] = self.grpc.generate(greedy("tango", 8))
+        until(lambda: self._state() == "UNAVAILABLE", UNLOAD_SECONDS)
+
+    def stub_dies(self) -> None:
+        seen = self.seen
+        seen["error of the load after the worker's death"] = self._load("false")
+        request = greedy("tango", 8)
+        seen.look("text after the recovery", lambda: self.grpc.generate(request).text)
+        engine = self._engine_processes()
+        regions = regions_of(engine) - regions_of([psutil.Process(self.strict.handle.server_pid)])
+        for process in self.strict.handle.processes():
+            if is_stub(process, self.model):
+                process.kill()
+        seen["seconds until the engine of a killed stub is gone"] = until(
+            lambda: not living(engine), GONE_SECONDS
+        )
+        seen["processes left of a killed stub"] = living(engine)
+        until(lambda: not left(regions), GONE_SECONDS)
+        seen["regions left of a killed stub"] = left(regions)
+        seen.look("gRPC answer without a stub", lambda: self.grpc.generate(request))
+        seen.look("HTTP answer without a stub", lambda: self.http.generate(request))
+        seen.look("live without a stub", lambda: self.http.get("/v2/health/live").status)
+        self.repository.unload(self.model)
+        until(lambda: self._state() == "UNAVAILABLE", UNLOAD_SECONDS)
+        seen["error of the load after the stub's death"] = self._load("false")
+        seen.look("text after the stub's death", lambda: self.grpc.generate(request).text)
+
+    def server_dies(self) -> None:
+        seen = self.seen
+        handle = self.strict.handle
+        footprint = Footprint.of(handle)
+        others = regions_of(self.shared.processes())
+        with Background(self.bystander, self.bystander_request) as streams:
+            assert handle.server_pid is not None
+            until(lambda: bool(streams.answers), NOTICED_SECONDS)
+            os.kill(handle.server_pid, signal.SIGKILL)
+            seen["seconds until all of a killed server is gone"] = until(
+                lambda: not footprint.left(), 2 * GONE_SECONDS
+            )
+            seen["left of a killed server"] = footprint.left()
+        seen["texts of the other server meanwhile"] = streams.texts
+        seen["regions of the other server that are gone"] = sorted(others - set(left(others)))
+
+    def _load(self, health_check: str) -> str | None:
+        config = json.loads(self.strict.config)
+        config.setdefault("parameters", {})["ENABLE_VLLM_HEALTH_CHECK"] = {
+            "string_value": health_check
+        }
+        return self.repository.load(self.model, {"config": json.dumps(config)}).error
+
+    def _is_ready(self) -> bool:
+        return self.repository.is_ready(self.model)
+
+    def _state(self) -> str | None:
+        state = self.repository.index().get(self.model, {}).get("state")
+        return None if state is None else str(state)
+
+    def _engine_processes(self) -> list[psutil.Process]:
+        found = [process for process in self.strict.handle.processes() if is_engine(process)]
+        if not found:
+            untested("no process of the server looks like one of vLLM's engine")
+        return found
+
+
+class PlainLife:
+    """A server as the README starts one (all models, no control API), until SIGTERM.
+
+    It has the same shared-memory prefix as the shared server, as two servers have that are started
+    without the option. Its first model has the health check on.
+    """
+
+    def __init__(self, harness: Harness, shared: ServerHandle) -> None:
+        self.harness = harness
+        self.shared = shared
+        self.model = harness.settings.model_name
+        self.seen = Seen()
+        self.oracle = second_oracle()
+
+    def run(self) -> Seen:
+        harness, seen = self.harness, self.seen
+        second = harness.model_spec(
+            SECOND, {"model": str(other_known_answer_model().path)}, 'backend: "vllm"\n'
+        )
+        spec = harness.server_spec(
+            harness.model_spec(config=_health_check_on()),
+            second,
+            args=(
+                "--backend-config=python,default-max-batch-size=8",
+                f"--backend-config=python,stub-timeout-seconds={SHORT_STUB_TIMEOUT}",
+            ),
+            control_mode="none",
+            shm_prefix=self.shared.shm_prefix,
+        )
+        self.handle = harness.boot(spec, "all models, no control API, until SIGTERM")
+        seen["boot seconds"] = self.handle.boot_seconds
+        try:
+            for step in (
+                self.health,
+                self.control_is_refused,
+                self.two_servers_under_load,
+                self.engine_dies,
+                self.sigterm_while_streaming,
+            ):
+                seen.step(step)
+        finally:
+            self.handle.stop()
+            harness.forget(self.handle)
+        return seen
+
+    def health(self) -> None:
+        seen = self.seen
+        with self._http(self.model) as http, self._grpc(self.model) as grpc:
+            for path in ("live", "ready"):
+                seen[f"/v2/health/{path}"] = http.get(f"/v2/health/{path}").status
+            for name in (self.model, SECOND, "no_such_model"):
+                seen[f"HTTP ready: {name}"] = http.get(f"/v2/models/{name}/ready").status
+                asked = service_pb2.ModelReadyRequest(name=name)
+                seen[f"gRPC ready: {name}"] = grpc.stub.ModelReady(asked, timeout=10.0).ready
+            seen["answers with the check on"] = [
+                text_or_error(grpc.generate(greedy("tango", 8))) for _ in range(10)
+            ]
+            seen["ready after them"] = http.get(http.path("ready")).status
+            config = http.get(f"/v2/models/{SECOND}/config").json()
+            seen["max_batch_size"] = config.get("max_batch_size")
+        with self._http(SECOND) as http:
+            request = greedy("venus", 8)
+            seen["text of the second model"] = http.generate(request).text
+            seen["text expected of the second model"] = told(self.oracle, request)
+
+    def control_is_refused(self) -> None:
+        seen = self.seen
+        assert self.handle.model_repository is not None
+        repository = ModelRepository(self.handle.endpoints.http, self.handle.model_repository)
+        seen["load error"] = repository.load(SECOND).error
+        seen["unload error"] = repository.unload(SECOND).error
+        seen["ready after load and unload"] = repository.is_ready(SECOND)
+        repository.close()
+        with self._http(SECOND) as http:
+            request = greedy("mars", 8)
+            seen["text after load and unload"] = http.generate(request).text
+            seen["text expected after load and unload"] = told(self.oracle, request)
+
+    def two_servers_under_load(self) -> None:
+        share_the_host(self.seen, self.shared, self.handle, self.model)
+
+    def engine_dies(self) -> None:
+        """The first model's engine; this server cannot unload the model."""
+        seen = self.seen
+        stubs = [p for p in self.handle.processes() if is_stub(p, self.model)]
+        children = [child for stub in stubs for child in stub.children(recursive=True)]
+        engine = [process for process in children if is_engine(process)]
+        if not engine:
+            untested("no process of the server looks like one of vLLM's engine")
+        for process in engine:
+            process.kill()
+        until(lambda: not living(engine), GONE_SECONDS)
+        with self._http(self.model) as http, self._grpc(self.model) as grpc:
+            answers = [grpc.generate(greedy("tango", 8)), http.generate(greedy("tango", 8))]
+            seen["answers of a dead engine"] = answers
+            seen["live with a dead engine"] = http.get("/v2/health/live").status
+        seen["stubs that crashed"] = [described(stub) for stub in stubs if not living([stub])]
+        with self._grpc(SECOND) as grpc:
+            request = greedy("earth", 8)
+            seen["text beside a dead engine"] = text_or_error(grpc.generate(request))
+            seen["text expected beside a dead engine"] = told(self.oracle, request)
+
+    def sigterm_while_streaming(self) -> None:
+        seen = self.seen
+        handle = self.handle
+        footprint = Footprint.of(handle)
+        own = footprint.regions - regions_of(self.shared.processes())
+        request = greedy("mars", 1800, stream=True)
+        assert handle.server_pid is not None
+        with self._grpc(SECOND) as streaming, self._grpc(SECOND) as late:
+            late.generate(greedy("mars", 1)).ok()  # connected before the server shuts down
+            with streaming.open() as stream:
+                stream.send(request)
+                stream.half_close()
+                answers = iter(stream)
+                responses = [next(answers)]
+                os.kill(handle.server_pid, signal.SIGTERM)
+                started = time.monotonic()
+                seen["answers that came before SIGTERM"] = len(responses)
+                refused: list[Generation | Exception] = []
+
+                def is_refused() -> bool:
+                    try:
+                        refused.append(late.generate(greedy("mars", 1)))
+                    except Exception as error:
+                        refused.append(error)
+                    return isinstance(refused[-1], Exception) or refused[-1].error is not None
+
+                seen["seconds until requests are refused"] = until(is_refused, NOTICED_SECONDS)
+                seen.look("stream during the shutdown", lambda: [*responses, *answers])
+                seen["stream expected"] = told(self.oracle, request)
+        ended = until(lambda: handle.exit_code() is not None, EXIT_SECONDS + GONE_SECONDS)
+        seen["seconds until the exit"] = None if ended is None else time.monotonic() - started
+        seen["exit code"] = handle.exit_code()
+        until(lambda: not living(footprint.processes) and not left(own), GONE_SECONDS)
+        seen["processes left"] = living(footprint.processes)
+        seen["regions left"] = left(own)
+        with GrpcClient(self.shared.endpoints.grpc, self.model) as bystander:
+            seen["other server afterwards"] = bystander.generate(greedy("tango", 8)).error
+
+    def _http(self, model: str) -> HttpClient:
+        return HttpClient(self.handle.endpoints.http, model)
+
+    def _grpc(self, model: str) -> GrpcClient:
+        return GrpcClient(self.handle.endpoints.grpc, model)
+
+
+def _health_check_on() -> str:
+    return """backend: "vllm"
+instance_group [{ kind: KIND_MODEL }]
+parameters { key: "ENABLE_VLLM_HEALTH_CHECK" value { string_value: "true" } }
+"""
+
+
+def share_the_host(seen: Seen, one: ServerHandle, other: ServerHandle, model: str) -> None:
+    """50 requests to each of two servers at the same time; each server counts its own."""
+    servers = {"one": one, "other": other}
+    clients = {name: GrpcClient(s.endpoints.grpc, model) for name, s in servers.items()}
+    before = {name: requests_served(server, model) for name, server in servers.items()}
+    requests = {
+        name: [greedy(f"server {name}, request {i}", 16) for i in range(SHARED_LOAD)]
+        for name in servers
+    }
+    with ThreadPoolExecutor(2) as pool:
+        running = {
+            name: pool.submit(at_once, clients[name].generate, requests[name], SHARED_LOAD)
+            for name in servers
+        }
+        texts = {name: future.result() for name, future in running.items()}
+    for name, server in servers.items():
+        alone = clients[name].generate(greedy("server", 16))
+        seen[f"texts of {name}"] = texts[name]
+        start = alone.text.removeprefix("server")
+        seen[f"texts expected of {name}"] = [f"{r.text_input!s}{start}" for r in requests[name]]
+        counted = requests_served(server, model) - before[name] - 1
+        seen[f"requests counted by {name}"] = counted
+        stubs = [process for process in server.processes() if is_stub(process)]
+        seen[f"prefix of {name}"] = server.shm_prefix
+        seen[f"regions of {name}'s stubs"] = {
+            described(stub): sorted(regions_of([stub])) for stub in stubs
+        }
+    for client in clients.values():
+        client.close()
+
+
+def requests_served(server: ServerHandle, model: str) -> int:
+    """The server's own count of good requests to a model."""
+    with HttpClient(server.endpoints.http, model) as client:
+        stats = client.get(client.path("stats")).json()["model_stats"][0]
+    return int(stats["inference_stats"]["success"]["count"])

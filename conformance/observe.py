@@ -37,25 +37,37 @@ class Seen:
     def __init__(self) -> None:
         self._facts: dict[str, Any] = {}
         self._errors: dict[str, Exception] = {}
+        self._broken_off: list[Exception] = []
 
     def __setitem__(self, name: str, fact: Any) -> None:
         self._facts[name] = fact
 
     def __getitem__(self, name: str) -> Any:
-        if name in self._errors:
-            raise self._errors[name]
-        if name not in self._facts:
-            raise Violation(name, "to be seen", "the experiment did not come that far")
-        return self._facts[name]
+        if name in self._facts:
+            return self._facts[name]
+        for error in [self._errors.get(name), *self._broken_off]:
+            if error is not None:
+                raise error
+        raise Violation(name, "to be seen", "the experiment did not come that far")
 
-    def look(self, name: str, see: Callable[[], Any]) -> Any:
-        """Keep what `see` returns or raises; None if it raised."""
+    def look(self, name: str, see: Callable[[], Any]) -> None:
+        """Keep what `see` returns or raises."""
         try:
             self._facts[name] = see()
         except Exception as error:
             self._errors[name] = error
-            return None
-        return self._facts[name]
+
+    def step(self, act: Callable[[], None]) -> bool:
+        """A part of the experiment: what it raises stands for all that it did not get to see.
+
+        Returns whether it came to its end.
+        """
+        try:
+            act()
+        except Exception as error:
+            self._broken_off.append(error)
+            return False
+        return True
 
 
 def until(is_so: Callable[[], bool], seconds: float) -> float | None:
@@ -82,7 +94,7 @@ def is_stub(process: psutil.Process, model: str = "") -> bool:
     """Whether it is a stub of Triton's Python backend (of this model)."""
     with contextlib.suppress(psutil.Error):
         words = process.cmdline()
-        ours = not model or any(re.fullmatch(rf"{re.escape(model)}_\d+_\d+", w) for w in words)
+        ours = not model or any(re.fullmatch(rf"{re.escape(model)}(_\d+)+", w) for w in words)
         return bool(words) and words[0].endswith(STUB) and ours
     return False
 

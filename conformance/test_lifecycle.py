@@ -6,7 +6,7 @@ import pytest
 
 from pytest_vllm_triton import expect
 
-from .experiments import SOAK_REQUESTS, SOAK_STREAMS, UNLOAD_SECONDS
+from .experiments import EXIT_SECONDS, NOTICED_SECONDS, SOAK_REQUESTS, SOAK_STREAMS, UNLOAD_SECONDS
 from .observe import Footprint, Seen, is_stub
 
 REFUSAL_SECONDS = 10.0
@@ -152,3 +152,53 @@ def test_soak(second_model_life: Seen) -> None:
     expect.equal(f"wrong answers among {SOAK_REQUESTS}", seen["soak"], [])
     expect.equal(f"wrong streams among {SOAK_STREAMS}", seen["soak of streams"], [])
     expect.between("seconds of the unload", seen["seconds of the unload"], 0, UNLOAD_SECONDS)
+
+
+@pytest.mark.requirement("LIF-010")
+def test_sigterm_leaves_nothing(plain_life: Seen) -> None:
+    seen = plain_life
+    expect.equal("exit code", seen["exit code"], 0)
+    expect.between("seconds until the exit", seen["seconds until the exit"], 0, EXIT_SECONDS)
+    expect.equal("processes left", seen["processes left"], [])
+
+
+@pytest.mark.requirement("LIF-011")
+def test_sigterm_lets_a_stream_end(plain_life: Seen) -> None:
+    seen = plain_life
+    responses = seen["stream during the shutdown"]
+    expect.equal("errors", [r.error for r in responses if r.error], [])
+    expect.equal("text", "".join(r.text for r in responses), seen["stream expected"])
+    expect.that(
+        "seconds until new requests are refused",
+        seen["seconds until requests are refused"],
+        lambda seconds: seconds is not None,
+        f"at most {NOTICED_SECONDS:g}",
+    )
+
+
+@pytest.mark.requirement("LIF-013")
+def test_control_is_refused_without_control_mode(plain_life: Seen) -> None:
+    seen = plain_life
+    expect.that("load error", seen["load error"], bool, "an error")
+    expect.that("unload error", seen["unload error"], bool, "an error")
+    expect.equal("model is ready", seen["ready after load and unload"], True)
+    expect.equal(
+        "text", seen["text after load and unload"], seen["text expected after load and unload"]
+    )
+
+
+@pytest.mark.requirement("LIF-015")
+def test_engine_ends_with_its_stub(deaths: Seen) -> None:
+    expect.equal("processes left", deaths["processes left of a killed stub"], [])
+    expect.equal("regions left", deaths["regions left of a killed stub"], [])
+
+
+@pytest.mark.requirement("LIF-016")
+@pytest.mark.parametrize("killed", ["engine", "worker"])
+def test_engine_and_workers_end_together(deaths: Seen, killed: str) -> None:
+    expect.equal("processes left", deaths[f"left of a killed {killed}"], [])
+
+
+@pytest.mark.requirement("LIF-017")
+def test_everything_ends_with_the_server(deaths: Seen) -> None:
+    expect.equal("processes and regions left", deaths["left of a killed server"], [])

@@ -1,0 +1,139 @@
+"""HLT: what is told about a model's health is true, whoever has died."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_vllm_triton import expect
+from pytest_vllm_triton.harness import Harness
+
+from .experiments import NOTICED_SECONDS, UNLOAD_SECONDS
+from .observe import Seen
+from .servers import EngineDeath
+
+UNHEALTHY = "Model is unavailable due to unhealthy vLLM engine"
+UNKNOWN = "has no available versions"
+ANSWER_SECONDS = 10.0
+
+
+@pytest.fixture
+def model(vllm_harness: Harness) -> str:
+    return vllm_harness.settings.model_name
+
+
+@pytest.mark.requirement("HLT-001")
+def test_ready_server_has_its_models(plain_life: Seen, model: str) -> None:
+    """Asked as soon as the server said that it is ready."""
+    seen = plain_life
+    for path in ("/v2/health/live", "/v2/health/ready"):
+        expect.equal(f"HTTP status of {path}", seen[path], 200)
+    for name in (model, "second_model"):
+        expect.equal(f"HTTP status of /v2/models/{name}/ready", seen[f"HTTP ready: {name}"], 200)
+        expect.equal(f"gRPC ModelReady of {name}", seen[f"gRPC ready: {name}"], True)
+    expect.different("HTTP status for an unknown model", seen["HTTP ready: no_such_model"], 200)
+    expect.equal("gRPC ModelReady of an unknown model", seen["gRPC ready: no_such_model"], False)
+    expect.equal(
+        "text of a model",
+        seen["text of the second model"],
+        seen["text expected of the second model"],
+    )
+
+
+@pytest.mark.requirement("HLT-002")
+def test_other_values_do_not_switch_the_check_on(engine_death: EngineDeath) -> None:
+    """ENABLE_VLLM_HEALTH_CHECK was "1", which is not "true"; the engine is dead."""
+    expect.that("error of a later request", engine_death.later.error, bool, "an error")
+    expect.lacks("error of a later request", engine_death.later.error, UNHEALTHY)
+
+
+@pytest.mark.requirement("HLT-003")
+def test_healthy_engine_with_the_check_on(plain_life: Seen) -> None:
+    answers = plain_life["answers with the check on"]
+    expect.equal("distinct answers to ten requests", len(set(answers)), 1)
+    expect.starts_with("answer", answers[0], "tango")
+    expect.equal("HTTP status of /ready after them", plain_life["ready after them"], 200)
+
+
+@pytest.mark.requirement("HLT-004")
+def test_unhealthy_engine_unloads_the_model(deaths: Seen) -> None:
+    """The first request after the death; a model that was unloaded even before says so."""
+    responses = deaths["responses after the death"]
+    expect.equal("number of responses", len(responses), 1)
+    expect.matches("error", responses[0].error, f"{UNHEALTHY}|{UNKNOWN}")
+    expect.that(
+        "seconds until the model is not ready",
+        deaths["seconds until unloaded"],
+        lambda seconds: seconds is not None,
+        f"at most {UNLOAD_SECONDS:g}",
+    )
+    expect.different("state in the index", deaths["state after the death"], "READY")
+
+
+@pytest.mark.requirement("HLT-005")
+@pytest.mark.parametrize("protocol", ["HTTP", "gRPC"])
+def test_request_after_the_unload(deaths: Seen, model: str, protocol: str) -> None:
+    answer = deaths[f"{protocol} answer of the next request"]
+    expected = f"Request for unknown model: '{model}' {UNKNOWN}"
+    expect.equal("error", answer.failed(), expected)
+
+
+@pytest.mark.requirement("HLT-006")
+def test_status_of_unhealthy_and_unloaded(deaths: Seen) -> None:
+    error = deaths["responses after the death"][0].error
+    if error is not None and UNKNOWN not in error:
+        expect.equal("gRPC status", deaths["status after the death"], "UNAVAILABLE")
+    unloaded = deaths["HTTP answer of the next request"]
+    expect.equal("HTTP status of the next request", unloaded.status, 404)
+
+
+@pytest.mark.requirement("HLT-007")
+def test_loading_again_recovers_a_dead_engine(deaths: Seen) -> None:
+    for cause in ("engine", "worker"):
+        expect.equal(
+            f"error of the load after the {cause}'s death",
+            deaths[f"error of the load after the {cause}'s death"],
+            None,
+        )
+    healthy = deaths["answer of a healthy engine"]
+    expect.equal("text", deaths["text after the recovery"], healthy.text)
+
+
+@pytest.mark.requirement("HLT-008")
+def test_dead_engine_is_not_ready(deaths: Seen) -> None:
+    """No request was sent after the engine's death."""
+    expect.that(
+        "seconds until the model is not ready",
+        deaths["seconds until not ready"],
+        lambda seconds: seconds is not None,
+        f"at most {NOTICED_SECONDS:g}",
+    )
+
+
+@pytest.mark.requirement("HLT-009")
+def test_dead_engine_that_cannot_be_unloaded(plain_life: Seen) -> None:
+    seen = plain_life
+    for answer in seen["answers of a dead engine"]:
+        expect.that("error", answer.failed(), bool, "an error text")
+        expect.between("seconds until it came", answer.seconds, 0, ANSWER_SECONDS)
+    expect.equal("/v2/health/live", seen["live with a dead engine"], 200)
+    expect.equal("stubs that crashed", seen["stubs that crashed"], [])
+    expect.equal(
+        "text of the other model",
+        seen["text beside a dead engine"],
+        seen["text expected beside a dead engine"],
+    )
+
+
+@pytest.mark.requirement("HLT-010")
+@pytest.mark.parametrize("protocol", ["HTTP", "gRPC"])
+def test_requests_without_a_stub(deaths: Seen, protocol: str) -> None:
+    answer = deaths[f"{protocol} answer without a stub"]
+    expect.that("error", answer.failed(), bool, "an error text")
+    expect.between("seconds until it came", answer.seconds, 0, ANSWER_SECONDS)
+    expect.equal("/v2/health/live", deaths["live without a stub"], 200)
+
+
+@pytest.mark.requirement("HLT-010")
+def test_loading_again_recovers_a_dead_stub(deaths: Seen) -> None:
+    expect.equal("load error", deaths["error of the load after the stub's death"], None)
+    expect.equal("text", deaths["text after the stub's death"], deaths["text after the recovery"])

@@ -1,0 +1,118 @@
+"""SHM: several servers on one host, with one /dev/shm, keep apart and clean up after themselves."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_vllm_triton import expect
+from pytest_vllm_triton.errors import ServerFailed
+from pytest_vllm_triton.harness import Harness
+from pytest_vllm_triton.launchers.base import ServerHandle
+
+from .experiments import SHARED_LOAD, SHORT_STUB_TIMEOUT
+from .observe import Seen
+
+
+def each_answered_for_itself(seen: Seen) -> None:
+    for name in ("one", "other"):
+        expect.equal(
+            f"texts of {name}", seen[f"texts of {name}"], seen[f"texts expected of {name}"]
+        )
+        counted = seen[f"requests counted by {name}"]
+        expect.equal(f"requests counted by {name}", counted, SHARED_LOAD)
+
+
+@pytest.mark.requirement("SHM-001")
+def test_two_servers_with_different_prefixes(deaths: Seen) -> None:
+    expect.different("prefix of the other", deaths["prefix of other"], deaths["prefix of one"])
+    each_answered_for_itself(deaths)
+
+
+@pytest.mark.requirement("SHM-002")
+def test_two_servers_with_the_same_prefix(plain_life: Seen) -> None:
+    expect.equal("prefix of the other", plain_life["prefix of other"], plain_life["prefix of one"])
+    each_answered_for_itself(plain_life)
+
+
+@pytest.mark.requirement("SHM-003")
+def test_prefix_reaches_the_backend(deaths: Seen) -> None:
+    for name in ("one", "other"):
+        prefix = deaths[f"prefix of {name}"]
+        stubs = deaths[f"regions of {name}'s stubs"]
+        expect.that(f"stubs of {name}", stubs, bool, "at least one")
+        for stub, regions in stubs.items():
+            own = [region for region in regions if region.startswith(prefix)]
+            expect.that(
+                f"regions of {name}'s stub {stub} that start with {prefix}",
+                own,
+                bool,
+                f"at least one of {regions}",
+            )
+
+
+@pytest.mark.requirement("SHM-004")
+def test_empty_prefix_is_refused(vllm_harness: Harness, owned_server: ServerHandle) -> None:
+    refused_at_start(
+        vllm_harness, "shm-region-prefix-name=", "shm-region-prefix-name", "at least one character"
+    )
+
+
+@pytest.mark.requirement("SHM-005")
+def test_clean_stop_leaves_no_region(plain_life: Seen) -> None:
+    expect.equal("regions left", plain_life["regions left"], [])
+
+
+@pytest.mark.requirement("SHM-006")
+def test_killed_server_disturbs_no_other(deaths: Seen) -> None:
+    expect.equal(
+        "distinct texts of the other server meanwhile",
+        deaths["texts of the other server meanwhile"],
+        {deaths["text of the other server"]},
+    )
+    expect.equal(
+        "regions of the other server that are gone",
+        deaths["regions of the other server that are gone"],
+        [],
+    )
+
+
+@pytest.mark.requirement("SHM-006")
+def test_stopped_server_disturbs_no_other(plain_life: Seen) -> None:
+    """It had the same prefix as the other."""
+    expect.equal("error of the other server", plain_life["other server afterwards"], None)
+
+
+@pytest.mark.requirement("SHM-007")
+def test_default_max_batch_size_is_not_for_vllm(plain_life: Seen) -> None:
+    """The server was started with --backend-config=python,default-max-batch-size=8."""
+    expect.equal("max_batch_size", plain_life["max_batch_size"], 0)
+    expect.equal(
+        "text",
+        plain_life["text of the second model"],
+        plain_life["text expected of the second model"],
+    )
+
+
+@pytest.mark.requirement("SHM-008")
+def test_load_longer_than_the_stub_timeout(plain_life: Seen) -> None:
+    expect.between("seconds of the boot", plain_life["boot seconds"], SHORT_STUB_TIMEOUT, 1e9)
+    expect.equal("HTTP status of /v2/health/ready", plain_life["/v2/health/ready"], 200)
+
+
+@pytest.mark.requirement("SHM-008")
+def test_too_small_region_is_refused(vllm_harness: Harness, owned_server: ServerHandle) -> None:
+    refused_at_start(vllm_harness, "shm-default-byte-size=1024", "shm-default-byte-size")
+
+
+def refused_at_start(harness: Harness, setting: str, *words: str) -> None:
+    """A server with this setting of the python backend does not start, and says why."""
+    spec = harness.server_spec(args=(f"--backend-config=python,{setting}",))
+    try:
+        server = harness.boot(spec, f"must not start with {setting}")
+    except ServerFailed as failure:
+        for word in words:
+            expect.contains("error", str(failure), word)
+        return
+    harness.forget(server)
+    server.kill()
+    raise expect.Violation(f"start with {setting}", "refused", "the server got ready")
