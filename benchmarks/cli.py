@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any
 from benchmarks import cpu, models, profiling, report
 from benchmarks.installation import Installation
 from benchmarks.load import ClientPool, LoadFailed, client_count
-from benchmarks.run import Plan, measure_all, stopping
+from benchmarks.run import Plan, Run, measure_all, stopping
 from benchmarks.systems import Bench, Server, TritonServer, make_servers
 from pytest_vllm_triton.errors import ServerFailed, UserError
 
@@ -156,7 +157,11 @@ def chosen_systems(options: argparse.Namespace, others: Sequence[str]) -> list[s
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0; 1 when an answer was wrong or a server failed; 2 for wrong options."""
+    """Exit status: 0; 1 when an answer was wrong or a server failed; 2 for wrong options.
+
+    130 when it was interrupted, by SIGINT or SIGTERM; the table then shows what there is.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parser().parse_args(words)
     try:
@@ -168,6 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ServerFailed, LoadFailed) as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def benchmark(options: argparse.Namespace, words: Sequence[str], work_dir: Path) -> int:
@@ -203,15 +211,15 @@ def benchmark(options: argparse.Namespace, words: Sequence[str], work_dir: Path)
     clients = client_count(cores, options.clients, plan.levels)
     document["clients"] = clients
     with ClientPool(clients, bench.model.workload) as pool, stopping(servers):
+        runs: list[Run] = []
         try:
-            runs = measure_all(servers, pool, plan, lambda line: print(line, flush=True))
-        finally:
+            measure_all(servers, pool, plan, lambda line: print(line, flush=True), runs)
+        finally:  # when it is cut short, what was measured until then
             document["servers"] = {server.name: server.command() for server in servers}
-        rows = report.rows(runs)
-        print(f"\n{report.table(rows)}\n", flush=True)
-        document["rows"] = [vars(row) for row in rows]
-        document["runs"] = [report.run_json(run, options.raw) for run in report.sorted_runs(runs)]
-        write(options.json, document)
+            document["runs"] = [report.run_json(run, options.raw) for run in runs]
+            document["rows"] = [vars(row) for row in report.rows(runs)]
+            write(options.json, document)
+            print(f"\n{report.table(report.rows(runs))}\n", flush=True)
         if options.profile and plan.together:
             assert py_spy is not None
             document["profiles"] = profiles(servers, pool, plan, py_spy, work_dir)

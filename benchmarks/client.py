@@ -13,6 +13,7 @@ import gc
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -148,6 +149,9 @@ def run_job(
 
 
 def main() -> None:
+    # The benchmark decides when to end; it closes our standard input.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
     def say(value: dict[str, Any]) -> None:
         sys.stdout.write(json.dumps(value) + "\n")
         sys.stdout.flush()

@@ -52,16 +52,20 @@ class Plan:
 Say = Callable[[str], None]
 
 
-def measure_all(servers: Sequence[Server], pool: ClientPool, plan: Plan, say: Say) -> list[Run]:
-    """All rounds of all systems at all levels. The servers are stopped by the caller."""
-    runs: list[Run] = []
+def measure_all(
+    servers: Sequence[Server], pool: ClientPool, plan: Plan, say: Say, runs: list[Run]
+) -> None:
+    """All rounds of all systems at all levels, appended to `runs` one by one.
+
+    The servers are stopped by the caller.
+    """
     if plan.together:
         boot(servers, plan.parallel_boot, say)
         for level in plan.levels:
             for number in range(plan.rounds):
                 for server, system in _in_turn(servers, number):
                     runs.append(_measure(server, system, servers, pool, plan, level, number, say))
-        return runs
+        return
     for number in range(plan.rounds):
         for server in servers if number % 2 == 0 else list(reversed(servers)):
             boot([server], False, say)
@@ -73,7 +77,6 @@ def measure_all(servers: Sequence[Server], pool: ClientPool, plan: Plan, say: Sa
                         )
             finally:
                 server.stop()
-    return runs
 
 
 def boot(servers: Sequence[Server], parallel: bool, say: Say) -> None:
