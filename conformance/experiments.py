@@ -28,6 +28,7 @@ from pytest_vllm_triton.models import other_known_answer_model
 from pytest_vllm_triton.transcript import Transcript
 from pytest_vllm_triton.verdicts import untested
 
+from .extra_models import config_with
 from .observe import (
     WORKER,
     Background,
@@ -421,7 +422,7 @@ class PlainLife:
     """A server as the README starts one (all models, no control API), until SIGTERM.
 
     It has the same shared-memory prefix as the shared server, as two servers have that are started
-    without the option. Its first model has the health check on.
+    without the option. Its first model has the health check on, its second one custom metrics.
     """
 
     def __init__(self, harness: Harness, shared: ServerHandle) -> None:
@@ -434,7 +435,9 @@ class PlainLife:
     def run(self) -> Seen:
         harness, seen = self.harness, self.seen
         second = harness.model_spec(
-            SECOND, {"model": str(other_known_answer_model().path)}, 'backend: "vllm"\n'
+            SECOND,
+            {"model": str(other_known_answer_model().path)},
+            config_with(REPORT_CUSTOM_METRICS="true"),
         )
         spec = harness.server_spec(
             harness.model_spec(config=_health_check_on()),

@@ -17,7 +17,9 @@ from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.verdicts import untested
 
 # Backends may hand their metrics over a few times a second; Triton refreshes its own likewise.
-SETTLE_SECONDS = 10.0
+SETTLE_SECONDS = 30.0
+# How long to look for metrics that must not come.
+NO_METRICS_SECONDS = 2.0
 _PAUSE = 0.1
 
 
@@ -89,9 +91,13 @@ def metrics_page(server: ServerHandle) -> MetricsPage:
     return MetricsPage(answer.text)
 
 
-def settled_page(server: ServerHandle, is_settled: Callable[[MetricsPage], bool]) -> MetricsPage:
+def settled_page(
+    server: ServerHandle,
+    is_settled: Callable[[MetricsPage], bool],
+    seconds: float = SETTLE_SECONDS,
+) -> MetricsPage:
     """The first page of which this is true, or the last one before the deadline."""
-    deadline = time.monotonic() + SETTLE_SECONDS
+    deadline = time.monotonic() + seconds
     while True:
         page = metrics_page(server)
         if is_settled(page) or time.monotonic() > deadline:

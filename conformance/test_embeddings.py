@@ -11,9 +11,11 @@ import pytest
 
 from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient, HttpClient
+from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.tiny_encoder import DIMENSIONS, HIDDEN
 
 from .extra_models import ENCODER, ExtraModel
+from .metrics_page import NO_METRICS_SECONDS, settled_page
 from .observe import until
 
 TEXT = "the quick brown fox"
@@ -139,6 +141,18 @@ def test_many_at_once(triton_grpc: GrpcClient, embedding_model: str) -> None:
         close(f"the vector of {text!r}", actual, ENCODER.embed(ENCODER.tokenize(text)))
 
 
+@pytest.mark.requirement("MET-009")
+def test_no_vllm_metrics_without_statistics(
+    triton_http: HttpClient, owned_server: ServerHandle, embedding_model: str
+) -> None:
+    """The embedding model asks for metrics, but its model.json says disable_log_stats."""
+    triton_http.for_model(embedding_model).generate(embedding(TEXT)).ok()
+    page = settled_page(
+        owned_server, lambda p: bool(p.vllm_lines(embedding_model)), NO_METRICS_SECONDS
+    )
+    expect.equal("lines of the model", page.vllm_lines(embedding_model), [])
+
+
 @pytest.mark.requirement("EMB-005")
 def test_text_from_an_embedding_model(generate: Generate, embedding_model: str) -> None:
     error = generate(GenerateRequest("Hello")).failed()
@@ -156,11 +170,10 @@ def test_embedding_from_a_text_model(triton_http: HttpClient, triton_grpc: GrpcC
 
 @pytest.mark.requirement("EMB-006")
 def test_model_unloads_after_a_task_mismatch(
-    generate: Generate, embedding_extra: ExtraModel, embedding_model: str
+    triton_grpc: GrpcClient, embedding_extra: ExtraModel, embedding_model: str
 ) -> None:
-    """Once, although `generate` comes twice: loading it again would cost more than it shows."""
     before = set(embedding_extra.server.processes())
-    generate(GenerateRequest("Hello")).failed()
+    triton_grpc.for_model(embedding_model).generate(GenerateRequest("Hello")).failed()
     embedding_extra.unload().ok()
 
     def state() -> str:

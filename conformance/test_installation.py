@@ -1,0 +1,207 @@
+"""INS: the ways to install the backend, and what a broken installation says."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from pytest_vllm_triton import expect
+from pytest_vllm_triton.bundle import bundle
+from pytest_vllm_triton.clients import GenerateRequest, Generation, HttpClient
+from pytest_vllm_triton.clients.repository import ModelRepository
+from pytest_vllm_triton.harness import Harness
+from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.launchers.process import flag_value
+from pytest_vllm_triton.runtime import Runtime
+from pytest_vllm_triton.verdicts import untested
+
+from .extra_models import config_with, needs_owned
+
+PROMPT = "What is Triton Inference Server?"
+REQUEST = GenerateRequest(PROMPT, sampling={"temperature": 0})
+# A module of the server's environment that is not there is found missing within this time.
+FAILED_LOAD_SECONDS = 60.0
+PACKAGE = "vllm_triton_backend"
+
+
+@dataclass(frozen=True)
+class SingleFile:
+    """What was seen of a server whose vLLM backend is one file, and that has no metrics page.
+
+    Attributes:
+        files: in the backend's folder.
+        load_error: of the model, which asks for metrics.
+        answer: of a request; None if the model did not load.
+        metrics: what connecting to the metrics port brought: an exception, or None.
+    """
+
+    files: list[str]
+    load_error: str | None
+    answer: Generation | None
+    metrics: OSError | None
+
+
+@pytest.fixture(scope="module")
+def single_file(
+    vllm_harness: Harness, vllm_server: ServerHandle, tmp_path_factory: pytest.TempPathFactory
+) -> SingleFile:
+    """A server with only model.py, as the seed's ``wget`` leaves it, and --allow-metrics=false."""
+    needs_owned(vllm_server)
+    folder = tmp_path_factory.mktemp("single") / "vllm"
+    folder.mkdir()
+    source = vllm_harness.backend_dir / "model.py"
+    # What is offered for download: of this package's backend the bundle, of another its model.py.
+    ours = (vllm_harness.backend_dir / PACKAGE).is_dir()
+    text = bundle(vllm_harness.backend_dir) if ours else source.read_text(encoding="utf-8")
+    (folder / "model.py").write_text(text, encoding="utf-8")
+    model = vllm_harness.model_spec(config=config_with(REPORT_CUSTOM_METRICS="true"))
+    spec = vllm_harness.server_spec(model, args=("--allow-metrics=false",), load=())
+    handle = vllm_harness.boot(replace(spec, backend_dir=folder), "a single file; no metrics page")
+    try:
+        assert handle.model_repository is not None
+        repository = ModelRepository(handle.endpoints.http, handle.model_repository)
+        error = repository.load(model.name).error
+        answer = None
+        if error is None:
+            with HttpClient(handle.endpoints.http, model.name) as client:
+                answer = client.generate(REQUEST)
+        repository.close()
+        backend = server_backend(handle)
+        files = sorted(p.name for p in backend.iterdir() if p.name != "__pycache__")
+        return SingleFile(files, error, answer, connection_error(handle))
+    finally:
+        handle.stop()
+        vllm_harness.forget(handle)
+
+
+def server_backend(handle: ServerHandle) -> Path:
+    """The folder that the server takes its vLLM backend from."""
+    folder = flag_value(handle.command, "--backend-directory")
+    if folder is None:
+        untested("the server's command line is not known")
+    return Path(folder) / "vllm"
+
+
+def connection_error(handle: ServerHandle) -> OSError | None:
+    host = urlsplit(handle.endpoints.http).hostname
+    port = flag_value(handle.command, "--metrics-port")
+    assert port is not None
+    try:
+        socket.create_connection((str(host), int(port)), timeout=5.0).close()
+    except OSError as error:
+        return error
+    return None
+
+
+@pytest.mark.requirement("INS-003")
+def test_copied_folder(
+    vllm_harness: Harness, owned_server: ServerHandle, triton_http: HttpClient
+) -> None:
+    """The shared server has a copy of the backend's folder and nothing else, as README says."""
+    original, copy = vllm_harness.backend_dir, server_backend(owned_server)
+    expect.equal("files of the copy", files_below(copy), files_below(original))
+    expect.starts_with("text_output", triton_http.generate(REQUEST).text, PROMPT)
+
+
+def files_below(folder: Path) -> dict[str, int]:
+    """Relative path -> size of the Python files."""
+    return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*.py")}
+
+
+@pytest.mark.requirement("INS-004")
+def test_single_file(single_file: SingleFile) -> None:
+    expect.equal("files of the backend", single_file.files, ["model.py"])
+    expect.equal("load error", single_file.load_error, None)
+    assert single_file.answer is not None
+    expect.starts_with("text_output", single_file.answer.text, PROMPT)
+
+
+@pytest.mark.requirement("MET-010")
+def test_metrics_asked_of_a_server_without_them(single_file: SingleFile) -> None:
+    """The model asks for metrics; the server runs with --allow-metrics=false."""
+    expect.equal("load error", single_file.load_error, None)
+    assert single_file.answer is not None
+    expect.starts_with("text_output", single_file.answer.text, PROMPT)
+    kind = type(single_file.metrics).__name__
+    expect.equal("connecting to the metrics port", kind, "ConnectionRefusedError")
+
+
+@pytest.mark.requirement("INS-005")
+def test_backend_is_found_by_name(
+    owned_server: ServerHandle, triton_http: HttpClient, vllm_harness: Harness
+) -> None:
+    """The model's folder holds no model.py: its code comes from the backend directory."""
+    config = triton_http.get(triton_http.path("config")).json()
+    expect.equal("backend", config["backend"], "vllm")
+    expect.equal("runtime", config.get("runtime"), "model.py")
+    assert owned_server.model_repository is not None
+    model = owned_server.model_repository / vllm_harness.settings.model_name
+    expect.equal("Python files of the model", [str(p) for p in model.rglob("*.py")], [])
+    expect.starts_with("text_output", triton_http.generate(REQUEST).text, PROMPT)
+
+
+@pytest.mark.requirement("INS-005")
+def test_table_of_backends(owned_server: ServerHandle) -> None:
+    if owned_server.log is None:
+        untested("the server's log cannot be read")
+    table = dict(re.findall(r"^\| (\w+) +\| (\S+) +\|", owned_server.log.read(), re.MULTILINE))
+    expect.contains("backends in the log", table, "python")
+    path = str(server_backend(owned_server) / "model.py")
+    expect.equal("path of backend vllm in the log", table.get("vllm"), path)
+
+
+@pytest.fixture
+def server_without_vllm(
+    vllm_harness: Harness, vllm_server: ServerHandle, tmp_path: Path
+) -> Iterator[ServerHandle]:
+    """A server whose Python has NumPy and no vLLM; no model is loaded."""
+    needs_owned(vllm_server)
+    if vllm_harness.runtime is None:
+        untested("needs the embedded runtime: the Python of this server is not the suite's")
+    python = bare_python(vllm_harness.runtime, tmp_path / "bare")
+    path = os.pathsep.join([str(python), vllm_harness.runtime.environment()["PATH"]])
+    spec = vllm_harness.server_spec(env=(("PATH", path),), load=())
+    handle = vllm_harness.boot(spec, "vLLM is not installed")
+    yield handle
+    handle.stop()
+    vllm_harness.forget(handle)
+
+
+def bare_python(runtime: Runtime, folder: Path) -> Path:
+    """The bin folder of a virtual environment with the runtime's NumPy and nothing else."""
+    version = ".".join(runtime.python_version.split(".")[:2])
+    site_packages = f"lib/python{version}/site-packages"
+    installed = runtime.python.parent.parent / site_packages
+    (folder / "bin").mkdir(parents=True)
+    (folder / site_packages).mkdir(parents=True)
+    original = runtime.python.resolve()
+    (folder / "pyvenv.cfg").write_text(f"home = {original.parent}\nversion = {version}\n")
+    for name in ("python3", "python"):
+        (folder / "bin" / name).symlink_to(original)
+    for package in installed.glob("numpy*"):
+        (folder / site_packages / package.name).symlink_to(package)
+    return folder / "bin"
+
+
+@pytest.mark.requirement("INS-006")
+def test_vllm_is_not_installed(server_without_vllm: ServerHandle, vllm_harness: Harness) -> None:
+    handle = server_without_vllm
+    assert handle.model_repository is not None
+    repository = ModelRepository(handle.endpoints.http, handle.model_repository)
+    answer = repository.load(vllm_harness.settings.model_name)
+    error = answer.failed()
+    expect.matches("load error", error, r"vllm")
+    expect.matches("load error", error, r"No module named|cannot be imported|not installed")
+    expect.between("seconds of the load", answer.answer.seconds, 0, FAILED_LOAD_SECONDS)
+    repository.close()
+    with HttpClient(handle.endpoints.http, vllm_harness.settings.model_name) as client:
+        expect.equal("HTTP status of /v2/health/live", client.get("/v2/health/live").status, 200)
+        ready = client.get(client.path("ready")).status
+        expect.that("HTTP status of the model's /ready", ready, lambda s: s != 200, "not 200")

@@ -1,0 +1,393 @@
+"""MET: vLLM's metrics through Triton's page, and Triton's own counts of the model."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+from prometheus_client.samples import Sample
+
+from pytest_vllm_triton import expect
+from pytest_vllm_triton.clients import (
+    GenerateRequest,
+    Generation,
+    GrpcClient,
+    HttpClient,
+)
+from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.transcript import Transcript
+
+from .extra_models import ExtraModel
+from .metrics_page import (
+    NO_METRICS_SECONDS,
+    Growth,
+    MetricsPage,
+    grown_page,
+    metrics_page,
+    settled_page,
+)
+from .observe import Seen
+from .servers import StrictServer
+
+# name -> (type, HELP text), from the README of upstream's backend.
+FAMILIES = {
+    "vllm:prompt_tokens_total": ("counter", "Number of prefill tokens processed."),
+    "vllm:generation_tokens_total": ("counter", "Number of generation tokens processed."),
+    "vllm:time_to_first_token_seconds": (
+        "histogram",
+        "Histogram of time to first token in seconds.",
+    ),
+    "vllm:time_per_output_token_seconds": (
+        "histogram",
+        "Histogram of time per output token in seconds.",
+    ),
+    "vllm:e2e_request_latency_seconds": (
+        "histogram",
+        "Histogram of end to end request latency in seconds.",
+    ),
+    "vllm:request_prompt_tokens": ("histogram", "Number of prefill tokens processed."),
+    "vllm:request_generation_tokens": ("histogram", "Number of generation tokens processed."),
+    "vllm:request_params_n": ("histogram", "Histogram of the n request parameter."),
+}
+HISTOGRAMS = [name for name, (kind, _) in FAMILIES.items() if kind == "histogram"]
+# Upper bounds from upstream's metrics.py.
+BOUNDS = {
+    "vllm:time_to_first_token_seconds": (
+        *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+        *(1.0, 2.5, 5.0, 7.5, 10.0),
+    ),
+    "vllm:time_per_output_token_seconds": (
+        *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5),
+    ),
+    "vllm:e2e_request_latency_seconds": (1, 2.5, 5, 10, 15, 20, 30, 40, 50, 60),
+    "vllm:request_params_n": (1, 2, 5, 10, 20),
+}
+COUNTED = ("num_input_tokens", "num_output_tokens")
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Some requests to the model with metrics, and how its page grew.
+
+    Attributes:
+        growth: of the page, by the labels of the model.
+        input_tokens, output_tokens: of each request, as the answers tell.
+        seconds: of each request, as the client saw it.
+    """
+
+    growth: Growth
+    input_tokens: tuple[int, ...]
+    output_tokens: tuple[int, ...]
+    seconds: tuple[float, ...]
+
+    @property
+    def requests(self) -> int:
+        return len(self.seconds)
+
+
+def counted(request: GenerateRequest) -> GenerateRequest:
+    return request.but(returns=COUNTED)
+
+
+def sent(server: ServerHandle, model: str, requests: list[GenerateRequest], n: int = 1) -> Traffic:
+    """Send the requests one by one and wait until they are on the page."""
+    before = metrics_page(server).of(model)
+    answers: list[Generation] = []
+    with (
+        HttpClient(server.endpoints.http, model, Transcript()) as http,
+        GrpcClient(server.endpoints.grpc, model, Transcript()) as grpc,
+    ):
+        for index, request in enumerate(requests):
+            client = grpc if index % 2 else http
+            answers.append(client.generate(counted(request)).ok())
+    inputs = tuple(int(answer.last("num_input_tokens")) for answer in answers)
+    outputs = tuple(sum(answer.all_values("num_output_tokens")) for answer in answers)
+    growth = grown_page(
+        server,
+        before,
+        [
+            ("vllm:generation_tokens_total", sum(outputs)),
+            ("vllm:prompt_tokens_total", sum(inputs)),
+            ("vllm:request_params_n_sum", n * len(answers)),
+            ("vllm:e2e_request_latency_seconds_count", len(answers)),
+            ("vllm:time_per_output_token_seconds_count", sum(outputs) - n * len(answers)),
+            ("vllm:request_prompt_tokens_sum", sum(inputs)),
+            ("vllm:request_generation_tokens_sum", sum(outputs)),
+        ],
+    )
+    return Traffic(growth, inputs, outputs, tuple(answer.seconds for answer in answers))
+
+
+@pytest.fixture(scope="module")
+def traffic(vllm_server: ServerHandle, lora_extra: ExtraModel) -> Traffic:
+    """Five requests of unequal length, streamed and not, over HTTP and gRPC."""
+    sampling = {"temperature": 0, "ignore_eos": True}
+    return sent(
+        vllm_server,
+        lora_extra.served(),
+        [
+            GenerateRequest("one", sampling={**sampling, "max_tokens": 1}),
+            GenerateRequest("two words", sampling={**sampling, "max_tokens": 17}),
+            GenerateRequest("alpha", stream=True, sampling={**sampling, "max_tokens": 40}),
+            GenerateRequest("say alpha", stream=True, sampling={**sampling, "max_tokens": 300}),
+            GenerateRequest("alpha beta " * 20, sampling={**sampling, "max_tokens": 5}),
+        ],
+    )
+
+
+@pytest.mark.requirement("MET-001")
+def test_no_vllm_metrics_unless_asked_for(
+    triton_http: HttpClient, owned_server: ServerHandle, traffic: Traffic
+) -> None:
+    """The shared model has no such parameter; another model's lines show that the page has them."""
+    triton_http.generate(GenerateRequest("Hello")).ok()
+    expect.that("lines of the other model", traffic.growth.after.families, bool, "some")
+    page = metrics_page(owned_server)
+    expect.equal("lines of the model", page.vllm_lines(triton_http.model), [])
+
+
+@pytest.mark.requirement("MET-001")
+def test_no_vllm_metrics_with_false(strict_server: StrictServer) -> None:
+    """The only model of this server has REPORT_CUSTOM_METRICS "false"."""
+    with strict_server.http(Transcript()) as client:
+        client.generate(GenerateRequest("Hello")).ok()
+    page = settled_page(strict_server.handle, lambda p: "vllm:" in p.text, NO_METRICS_SECONDS)
+    expect.that("page", page.value("nv_inference_request_success"), bool, "Triton's own metrics")
+    expect.equal("lines of the model", page.vllm_lines(strict_server.model), [])
+
+
+@pytest.mark.requirement("MET-002")
+def test_families_are_present(traffic: Traffic) -> None:
+    present = {sample.name for sample in samples(traffic)}
+    for name, (kind, _) in FAMILIES.items():
+        for suffix in ("_bucket", "_sum", "_count") if kind == "histogram" else ("",):
+            expect.contains("names on the page", present, f"{name}{suffix}")
+
+
+@pytest.mark.requirement("MET-003")
+def test_help_type_and_labels(traffic: Traffic, lora_model: str) -> None:
+    page = traffic.growth.after
+    lines = page.text.splitlines()
+    for name, (kind, text) in FAMILIES.items():
+        expect.contains("lines of the page", lines, f"# HELP {name} {text}")
+        expect.contains("lines of the page", lines, f"# TYPE {name} {kind}")
+        labels = {
+            (sample.labels.get("model"), sample.labels.get("version"), len(sample.labels))
+            for sample in samples(traffic)
+            if sample.name.startswith(name) and "le" not in sample.labels
+        }
+        expect.equal(f"labels of {name}: model, version, count", labels, {(lora_model, "1", 2)})
+
+
+@pytest.mark.requirement("MET-003")
+def test_page_is_prometheus_text(traffic: Traffic) -> None:
+    page = traffic.growth.after
+    try:
+        families = page.families
+    except ValueError as error:
+        raise expect.Violation("page", "Prometheus text", str(error)) from None
+    expect.that("number of families", len(families), bool, "at least 1")
+    types = Counter(line.split()[2] for line in page.text.splitlines() if line[:6] == "# TYPE")
+    expect.equal("families declared twice", [name for name, n in types.items() if n > 1], [])
+
+
+@pytest.mark.requirement("MET-004")
+def test_token_counters(traffic: Traffic) -> None:
+    growth = traffic.growth
+    expect.equal(
+        "growth of prompt_tokens_total",
+        growth.of("vllm:prompt_tokens_total"),
+        sum(traffic.input_tokens),
+    )
+    expect.equal(
+        "growth of generation_tokens_total",
+        growth.of("vllm:generation_tokens_total"),
+        sum(traffic.output_tokens),
+    )
+
+
+@pytest.mark.requirement("MET-005")
+def test_latency_histograms(traffic: Traffic) -> None:
+    growth = traffic.growth
+    for name, count in (
+        ("vllm:time_to_first_token_seconds", traffic.requests),
+        ("vllm:time_per_output_token_seconds", sum(traffic.output_tokens) - traffic.requests),
+        ("vllm:e2e_request_latency_seconds", traffic.requests),
+    ):
+        expect.equal(f"growth of {name}_count", growth.of(f"{name}_count"), count)
+        expect.equal("growth of its +Inf bucket", growth.of(f"{name}_bucket", le="+Inf"), count)
+        expect.between(f"growth of {name}_sum", growth.of(f"{name}_sum"), 1e-9, math.inf)
+
+
+@pytest.mark.requirement("MET-006")
+def test_token_histograms(traffic: Traffic) -> None:
+    for name, tokens in (
+        ("vllm:request_prompt_tokens", traffic.input_tokens),
+        ("vllm:request_generation_tokens", traffic.output_tokens),
+    ):
+        growth = traffic.growth
+        expect.equal(f"growth of {name}_count", growth.of(f"{name}_count"), traffic.requests)
+        expect.equal(f"growth of {name}_sum", growth.of(f"{name}_sum"), sum(tokens))
+        for bound in growth.after.buckets(name):
+            below = sum(count <= float(bound) for count in tokens)
+            grown = growth.of(f"{name}_bucket", le=bound)
+            expect.equal(f'growth of {name}_bucket{{le="{bound}"}}', grown, below)
+
+
+@pytest.mark.requirement("MET-007")
+def test_parameter_n(vllm_server: ServerHandle, lora_model: str) -> None:
+    request = GenerateRequest(
+        "alpha", sampling={"temperature": 1, "n": 2, "max_tokens": 6, "ignore_eos": True}
+    )
+    requests = [request, request, request.but(stream=True)]
+    growth = sent(vllm_server, lora_model, requests, n=2).growth
+    expect.equal("growth of request_params_n_count", growth.of("vllm:request_params_n_count"), 3)
+    expect.equal("growth of request_params_n_sum", growth.of("vllm:request_params_n_sum"), 6)
+    tokens = growth.of("vllm:generation_tokens_total")
+    expect.equal("growth of generation_tokens_total", tokens, 3 * 2 * 6)
+
+
+@pytest.mark.requirement("MET-008")
+def test_buckets(traffic: Traffic) -> None:
+    page = traffic.growth.after
+    for name in HISTOGRAMS:
+        buckets = page.buckets(name)
+        counts = list(buckets.values())
+        expect.equal(f"counts of the buckets of {name}", counts, sorted(counts))
+        bounds = [float(bound) for bound in buckets]
+        expect.equal(f"last bound of {name}", bounds[-1], math.inf)
+        if name in BOUNDS:
+            expect.equal(f"bounds of {name}", bounds[:-1], [float(b) for b in BOUNDS[name]])
+
+
+@pytest.mark.requirement("MET-011")
+def test_models_are_counted_apart(
+    vllm_server: ServerHandle, alternate_model: str, lora_model: str
+) -> None:
+    request = GenerateRequest("venus", sampling={"temperature": 0, "max_tokens": 9})
+    for one, other in ((alternate_model, lora_model), (lora_model, alternate_model)):
+        untouched = metrics_page(vllm_server).of(other)
+        traffic = sent(vllm_server, one, [request])
+        grown = traffic.growth.of("vllm:prompt_tokens_total")
+        expect.equal(f"growth of {one}'s prompt tokens", grown, sum(traffic.input_tokens))
+        growth = Growth(untouched, MetricsPage(traffic.growth.after.text, untouched.labels))
+        for name in ("vllm:prompt_tokens_total", "vllm:generation_tokens_total"):
+            expect.equal(f"growth of {other}'s {name}", growth.of(name), 0)
+        for name in HISTOGRAMS:
+            expect.equal(f"growth of {other}'s {name}", growth.of(f"{name}_count"), 0)
+
+
+@pytest.mark.requirement("MET-012")
+def test_reload(vllm_server: ServerHandle, lora_extra: ExtraModel) -> None:
+    """After a reload the counters go on, or begin again at 0, and grow by what is sent."""
+    name = lora_extra.served()
+    request = GenerateRequest("alpha", sampling={"temperature": 0, "max_tokens": 9})
+    sent(vllm_server, name, [request])
+    lora_extra.unload().ok()
+    lora_extra.served()
+    traffic = sent(vllm_server, name, [request, request.but(stream=True)])
+    growth = traffic.growth
+    expect.equal(
+        "growth of generation_tokens_total",
+        growth.of("vllm:generation_tokens_total"),
+        sum(traffic.output_tokens),
+    )
+    latencies = growth.of("vllm:e2e_request_latency_seconds_count")
+    expect.equal("growth of e2e_request_latency_seconds_count", latencies, traffic.requests)
+    types = Counter(
+        line.split()[2] for line in growth.after.text.splitlines() if line[:6] == "# TYPE"
+    )
+    expect.equal("families declared twice", [k for k, n in types.items() if n > 1], [])
+
+
+@pytest.mark.requirement("MET-013")
+def test_sigterm_with_metrics_on(plain_life: Seen) -> None:
+    """A model with metrics streams when the server is told to end."""
+    expect.equal("exit code", plain_life["exit code"], 0)
+
+
+@dataclass(frozen=True)
+class TritonCounts:
+    """Triton's own counts of a model, from the metrics page and from its statistics."""
+
+    success: float
+    inferences: float
+    executions: float
+    failures: float
+    stats_success: int
+    stats_inferences: int
+    stats_executions: int
+
+
+def triton_counts(server: ServerHandle, client: HttpClient) -> TritonCounts:
+    page = metrics_page(server).of(client.model)
+    (stats,) = client.get(client.path("stats")).json()["model_stats"]
+    return TritonCounts(
+        success=page.value("nv_inference_request_success"),
+        inferences=page.value("nv_inference_count"),
+        executions=page.value("nv_inference_exec_count"),
+        failures=page.value("nv_inference_request_failure"),
+        stats_success=stats["inference_stats"]["success"]["count"],
+        stats_inferences=stats["inference_count"],
+        stats_executions=stats["execution_count"],
+    )
+
+
+@pytest.mark.requirement("MET-014")
+def test_triton_counts_requests(
+    triton_http: HttpClient, triton_grpc: GrpcClient, owned_server: ServerHandle
+) -> None:
+    def grown(page: MetricsPage) -> bool:
+        seen = page.of(triton_http.model).value("nv_inference_request_success")
+        return seen >= before.success + 3
+
+    before = triton_counts(owned_server, triton_http)
+    request = GenerateRequest("Hello", sampling={"max_tokens": 5})
+    triton_http.generate(request).ok()
+    triton_grpc.generate(request).ok()
+    triton_grpc.generate(request.but(stream=True)).ok()
+    settled_page(owned_server, grown)
+    after = triton_counts(owned_server, triton_http)
+    for name in vars(before):
+        expected = 0 if name == "failures" else 3
+        expect.equal(f"growth of {name}", getattr(after, name) - getattr(before, name), expected)
+
+
+@pytest.mark.requirement("MET-015")
+def test_triton_counts_a_refused_request_once(
+    triton_http: HttpClient, triton_grpc: GrpcClient, owned_server: ServerHandle
+) -> None:
+    """As a success, in Triton 24.10: a decoupled model's request has succeeded once it is taken."""
+
+    def is_counted(page: MetricsPage) -> bool:
+        return answered(triton_counts(owned_server, triton_http)) >= answered(before) + 3
+
+    before = triton_counts(owned_server, triton_http)
+    for _ in range(3):
+        triton_grpc.generate(GenerateRequest("Hello", sampling={"temperature": -1})).failed()
+    settled_page(owned_server, is_counted)
+    grown = answered(triton_counts(owned_server, triton_http)) - answered(before)
+    expect.equal("growth of successes and failures together", grown, 3)
+
+
+def answered(counts: TritonCounts) -> float:
+    return counts.success + counts.failures
+
+
+@pytest.mark.requirement("MET-016")
+def test_latency_is_what_clients_see(traffic: Traffic) -> None:
+    """Triton's own request duration ends when a decoupled model has taken the request."""
+    total = traffic.growth.of("vllm:e2e_request_latency_seconds_sum")
+    expect.between(
+        "seconds in e2e_request_latency",
+        total,
+        0.5 * sum(traffic.seconds) - 0.5,
+        sum(traffic.seconds),
+    )
+
+
+def samples(traffic: Traffic) -> list[Sample]:
+    page = traffic.growth.after
+    return page.samples_of(**page.labels)

@@ -1,0 +1,223 @@
+"""PIP: the vLLM model as a step of an ensemble, and called by a Python model (BLS)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from pytest_vllm_triton import expect
+from pytest_vllm_triton.clients import GenerateRequest, GrpcClient, HttpClient
+from pytest_vllm_triton.clients.repository import ModelRepository
+from pytest_vllm_triton.harness import Harness
+from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle
+
+from .extra_models import needs_owned
+
+PROMPT = "Say alpha"
+GREEDY = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}
+ENSEMBLE, CALLER = "ensemble_model", "calling_model"
+CALLERS = 2
+
+_ENSEMBLE = """
+platform: "ensemble"
+max_batch_size: 0
+model_transaction_policy { decoupled: true }
+input [
+  { name: "text_input" data_type: TYPE_STRING dims: [ 1 ] },
+  { name: "stream" data_type: TYPE_BOOL dims: [ 1 ] },
+  { name: "sampling_parameters" data_type: TYPE_STRING dims: [ 1 ] }
+]
+output [ { name: "text_output" data_type: TYPE_STRING dims: [ -1 ] } ]
+ensemble_scheduling {
+  step [
+    {
+      model_name: "%s"
+      model_version: -1
+      input_map { key: "text_input" value: "text_input" }
+      input_map { key: "stream" value: "stream" }
+      input_map { key: "sampling_parameters" value: "sampling_parameters" }
+      output_map { key: "text_output" value: "text_output" }
+    }
+  ]
+}
+"""
+
+_CALLER_CONFIG = """
+backend: "python"
+max_batch_size: 0
+input [
+  { name: "text_input" data_type: TYPE_STRING dims: [ 1 ] },
+  { name: "stream" data_type: TYPE_BOOL dims: [ 1 ] },
+  { name: "sampling_parameters" data_type: TYPE_STRING dims: [ 1 ] }
+]
+output [
+  { name: "pieces" data_type: TYPE_STRING dims: [ -1 ] },
+  { name: "errors" data_type: TYPE_STRING dims: [ -1 ] }
+]
+instance_group [ { kind: KIND_CPU count: %d } ]
+"""
+
+# As python_backend's README shows business logic scripting with decoupled models.
+_CALLER = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+INPUTS = ("text_input", "stream", "sampling_parameters")
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        call = pb_utils.InferenceRequest(
+            model_name="%s",
+            requested_output_names=["text_output"],
+            inputs=[pb_utils.get_input_tensor_by_name(request, name) for name in INPUTS],
+        )
+        found = {"pieces": [], "errors": []}
+        for response in call.exec(decoupled=True):
+            if response.has_error():
+                found["errors"].append(response.error().message().encode())
+                continue
+            output = pb_utils.get_output_tensor_by_name(response, "text_output")
+            if output is not None:
+                found["pieces"].append(output.as_numpy()[0])
+        return pb_utils.InferenceResponse(
+            output_tensors=[
+                pb_utils.Tensor(name, np.array(values, dtype=np.object_))
+                for name, values in found.items()
+            ]
+        )
+"""
+
+
+@pytest.fixture(scope="module")
+def pipelines(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[ModelRepository]:
+    """The shared server's repository with both models around the vLLM model, not loaded yet."""
+    server = needs_owned(vllm_server)
+    assert server.model_repository is not None
+    opened = ModelRepository(server.endpoints.http, server.model_repository)
+    model = vllm_harness.settings.model_name
+    opened.add(ModelSpec(ENSEMBLE, config=_ENSEMBLE % model))
+    opened.add(
+        ModelSpec(
+            CALLER,
+            config=_CALLER_CONFIG % CALLERS,
+            files=(("1/model.py", (_CALLER % model).encode()),),
+        )
+    )
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def ensemble(pipelines: ModelRepository) -> str:
+    pipelines.load(ENSEMBLE).ok()
+    return ENSEMBLE
+
+
+@pytest.fixture(scope="module")
+def caller(pipelines: ModelRepository) -> str:
+    pipelines.load(CALLER).ok()
+    return CALLER
+
+
+def asked(prompt: str, stream: bool, **sampling: Any) -> GenerateRequest:
+    return GenerateRequest(prompt, stream=stream, sampling={**GREEDY, **sampling})
+
+
+@pytest.mark.requirement("PIP-001")
+def test_ensemble_answers(triton_http: HttpClient, triton_grpc: GrpcClient, ensemble: str) -> None:
+    """Not streaming: the text of the vLLM model itself."""
+    request = asked(PROMPT, stream=False)
+    expected = triton_http.generate(request).text
+    expect.starts_with("text_output of the vLLM model", expected, PROMPT)
+    for client in (triton_http, triton_grpc):
+        answer = client.for_model(ensemble).generate(request)
+        expect.equal("text_output of the ensemble", answer.text, expected)
+        expect.equal("model_name", answer.data[0].model_name, ensemble)
+
+
+@pytest.mark.requirement("PIP-001")
+def test_ensemble_streams(triton_http: HttpClient, triton_grpc: GrpcClient, ensemble: str) -> None:
+    request = asked(PROMPT, stream=True)
+    expected = triton_grpc.generate(request).text
+    for client in (triton_http, triton_grpc):
+        answer = client.for_model(ensemble).generate(request)
+        expect.equal("joined text_output of the ensemble", answer.text, expected)
+        expect.that("number of responses", len(answer.data), lambda n: n >= 2, "at least 2")
+
+
+@pytest.mark.requirement("PIP-001")
+def test_errors_pass_through_an_ensemble(
+    triton_http: HttpClient, triton_grpc: GrpcClient, ensemble: str
+) -> None:
+    bad = asked(PROMPT, stream=False, temperature=-1)
+    for client in (triton_http, triton_grpc):
+        error = client.for_model(ensemble).generate(bad).failed()
+        expect.contains("error of the ensemble", error, "temperature")
+
+
+def called(client: HttpClient, model: str, request: GenerateRequest) -> dict[str, list[str]]:
+    """What the calling model collected: texts and errors."""
+    body = {
+        "inputs": [
+            {
+                "name": name,
+                "datatype": "BOOL" if isinstance(value, bool) else "BYTES",
+                "shape": [1],
+                "data": [value],
+            }
+            for name, value in request.named_inputs().items()
+        ]
+    }
+    # The server compresses answers of this endpoint, unless it is asked not to.
+    headers = {"Accept-Encoding": "identity"}
+    path = f"/v2/models/{model}/infer"
+    answer = client.request("POST", path, json_body=body, headers=headers)
+    expect.equal(f"HTTP status ({answer.error})", answer.status, 200)
+    return {output["name"]: output["data"] for output in answer.json()["outputs"]}
+
+
+@pytest.mark.requirement("PIP-002")
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+def test_called_by_a_python_model(triton_http: HttpClient, caller: str, stream: bool) -> None:
+    request = asked(PROMPT, stream=stream)
+    expected = triton_http.generate(request).text
+    found = called(triton_http, caller, request)
+    expect.equal("errors", found["errors"], [])
+    expect.equal("joined text_output", "".join(found["pieces"]), expected)
+    if stream:
+        pieces = len(found["pieces"])
+        expect.that("number of responses", pieces, lambda n: n >= 2, "at least 2")
+    else:
+        expect.equal("number of responses", len(found["pieces"]), 1)
+
+
+@pytest.mark.requirement("PIP-002")
+def test_python_model_sees_the_error(triton_http: HttpClient, caller: str) -> None:
+    found = called(triton_http, caller, asked(PROMPT, stream=False, temperature=-1))
+    expect.equal("texts", found["pieces"], [])
+    expect.equal("number of errors", len(found["errors"]), 1)
+    expect.contains("error", found["errors"][0], "temperature")
+
+
+@pytest.mark.requirement("PIP-002")
+def test_several_python_models_at_once(triton_http: HttpClient, caller: str) -> None:
+    """Two instances call at the same time, 16 requests in all."""
+    prompts = [f"{index} {word}" for index, word in enumerate(("lima", "tango", "Ünï", "a") * 4)]
+    requests = [asked(prompt, stream=index % 2 == 0) for index, prompt in enumerate(prompts)]
+    expected = [triton_http.generate(request).text for request in requests]
+
+    def call(request: GenerateRequest) -> str:
+        # A client of its own: transcripts are not for several threads.
+        with HttpClient(triton_http.url, caller) as client:
+            return "".join(called(client, caller, request)["pieces"])
+
+    with ThreadPoolExecutor(CALLERS) as pool:
+        texts = list(pool.map(call, requests))
+    expect.equal("texts, by request", texts, expected)
