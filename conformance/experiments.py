@@ -29,6 +29,7 @@ from pytest_vllm_triton.transcript import Transcript
 from pytest_vllm_triton.verdicts import untested
 
 from .extra_models import config_with
+from .metrics_page import settled_page
 from .observe import (
     WORKER,
     Background,
@@ -484,6 +485,8 @@ class PlainLife:
             request = greedy("venus", 8)
             seen["text of the second model"] = http.generate(request).text
             seen["text expected of the second model"] = told(self.oracle, request)
+        page = settled_page(self.handle, lambda page: bool(page.vllm_lines(SECOND)))
+        seen["lines of metrics"] = {name: page.vllm_lines(name) for name in (self.model, SECOND)}
 
     def control_is_refused(self) -> None:
         seen = self.seen
@@ -571,6 +574,7 @@ def _health_check_on() -> str:
     return """backend: "vllm"
 instance_group [{ kind: KIND_MODEL }]
 parameters { key: "ENABLE_VLLM_HEALTH_CHECK" value { string_value: "true" } }
+parameters { key: "REPORT_CUSTOM_METRICS" value { string_value: "false" } }
 """
 
 

@@ -16,12 +16,13 @@ from pytest_vllm_triton.clients import (
     GrpcClient,
     HttpClient,
 )
+from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.transcript import Transcript
 
+from .experiments import SECOND
 from .extra_models import ExtraModel
 from .metrics_page import (
-    NO_METRICS_SECONDS,
     Growth,
     MetricsPage,
     grown_page,
@@ -29,7 +30,6 @@ from .metrics_page import (
     settled_page,
 )
 from .observe import Seen
-from .servers import StrictServer
 
 # name -> (type, HELP text), from the README of upstream's backend.
 FAMILIES = {
@@ -149,13 +149,12 @@ def test_no_vllm_metrics_unless_asked_for(
 
 
 @pytest.mark.requirement("MET-001")
-def test_no_vllm_metrics_with_false(strict_server: StrictServer) -> None:
-    """The only model of this server has REPORT_CUSTOM_METRICS "false"."""
-    with strict_server.http(Transcript()) as client:
-        client.generate(GenerateRequest("Hello")).ok()
-    page = settled_page(strict_server.handle, lambda p: "vllm:" in p.text, NO_METRICS_SECONDS)
-    expect.that("page", page.value("nv_inference_request_success"), bool, "Triton's own metrics")
-    expect.equal("lines of the model", page.vllm_lines(strict_server.model), [])
+def test_no_vllm_metrics_with_false(plain_life: Seen, vllm_harness: Harness) -> None:
+    """Of two models of a server one has REPORT_CUSTOM_METRICS "true" and the other "false"."""
+    lines = plain_life["lines of metrics"]
+    model = vllm_harness.settings.model_name
+    expect.equal("models with metrics", {name for name in lines if lines[name]}, {SECOND})
+    expect.equal("lines of the model", lines[model], [])
 
 
 @pytest.mark.requirement("MET-002")
