@@ -18,7 +18,7 @@ from pytest_vllm_triton.verdicts import untested
 from .experiments import Deaths, PlainLife, SecondModelLife
 from .extra_models import ExtraModel, config_with, embedding_spec, lora_spec, needs_owned
 from .observe import Seen
-from .servers import ALTERNATE_MAX_MODEL_LEN, EngineDeath, StrictServer
+from .servers import ALTERNATE_MAX_MODEL_LEN, StrictServer
 
 
 @pytest.fixture
@@ -111,13 +111,6 @@ def strict_server(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[
 def deaths(strict_server: StrictServer, vllm_server: ServerHandle) -> Seen:
     """What was seen when the processes of the strict server were killed; it is discarded after."""
     return Deaths(strict_server, vllm_server).run()
-
-
-@pytest.fixture(scope="session")
-def engine_death(deaths: Seen) -> EngineDeath:
-    """SIGKILL of the engine process while a request is streamed."""
-    death: EngineDeath = deaths["engine death"]
-    return death
 
 
 @pytest.fixture(scope="session")

@@ -17,15 +17,14 @@ import psutil
 
 from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient
 from pytest_vllm_triton.expect import Violation
+from pytest_vllm_triton.launchers import supervisor
 from pytest_vllm_triton.launchers.base import ServerHandle
 
-SHM = Path("/dev/shm")
+SHM = Path(supervisor.SHM)
 STUB = "triton_python_backend_stub"
 # vLLM names its processes so; on one GPU the worker runs inside the engine's process.
 ENGINE = re.compile(r"VLLM::|EngineCore")
 WORKER = re.compile(r"VLLM::Worker")
-
-_MAPPED = re.compile(rb" /dev/shm/(\S+)")
 
 
 class Seen:
@@ -117,12 +116,12 @@ def living(processes: Iterable[psutil.Process]) -> list[str]:
 
 
 def regions_of(processes: Iterable[psutil.Process]) -> set[str]:
-    """Names of the shared-memory regions that these processes have mapped."""
+    """Names of the shared-memory regions that these processes have mapped or open."""
+    named = supervisor.identities(supervisor.list_regions())
     names: set[str] = set()
     for process in processes:
         with contextlib.suppress(OSError):
-            for name in _MAPPED.findall(Path(f"/proc/{process.pid}/maps").read_bytes()):
-                names.add(name.decode("utf-8", "replace"))
+            names |= {named[key] for key in supervisor.regions_of(process.pid) if key in named}
     return names
 
 

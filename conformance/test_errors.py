@@ -20,6 +20,7 @@ from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.state import TRANSCRIPT
 from pytest_vllm_triton.transcript import Transcript
 
+from .observe import Seen
 from .servers import ALTERNATE_MAX_MODEL_LEN, EngineDeath, StrictServer
 
 Generate = Callable[[GenerateRequest], Generation]
@@ -325,7 +326,8 @@ def test_large_prompt_grows_shared_memory(generate: Generate) -> None:
 
 
 @pytest.mark.requirement("ERR-022")
-def test_dead_engine_answers_with_errors(engine_death: EngineDeath) -> None:
+def test_dead_engine_answers_with_errors(deaths: Seen) -> None:
+    engine_death: EngineDeath = deaths["engine death"]
     expect.that("error of the request in flight", engine_death.in_flight.error, bool, "an error")
     expect.between("seconds until it came", engine_death.seconds_to_error, 0, ANSWER_SECONDS)
     expect.that("error of a later request", engine_death.later.error, bool, "an error")
@@ -333,7 +335,8 @@ def test_dead_engine_answers_with_errors(engine_death: EngineDeath) -> None:
 
 
 @pytest.mark.requirement("STR-012")
-def test_tokens_come_before_the_error(engine_death: EngineDeath) -> None:
+def test_tokens_come_before_the_error(deaths: Seen) -> None:
+    engine_death: EngineDeath = deaths["engine death"]
     responses = engine_death.in_flight.responses
     data, last = responses[:-1], responses[-1]
     expect.that("responses before the error", len(data), bool, "at least one")

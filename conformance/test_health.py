@@ -40,8 +40,9 @@ def test_ready_server_has_its_models(plain_life: Seen, model: str) -> None:
 
 
 @pytest.mark.requirement("HLT-002")
-def test_other_values_do_not_switch_the_check_on(engine_death: EngineDeath) -> None:
+def test_other_values_do_not_switch_the_check_on(deaths: Seen) -> None:
     """ENABLE_VLLM_HEALTH_CHECK was "1", which is not "true"; the engine is dead."""
+    engine_death: EngineDeath = deaths["engine death"]
     expect.that("error of a later request", engine_death.later.error, bool, "an error")
     expect.lacks("error of a later request", engine_death.later.error, UNHEALTHY)
 
@@ -56,7 +57,7 @@ def test_healthy_engine_with_the_check_on(plain_life: Seen) -> None:
 
 @pytest.mark.requirement("HLT-004")
 def test_unhealthy_engine_unloads_the_model(deaths: Seen) -> None:
-    """The first request after the death; a model that was unloaded even before says so."""
+    """The first request after vLLM noticed; a model that was unloaded even before says so."""
     responses = deaths["responses after the death"]
     expect.equal("number of responses", len(responses), 1)
     expect.matches("error", responses[0].error, f"{UNHEALTHY}|{UNKNOWN}")
