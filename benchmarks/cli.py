@@ -38,6 +38,12 @@ def parser() -> argparse.ArgumentParser:
     load.add_argument("--seconds", type=float, default=5.0, help="of each run (default: 5)")
     load.add_argument("--warmup-seconds", type=float, default=1.0, help="per level (default: 1)")
     load.add_argument("--rounds", type=int, default=3, help="runs of each system (default: 3)")
+    load.add_argument(
+        "--retries",
+        type=int,
+        default=2,
+        help="of a run during which the host was busy with something else (default: 2)",
+    )
     load.add_argument("--clients", type=int, help="client processes (default: by the cores)")
     what = made.add_argument_group("systems")
     what.add_argument(
@@ -195,6 +201,7 @@ def benchmark(options: argparse.Namespace, words: Sequence[str], work_dir: Path)
         seconds=options.seconds,
         warmup_seconds=options.warmup_seconds,
         rounds=options.rounds,
+        retries=options.retries,
         together=not options.one_at_a_time,
         parallel_boot=not options.serial_boot and cores >= 8,
     )

@@ -49,6 +49,13 @@ def by_thread(pid: int) -> dict[int, float]:
     return found
 
 
+def of_host() -> float:
+    """Seconds so far that the host's cores were not idle, stolen time included."""
+    fields = Path("/proc/stat").read_text().split(None, 9)[1:9]
+    user, nice, system, _, _, *others = (int(field) for field in fields)
+    return (user + nice + system + sum(others)) / _TICK
+
+
 def find(pids: Iterable[int], wanted: str) -> list[int]:
     """The processes of a role."""
     found = []

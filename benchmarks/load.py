@@ -63,6 +63,10 @@ class ClientPool:
                 process.kill()
                 process.wait()
 
+    def pids(self) -> list[int]:
+        """Its processes."""
+        return [process.pid for process in self._processes]
+
     def run(self, target: Target, streams: int, seconds: float) -> Figures:
         """Keep so many streams busy for so long; the last answers may end a little later."""
         count = len(self._processes)

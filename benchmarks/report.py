@@ -22,6 +22,8 @@ class Row:
     """One system at one level: medians over the rounds.
 
     Attributes:
+        runs: how many rounds that are.
+        disturbed: the host was busy with something else in all of them.
         tok_s: new tokens per second.
         ttft_p50, ttft_p99, tpot_p50, tpot_p99: milliseconds.
         tokens_per_piece: how many tokens a response brings.
@@ -31,6 +33,8 @@ class Row:
 
     streams: int
     system: str
+    runs: int
+    disturbed: bool
     tok_s: float
     ttft_p50: float
     ttft_p99: float
@@ -54,22 +58,31 @@ def summary(run: Run) -> dict[str, float]:
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
-    """One row per level and system, in the order in which they were first measured."""
+    """One row per level and system, in the order in which they were first measured.
+
+    Disturbed runs count only where there are no others.
+    """
     found = []
-    by_key = {(run.streams, run.system, run.round): summary(run) for run in runs}
+    by_key = {(run.streams, run.system, run.round): run for run in runs}
     for streams, system in dict.fromkeys((run.streams, run.system) for run in sorted_runs(runs)):
         same = [run for run in runs if (run.streams, run.system) == (streams, system)]
+        same = [run for run in same if not run.disturbed] or same
         figures = [summary(run) for run in same]
         ratios = {}
         for baseline in (SERVE, ASYNC):
             for key in ("tok_s", "ttft_p50", "tpot_p99"):
                 # Of runs that were neighbours in time: what slows both slows no ratio.
                 pairs = [
-                    (by_key[streams, system, run.round][key], other[key])
+                    (run, other)
                     for run in same
                     if (other := by_key.get((streams, baseline, run.round))) is not None
                 ]
-                values = [own / other for own, other in pairs if other]
+                quiet = [pair for pair in pairs if not (pair[0].disturbed or pair[1].disturbed)]
+                values = [
+                    summary(run)[key] / theirs
+                    for run, other in quiet or pairs
+                    if (theirs := summary(other)[key])
+                ]
                 if values and system != baseline:
                     ratios[f"{key} / {baseline}"] = median(values)
         tokens = sum(run.figures.tokens for run in same)
@@ -83,6 +96,8 @@ def rows(runs: Sequence[Run]) -> list[Row]:
             Row(
                 streams=streams,
                 system=system,
+                runs=len(same),
+                disturbed=any(run.disturbed for run in same),
                 **{key: median([one[key] for one in figures]) for key in figures[0]},
                 tokens_per_piece=tokens / max(1, sum(run.figures.pieces for run in same)),
                 cpu_ms={
@@ -121,7 +136,7 @@ def table(found: Sequence[Row]) -> str:
         lines.append(
             [
                 str(row.streams),
-                row.system,
+                row.system + (" (disturbed)" if row.disturbed else ""),
                 f"{row.tok_s:.0f}",
                 *(f"{getattr(row, key):.1f}" for key in _LATENCIES),
                 f"{row.tokens_per_piece:.2f}",
@@ -176,7 +191,7 @@ def run_json(run: Run, raw: bool) -> dict[str, Any]:
         "client_cpu_seconds": round(figures.cpu, 3),
         "cpu_seconds": {role: round(used, 3) for role, used in run.cpu_by_role.items()},
         "cpu_seconds_of_idle_servers": round(run.cpu_elsewhere, 3),
-        "load_average": run.load_average,
+        "foreign_cpu_share": round(run.foreign, 3),
     }
     if raw:
         value["ttft_seconds"] = [round(number, 6) for number in figures.ttft]

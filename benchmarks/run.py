@@ -15,6 +15,10 @@ from benchmarks.load import ClientPool
 from benchmarks.systems import Server
 
 
+#: Share of the host's CPU from which on a run is called disturbed.
+DISTURBED = 0.1
+
+
 @dataclass
 class Run:
     """One measured run.
@@ -22,7 +26,7 @@ class Run:
     Attributes:
         cpu_by_role: CPU seconds of the measured server's processes, by role.
         cpu_elsewhere: CPU seconds of all the other servers, which should be idle.
-        load_average: of the host, one minute, at the end of the run.
+        foreign: share of the host's CPU that went to processes which are not the benchmark's.
     """
 
     system: str
@@ -31,13 +35,19 @@ class Run:
     figures: Figures
     cpu_by_role: dict[str, float]
     cpu_elsewhere: float
-    load_average: float
+    foreign: float
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether the host was busy with something else."""
+        return self.foreign > DISTURBED
 
 
 @dataclass(frozen=True)
 class Plan:
     """Attributes:
     together: all servers are up for the whole benchmark; else one at a time, anew each round.
+    retries: how often a disturbed run is repeated, before the last attempt counts.
     parallel_boot: they are booted at once, not one after the other.
     """
 
@@ -45,6 +55,7 @@ class Plan:
     seconds: float
     warmup_seconds: float
     rounds: int
+    retries: int
     together: bool
     parallel_boot: bool
 
@@ -121,15 +132,43 @@ def _measure(
 ) -> Run:
     if number == 0 or not plan.together:
         server.measure(system, pool, level, plan.warmup_seconds)
-    idle = [pid for other in up if other is not server for pid in other.pids()]
-    pids = server.pids()
-    before, idle_before = cpu.by_role(pids), sum(cpu.by_role(idle).values())
-    figures = server.measure(system, pool, level, plan.seconds)
-    used = {name: seconds - before.get(name, 0.0) for name, seconds in cpu.by_role(pids).items()}
-    elsewhere = sum(cpu.by_role(idle).values()) - idle_before
-    load = os.getloadavg()[0]
+    for _ in range(plan.retries):
+        run = _attempt(server, system, up, pool, plan.seconds, level, number)
+        if not run.disturbed:
+            break
+        say(f"     disturbed ({run.foreign:.0%} of the CPU went elsewhere); again")
+    else:
+        run = _attempt(server, system, up, pool, plan.seconds, level, number)
     say(
-        f"{level:4} streams, round {number + 1}, {system:18} {figures.tokens_per_second:8.0f} tok/s"
-        + "".join(f"\n    {count} x {error}" for error, count in figures.errors.items())
+        f"{level:4} streams, round {number + 1}, {system:18} "
+        f"{run.figures.tokens_per_second:8.0f} tok/s"
+        + (f"  (disturbed: {run.foreign:.0%})" if run.disturbed else "")
+        + "".join(f"\n    {count} x {error}" for error, count in run.figures.errors.items())
     )
-    return Run(system, level, number, figures, used, elsewhere, load)
+    return run
+
+
+def _attempt(
+    server: Server,
+    system: str,
+    up: Sequence[Server],
+    pool: ClientPool,
+    seconds: float,
+    level: int,
+    number: int,
+) -> Run:
+    idle = [pid for other in up if other is not server for pid in other.pids()]
+    pids, rest = server.pids(), [*pool.pids(), os.getpid()]
+    before = [cpu.by_role(group) for group in (pids, idle, rest)]
+    host_before, began = cpu.of_host(), time.monotonic()
+    figures = server.measure(system, pool, level, seconds)
+    host, elapsed = cpu.of_host() - host_before, time.monotonic() - began
+    after = [cpu.by_role(group) for group in (pids, idle, rest)]
+    used = {role: total - before[0].get(role, 0.0) for role, total in after[0].items()}
+    own, elsewhere, clients = (
+        sum(later.values()) - sum(earlier.values())
+        for later, earlier in zip(after, before, strict=True)
+    )
+    capacity = elapsed * (os.cpu_count() or 1)
+    foreign = max(0.0, host - own - elsewhere - clients) / capacity
+    return Run(system, level, number, figures, used, elsewhere, foreign)
