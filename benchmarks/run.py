@@ -14,7 +14,6 @@ from benchmarks.digest import Figures
 from benchmarks.load import ClientPool
 from benchmarks.systems import Server
 
-
 #: Share of the host's CPU from which on a run is called disturbed.
 DISTURBED = 0.1
 
