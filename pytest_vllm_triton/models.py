@@ -91,8 +91,8 @@ def _generated(spec: KnownAnswerSpec) -> ModelUnderTest:
         source=KNOWN_ANSWER,
         path=path,
         known_answer=KnownAnswer(spec),
-        # Less than the checkpoint allows, so that a prompt that is too long stays a small one; and a
-        # part of a GPU's memory that leaves room for the other models that the suite loads.
+        # Less than the checkpoint allows, so that a prompt that is too long stays a small one;
+        # and a part of a GPU's memory that leaves room for the suite's other models.
         engine_args={"max_model_len": 2048, "gpu_memory_utilization": 0.1},
     )
 
