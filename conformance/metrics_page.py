@@ -21,6 +21,7 @@ SETTLE_SECONDS = 30.0
 # How long to look for metrics that must not come.
 NO_METRICS_SECONDS = 2.0
 _PAUSE = 0.1
+_QUIET_SECONDS = 1.5
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,21 @@ def settled_page(
         if is_settled(page) or time.monotonic() > deadline:
             return page
         time.sleep(_PAUSE)
+
+
+def quiet_page(server: ServerHandle, model: str, seconds: float = SETTLE_SECONDS) -> MetricsPage:
+    """The page, seen by this model, once its vLLM metrics stand still: what earlier requests have
+    left to count is counted by then. The last one where they never do."""
+    deadline = time.monotonic() + seconds
+    page = metrics_page(server).of(model)
+    since = time.monotonic()
+    while time.monotonic() - since < _QUIET_SECONDS and time.monotonic() < deadline:
+        time.sleep(_PAUSE)
+        now = metrics_page(server).of(model)
+        if now.vllm_lines(model) != page.vllm_lines(model):
+            since = time.monotonic()
+        page = now
+    return page
 
 
 def grown_page(

@@ -27,6 +27,7 @@ from .metrics_page import (
     MetricsPage,
     grown_page,
     metrics_page,
+    quiet_page,
     settled_page,
 )
 from .observe import Seen
@@ -93,7 +94,7 @@ def counted(request: GenerateRequest) -> GenerateRequest:
 
 def sent(server: ServerHandle, model: str, requests: list[GenerateRequest], n: int = 1) -> Traffic:
     """Send the requests one by one and wait until they are on the page."""
-    before = metrics_page(server).of(model)
+    before = quiet_page(server, model)
     answers: list[Generation] = []
     with (
         HttpClient(server.endpoints.http, model, Transcript()) as http,
