@@ -19,7 +19,7 @@ from plugin_helpers import environment, verdicts
 from pytest_vllm_triton import assets
 
 # All of generation, streaming and outputs on the shared server: no check that boots another engine.
-SELECTED = "(test_generate or test_streaming or test_outputs) and not only_version_three"
+SELECTED = "(test_generate.py or test_streaming.py or test_outputs.py) and not only_version_three"
 RED = {"FAIL", "ERROR", "XPASS"}
 
 

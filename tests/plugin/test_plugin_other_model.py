@@ -18,7 +18,7 @@ NEED_THE_KNOWN_ANSWER = {
     *("OUT-003", "OUT-005", "OUT-007", "OUT-016"),
 }
 # What boots no second server and no second engine; with GEN-005's vLLM without Triton.
-SELECTED = "(test_generate or test_streaming or test_outputs) and not only_version_three"
+SELECTED = "(test_generate.py or test_streaming.py or test_outputs.py) and not only_version_three"
 
 
 def test_random_opt(tmp_path: Path) -> None:
