@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+# Characters before the first difference of two long texts that are shown.
+_CONTEXT = 30
+
 
 class Violation(AssertionError):
     """The backend did not do what the requirement says.
@@ -30,9 +33,15 @@ class Violation(AssertionError):
 
 
 def equal(what: str, actual: object, expected: object) -> None:
-    """The two are equal."""
-    if actual != expected:
-        raise Violation(what, expected, actual)
+    """The two are equal. Of long texts the report shows the part where they begin to differ."""
+    if actual == expected:
+        return
+    if isinstance(actual, str) and isinstance(expected, str):
+        start = _common(actual, expected) - _CONTEXT
+        if start > _CONTEXT:
+            what = f"{what}, from character {start} on"
+            raise Violation(what, _Words(f"…{expected[start:]!r}"), _Words(f"…{actual[start:]!r}"))
+    raise Violation(what, expected, actual)
 
 
 def different(what: str, actual: object, other: object) -> None:
@@ -82,6 +91,12 @@ def that(what: str, actual: T, is_right: Callable[[T], bool], expected: str) -> 
     """The predicate holds; ``expected`` says it in words."""
     if not is_right(actual):
         raise Violation(what, _Words(expected), actual)
+
+
+def _common(one: str, other: str) -> int:
+    """The number of characters that both texts begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 class _Words(str):

@@ -30,13 +30,15 @@ class Break:
     Attributes:
         old, new: the text that is replaced, which must be there exactly once.
         more: text that is appended to the file.
-        red: the requirements that it violates.
+        red: the requirements that it violates, always.
+        may: those that it violates or not, as the responses happen to be cut.
     """
 
     file: str
     old: str
     new: str
     red: frozenset[str]
+    may: frozenset[str] = frozenset()
     more: str = ""
 
     def apply(self, backend: Path) -> None:
@@ -59,9 +61,9 @@ BREAKS = {
             "        if self._prefix:\n"
         ),
         # OUT-009: the logprobs of the lost chunk are there, and spell more than the text.
-        red=frozenset(
-            {"STR-002", "STR-008", "STR-010", "STR-013", "STR-015", "STR-017", "OUT-009"}
-        ),
+        red=frozenset({"STR-002", "STR-008", "STR-010", "STR-015", "STR-017", "OUT-009"}),
+        # Of several sequences the last chunk may hold the text of one, of all or of none.
+        may=frozenset({"STR-013", "OUT-016"}),
     ),
     "texts of two concurrent requests are swapped": Break(
         file="vllm_triton_backend/service.py",
@@ -138,5 +140,6 @@ def test_broken_backend(tmp_path: Path, name: str) -> None:
     report = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     judged = verdicts(report)
     assert len(judged) > 50
-    assert {key for key, verdict in judged.items() if verdict in RED} == broken.red, done.stdout
+    red = {key for key, verdict in judged.items() if verdict in RED}
+    assert broken.red <= red <= broken.red | broken.may, done.stdout
     assert {judged[key] for key in broken.red} == {"FAIL"}, done.stdout
