@@ -151,11 +151,12 @@ class HttpClient:
         shown = (content or b"").decode("utf-8", errors="backslashreplace")
         seconds = deadline or self._deadline
         with self._transcript.record(f"{method} {path} {shown}".rstrip()) as exchange:
+            started = time.monotonic()
             try:
                 with self._client.stream(
                     method, path, content=content, headers=dict(headers or {}), timeout=seconds
                 ) as response:
-                    stream = OpenAnswer(response, seconds)
+                    stream = OpenAnswer(response, started, seconds)
                     try:
                         yield stream
                     finally:
@@ -167,11 +168,11 @@ class HttpClient:
 
 
 class OpenAnswer:
-    """An HTTP response whose body is read piece by piece."""
+    """An HTTP response whose body is read piece by piece; times count from the request's start."""
 
-    def __init__(self, response: httpx.Response, deadline: float) -> None:
+    def __init__(self, response: httpx.Response, started: float, deadline: float) -> None:
         self._response = response
-        self._started = time.monotonic()
+        self._started = started
         self._deadline = deadline
         self._body = bytearray()
         self._events: list[tuple[float, bytes]] = []
