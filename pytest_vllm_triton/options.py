@@ -168,6 +168,20 @@ def _report_path(text: str) -> Path:
     return path
 
 
+def _selection(text: str) -> frozenset[str]:
+    from pytest_vllm_triton.requirements import load_catalogue
+
+    catalogue = load_catalogue()
+    known = [*catalogue.groups, *catalogue]
+    names = frozenset(name.strip().upper() for name in text.split(",") if name.strip())
+    for name in sorted(names):
+        if name not in known:
+            raise UserError(
+                f"{name!r} is neither a requirement nor a group.{did_you_mean(name, known)}"
+            )
+    return names
+
+
 OPTIONS: tuple[Option, ...] = (
     Option(
         "--vllm-model",
@@ -259,6 +273,14 @@ OPTIONS: tuple[Option, ...] = (
         selects_suite=True,
     ),
     Option(
+        "--conformance-select",
+        _selection,
+        None,
+        "IDS",
+        "check only these requirements: ids and groups, e.g. CAN,STR-002 (default: all)",
+        selects_suite=True,
+    ),
+    Option(
         "--conformance-report",
         _report_path,
         None,
@@ -286,6 +308,7 @@ class Settings:
     model_name: str
     boot_timeout: float
     level: Level
+    select: frozenset[str]
     report: Path | None
     selects_suite: bool
     is_default: bool
@@ -346,6 +369,7 @@ def load_settings(config: pytest.Config) -> Settings:
         model_name=values["triton_model_name"],
         boot_timeout=values["triton_boot_timeout"],
         level=Level[values["conformance_level"].upper()],
+        select=values["conformance_select"] or frozenset(),
         report=values["conformance_report"],
         selects_suite=selects_suite,
         is_default=not given,

@@ -35,7 +35,7 @@ class ServerSession:
         self._judge.harness = self.harness
 
     def select(self, items: list[pytest.Item]) -> None:
-        """Keep the checks of the asked level, and attach their requirements.
+        """Keep the checks of the asked level and selection, and attach their requirements.
 
         Raises:
             pytest.UsageError: a test names a requirement that does not exist.
@@ -52,7 +52,7 @@ class ServerSession:
                         f"{did_you_mean(key, self._catalogue)}"
                     )
             levels = [self._catalogue[key].level for key in ids]
-            if ids and not any(self._settings.level.includes(level) for level in levels):
+            if ids and not any(map(self._is_asked, ids)):
                 deselected.append(item)
                 continue
             kept.append(item)
@@ -64,6 +64,11 @@ class ServerSession:
         if deselected:
             self._config.hook.pytest_deselected(items=deselected)
             items[:] = kept
+
+    def _is_asked(self, key: str) -> bool:
+        requirement, settings = self._catalogue[key], self._settings
+        selected = not settings.select or not settings.select.isdisjoint((key, requirement.group))
+        return selected and settings.level.includes(requirement.level)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:

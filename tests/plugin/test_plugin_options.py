@@ -27,6 +27,12 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
     "--triton-model-name": ("m", "m", "n", "n"),
     "--triton-boot-timeout": ("5", 5.0, "0.5", 0.5),
     "--conformance-level": ("must", Level.MUST, "should", Level.SHOULD),
+    "--conformance-select": (
+        "can, STR-002",
+        frozenset({"CAN", "STR-002"}),
+        "ERR,",
+        frozenset({"ERR"}),
+    ),
     "--conformance-report": ("one.json", "one.json", "two.json", "two.json"),
 }
 FIELDS = {
@@ -34,6 +40,7 @@ FIELDS = {
     "--vllm-model-json": "model_json",
     "--vllm-version": "vllm_version",
     "--conformance-level": "level",
+    "--conformance-select": "select",
     "--conformance-report": "report",
 }
 every_option = pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.flag)
@@ -152,6 +159,7 @@ def test_native_toml(pytester: pytest.Pytester) -> None:
             ["--triton-launcher", "'proces'", "Did you mean 'process'?"],
         ),
         (["--conformance-level=shuold"], ["'shuold'", "Did you mean 'should'?"]),
+        (["--conformance-select=STR,CAM-001"], ["'CAM-001' is neither", "Did you mean 'CAN-001'?"]),
         (["--triton-backend-dir=onee"], ["'onee' is not a directory", "/one'?"]),
         (["--triton-backend-dir=bare"], ["no model.py", "bare/src'?"]),
         (["--triton-server-bin=one/bim"], ["'one/bim' is not a file", "one/bin'?"]),
