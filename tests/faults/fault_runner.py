@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def run(
 
     Faults that share a server are tried one by one when not exactly their requirements turned red.
     """
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(jobs) as pool, _dropped_at_an_interrupt(pool):
         waiting = {
             pool.submit(_try, batch, work / f"{index:03}"): batch
             for index, batch in enumerate(plan(faults, alone))
@@ -107,6 +108,16 @@ def run(
                     repeats += 1
                 continue
             yield from outcomes
+
+
+@contextmanager
+def _dropped_at_an_interrupt(pool: ThreadPoolExecutor) -> Iterator[None]:
+    """Ctrl-C reaches the running pytests too, which end by themselves; no other is started."""
+    try:
+        yield
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
 
 
 def _try(batch: Sequence[Fault], folder: Path) -> list[Outcome]:
