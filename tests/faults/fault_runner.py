@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from fault_table import Fault, copy_sources
@@ -49,7 +49,8 @@ class Outcome:
 
 def plan(faults: Iterable[Fault], alone: bool) -> list[list[Fault]]:
     """Which faults go together on one server: those that need the same checks and cannot be taken
-    for one another, because no requirement may be red by two of them."""
+    for one another, because no requirement may be red by two of them. Changes that are not to turn
+    anything red all go together."""
     batches: list[list[Fault]] = []
     for fault in faults:
         for batch in batches:
@@ -64,7 +65,7 @@ def plan(faults: Iterable[Fault], alone: bool) -> list[list[Fault]]:
 
 def _fits(fault: Fault, batch: Sequence[Fault]) -> bool:
     return (
-        len(batch) < _BATCH
+        (len(batch) < _BATCH or not fault.allowed)
         and not fault.alone
         and not any(other.alone for other in batch)
         and all(fault.selection == other.selection for other in batch)
@@ -101,7 +102,8 @@ def run(
             done = next(as_completed(waiting))
             batch = waiting.pop(done)
             outcomes = done.result()
-            if len(batch) > 1 and any(outcome.verdict != "caught" for outcome in outcomes):
+            unclear = any(outcome.verdict != "caught" for outcome in outcomes)
+            if len(batch) > 1 and unclear and batch[0].allowed:
                 tell(f"one by one: {', '.join(fault.name for fault in batch)}")
                 for fault in batch:
                     waiting[pool.submit(_try, [fault], work / f"again-{repeats:03}")] = [fault]
@@ -130,7 +132,8 @@ def _try(batch: Sequence[Fault], folder: Path) -> list[Outcome]:
             [
                 *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", "-q"),
                 *("--vllm-model=known-answer", f"--triton-backend-dir={backend}"),
-                *(f"--conformance-select={selection}", f"--conformance-report={report}"),
+                *([f"--conformance-select={selection}"] if selection else []),
+                f"--conformance-report={report}",
                 f"--basetemp={folder / 'tmp'}",
             ],
             cwd=folder,
@@ -164,9 +167,27 @@ def _try(batch: Sequence[Fault], folder: Path) -> list[Outcome]:
     ]
 
 
-def to_json(outcomes: Iterable[Outcome]) -> str:
-    """The outcomes as a JSON document, one entry per fault."""
+def write_outcomes(path: Path, outcomes: Iterable[Outcome]) -> None:
+    """A JSON object, one entry per fault."""
     entries = {
         outcome.fault: {**asdict(outcome), "verdict": outcome.verdict} for outcome in outcomes
     }
-    return json.dumps(entries, indent=1) + "\n"
+    path.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+
+
+def read_outcomes(path: Path) -> dict[str, Outcome]:
+    """What `write_outcomes` wrote, by fault; nothing if there is no such file."""
+    if not path.is_file():
+        return {}
+    names = {field.name for field in fields(Outcome)}
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        fault: Outcome(
+            **{
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in entry.items()
+                if key in names
+            }
+        )
+        for fault, entry in entries.items()
+    }

@@ -16,6 +16,7 @@ else:
     import tomli as tomllib
 
 TABLE = Path(__file__).with_name("faults.toml")
+HARMLESS = Path(__file__).with_name("harmless.toml")
 EXEMPT = Path(__file__).with_name("exempt.toml")
 _SAMPLES = "samples/"
 
@@ -41,7 +42,7 @@ class Fault:
 
     @property
     def selection(self) -> frozenset[str]:
-        """Groups and requirements that are run to find it."""
+        """Groups and requirements that are run to find it; nothing stands for all."""
         return self.checks or frozenset(key.partition("-")[0] for key in self.red | self.may)
 
     @property

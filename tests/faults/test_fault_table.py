@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from fault_runner import plan
-from fault_table import Fault, StaleFault, copy_sources, load_exempt, load_faults
+from fault_table import HARMLESS, Fault, StaleFault, copy_sources, load_exempt, load_faults
 
 from pytest_vllm_triton.requirements import Level, load_catalogue
 
@@ -62,6 +62,14 @@ def test_plan_keeps_faults_apart(alone: bool) -> None:
 
 @pytest.mark.parametrize("batch", plan(FAULTS.values(), alone=False), ids=lambda b: b[0].name)
 def test_batches_fit_the_sources(tmp_path: Path, batch: list[Fault]) -> None:
+    copy_sources(tmp_path, batch)
+
+
+def test_harmless_changes_fit_together(tmp_path: Path) -> None:
+    changes = load_faults(HARMLESS)
+    (batch,) = plan(changes.values(), alone=False)
+    assert [change.name for change in batch] == list(changes)
+    assert not any(change.allowed or change.selection for change in batch)
     copy_sources(tmp_path, batch)
 
 
