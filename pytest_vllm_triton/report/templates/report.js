@@ -55,7 +55,11 @@
       write("verdict", link.dataset.verdict);
     });
   }
-  addEventListener("hashchange", apply);
+  addEventListener("hashchange", () => {
+    apply();
+    // The figures of the matrix link to filters: show what was asked for.
+    if (fragment().includes("=")) document.getElementById("all").scrollIntoView();
+  });
   document.documentElement.classList.add("js");
   apply();
 })();
