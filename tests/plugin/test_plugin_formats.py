@@ -197,6 +197,14 @@ def test_report_of_an_older_version_renders() -> None:
     assert "GEN-002" in html(old)
 
 
+@pytest.mark.parametrize("render", [markdown, html])
+def test_control_characters_are_spelled_out(render: Callable[[dict[str, Any]], str]) -> None:
+    """A NUL is no character of a page, and a carriage return would hide what stands before it."""
+    text = render(failed("nul \x00 bell \x07 return \r end"))
+    assert r"nul \x00 bell \x07 return \x0d end" in text
+    assert re.search(r"[\x00-\x08\x0b-\x1f]", text) is None
+
+
 # -- reading -------------------------------------------------------------------------------------
 
 
