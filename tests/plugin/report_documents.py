@@ -43,6 +43,7 @@ def failed(text: str = "wanted") -> dict[str, Any]:
     return document(
         {"GEN-001": "PASS", "GEN-002": "FAIL", "STR-001": "ERROR", "CLI-007": "UNTESTED"},
         required=["CLI"],
+        environment={**ENVIRONMENT, "model": f"model {text}"},
         expected=f"expected {text}",
         actual=f"actual {text}",
         exchanges=({"request": f"POST {text}", "response": f"500 {text}", "seconds": 0.25},),
