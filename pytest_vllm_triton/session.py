@@ -11,10 +11,15 @@ import pytest
 
 from pytest_vllm_triton.errors import ServerFailed, UserError
 from pytest_vllm_triton.harness import Harness
-from pytest_vllm_triton.options import did_you_mean
-from pytest_vllm_triton.report.checks import RESULT_ATTRIBUTE, check_result, describe_failure
+from pytest_vllm_triton.report.checks import (
+    RESULT_ATTRIBUTE,
+    check_result,
+    describe_failure,
+    expect_known_failure,
+)
 from pytest_vllm_triton.requirements import load_catalogue
 from pytest_vllm_triton.state import HARNESS, JUDGE, SETTINGS, TRANSCRIPT
+from pytest_vllm_triton.suggest import did_you_mean
 from pytest_vllm_triton.transcript import Transcript
 from pytest_vllm_triton.verdicts import Verdict, combine
 
@@ -67,7 +72,9 @@ class ServerSession:
 
     def _is_asked(self, key: str) -> bool:
         requirement, settings = self._catalogue[key], self._settings
-        selected = not settings.select or not settings.select.isdisjoint((key, requirement.group))
+        selected = (
+            not settings.select or key in settings.select or requirement.group in settings.select
+        )
         return selected and settings.level.includes(requirement.level)
 
     @pytest.hookimpl(tryfirst=True)
@@ -113,10 +120,11 @@ class ServerSession:
             transcript = item.stash.get(TRANSCRIPT, Transcript())
             result = check_result(item, call, report, ids, transcript, self._log_since(item))
             if result is not None:
-                setattr(report, RESULT_ATTRIBUTE, result.to_dict())
-                item.stash.setdefault(_VERDICTS, []).append(result.verdict)
                 if report.failed:
                     describe_failure(item, call, report, result, self._catalogue)
+                result = expect_known_failure(report, result, self._settings.known_failures)
+                setattr(report, RESULT_ATTRIBUTE, result.to_dict())
+                item.stash.setdefault(_VERDICTS, []).append(result.verdict)
             if report.when == "teardown":
                 # The report from which JUnit's <properties> are written.
                 verdicts = item.stash.setdefault(_VERDICTS, [])
