@@ -17,8 +17,8 @@ Row = Mapping[str, Any]
 ADVICE: Mapping[Verdict, str] = {
     Verdict.FAIL: "The backend violates the requirement: fix it, or list it with --known-failures "
     "if it is to ship as it is.",
-    Verdict.ERROR: "The server did not start or the suite broke, so nothing is known about the "
-    "backend: read the error and the server's log, then run again.",
+    Verdict.ERROR: "The server did not start, or a check could not be carried out, which says "
+    "nothing good of the backend: read the error and the server's log, then run again.",
     Verdict.XPASS: "It is listed as a known failure but passes: remove its entry from the list.",
     Verdict.XFAIL: "A known failure from the list; nothing to do.",
     Verdict.UNTESTED: "This host, launcher or model cannot show it: run on one that can.",
