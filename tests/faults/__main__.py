@@ -93,6 +93,8 @@ def _line(outcome: Outcome) -> str:
         parts.append(f"unrelated: {' '.join(outcome.unrelated)}")
     if outcome.missed:
         parts.append(f"not red: {' '.join(outcome.missed)}")
+    if outcome.errors:
+        parts.append(f"ERROR, not FAIL: {' '.join(outcome.errors)}")
     if outcome.trouble:
         parts.append(outcome.trouble)
     return " | ".join(parts)

@@ -26,6 +26,7 @@ class Outcome:
         red: the requirements that turned red because of it.
         unrelated: red ones that it should not have touched.
         missed: those of its `red` that did not turn red.
+        errors: those of its red ones that are an ERROR: the check stumbled, which is no FAIL.
         trouble: why nothing is known, e.g. the server did not get ready; "" otherwise.
         seconds: of the run, which it may have shared with other faults.
     """
@@ -34,6 +35,7 @@ class Outcome:
     red: tuple[str, ...] = ()
     unrelated: tuple[str, ...] = ()
     missed: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
     trouble: str = ""
     seconds: float = 0.0
 
@@ -161,6 +163,7 @@ def _try(batch: Sequence[Fault], folder: Path) -> list[Outcome]:
             red=tuple(sorted(red & fault.allowed if len(batch) > 1 else red)),
             unrelated=tuple(sorted(red - allowed)),
             missed=tuple(sorted(fault.red - red)),
+            errors=tuple(sorted(key for key in fault.red & red if judged[key] == "ERROR")),
             seconds=round(seconds, 1),
         )
         for fault in batch
