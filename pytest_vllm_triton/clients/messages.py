@@ -232,6 +232,6 @@ def _logprob_entries(text: str) -> Iterator[dict[str, dict[str, Any]]]:
         raise Violation("logprobs", "a JSON list", text)
     for entry in entries:
         candidates = entry.values() if isinstance(entry, dict) else [None]
-        if not all(isinstance(item, dict) and _CANDIDATE <= set(item) for item in candidates):
+        if not all(isinstance(item, dict) and set(item) >= _CANDIDATE for item in candidates):
             raise Violation("an entry of logprobs", f"token id -> {sorted(_CANDIDATE)}", entry)
         yield entry
