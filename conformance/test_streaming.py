@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from pytest_vllm_triton.clients import (
     HttpClient,
     Response,
 )
-from pytest_vllm_triton.clients.http import http_body
+from pytest_vllm_triton.clients.http import http_body, text_of_event
 from pytest_vllm_triton.known_answer import KnownAnswer
 
 Generate = Callable[[GenerateRequest], Generation]
@@ -116,8 +117,8 @@ def test_stream_endpoint_without_stream(triton_http: HttpClient, stream: bool | 
     body = http_body(request.but(stream=stream))
     answer = triton_http.request("POST", triton_http.path("generate_stream"), json_body=body)
     expect.equal("number of events", len(answer.events), 1)
-    value = json.loads(answer.events[0][1].removeprefix(b"data: "))
-    expect.equal("text_output", value["text_output"], triton_http.generate(request).text)
+    text = text_of_event(answer.events[0][1])
+    expect.equal("text_output", text, triton_http.generate(request).text)
 
 
 @pytest.mark.requirement("STR-007")
@@ -227,10 +228,10 @@ def test_slow_reader_loses_nothing(triton_grpc: GrpcClient, triton_http: HttpCli
     body = json.dumps(http_body(STREAM.but(sampling=sampling))).encode()
     with triton_http.opened("POST", triton_http.path("generate_stream"), body) as stream:
         events = iter(stream.events())
-        pieces: list[Any] = [next(events)]
+        pieces = [*itertools.islice(events, 1)]
         others = [triton_grpc.generate(STREAM.but(sampling=sampling)) for _ in range(2)]
         pieces += events
-    text = "".join(json.loads(e.removeprefix(b"data: "))["text_output"] for _, e in pieces)
+    text = "".join(text_of_event(event) for _, event in pieces)
     expect.equal("text of the slow reader", text, expected)
     for other in others:
         expect.equal("text of another reader", other.text, expected)

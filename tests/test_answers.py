@@ -8,6 +8,7 @@ import pytest
 
 from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import GenerateRequest, Generation, Response
+from pytest_vllm_triton.clients.http import text_of_event
 from pytest_vllm_triton.clients.messages import Tensor
 from pytest_vllm_triton.expect import Violation
 
@@ -58,3 +59,12 @@ def test_between_needs_a_number(value: Any) -> None:
     with pytest.raises(Violation, match="from 1 to 3"):
         expect.between("it", value, 1, 3)
     expect.between("it", 2, 1, 3)
+
+
+@pytest.mark.parametrize(
+    "event", [b'data: {"error": "no"}', b"data: 3", b'data: {"text_output": 1}']
+)
+def test_event_without_text(event: bytes) -> None:
+    assert text_of_event(b'data: {"text_output": "a"}') == "a"
+    with pytest.raises(Violation, match="event"):
+        text_of_event(event)

@@ -64,6 +64,19 @@ class HttpAnswer:
         return None
 
 
+def text_of_event(event: bytes) -> str:
+    """``text_output`` of a server-sent event of generate_stream.
+
+    Raises:
+        Violation: it is an error, or of another form.
+    """
+    value = _parse(event.removeprefix(_EVENT_PREFIX))
+    text = value.get("text_output") if isinstance(value, dict) else None
+    if not isinstance(text, str):
+        raise Violation("event", 'data: {…, "text_output": "…"}', event)
+    return text
+
+
 class HttpClient:
     """HTTP client of one server and one model.
 
