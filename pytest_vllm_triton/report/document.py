@@ -40,7 +40,13 @@ def build_document(
         "verdict": verdict,
         "environment": dict(environment),
         "boots": [
-            {"purpose": b.purpose, "seconds": round(b.seconds, 1), "ready": b.ready} for b in boots
+            {
+                "purpose": b.purpose,
+                "seconds": round(b.seconds, 1),
+                "ready": b.ready,
+                "command": b.command,
+            }
+            for b in boots
         ],
         "totals": {v.value: totals[v] for v in Verdict},
         "requirements": [_requirement(result) for result in results.requirements()],
