@@ -101,9 +101,7 @@ def test_shared_memory_of_others(ipc: str) -> None:
 )
 def test_gpus(gpus: GpuRequest, words: list[str], requests: list[tuple[Any, ...]]) -> None:
     assert gpus.words() == words
-    asked = [
-        (r["Driver"], r["Count"], r["DeviceIDs"], r["Capabilities"]) for r in gpus.requests()
-    ]
+    asked = [(r["Driver"], r["Count"], r["DeviceIDs"], r["Capabilities"]) for r in gpus.requests()]
     assert asked == requests
 
 
