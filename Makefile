@@ -1,4 +1,5 @@
-# `make conformance` checks our backend, `make test` tests this project, `make bench` measures it.
+# `make conformance` checks our backend, `make test` tests this project, `make bench` measures it,
+# `make image` builds the CPU image for --triton-launcher container (needs Docker).
 # Both set up all they need on a machine that has Python (3.11 or 3.12) and make.
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ BIN    := $(VENV)/bin
 MODEL  ?= known-answer
 ARGS   ?=
 
-.PHONY: conformance test bench lint wheel clean
+.PHONY: conformance test bench image lint wheel clean
 
 conformance: $(VENV)/.installed
 	$(BIN)/python -m pytest --vllm-model $(MODEL) $(ARGS)
@@ -17,6 +18,9 @@ test: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks $(ARGS)
+
+image: $(VENV)/.installed
+	$(BIN)/python fixtures/images/cpu/build.py $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
