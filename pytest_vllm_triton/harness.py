@@ -156,7 +156,7 @@ class Harness:
         checkpoints = cache_home() / "checkpoints"
         checkpoints.mkdir(parents=True, exist_ok=True)
         visible = [checkpoints, *(folder for folder in own if checkpoints not in folder.parents)]
-        return ContainerLauncher(options, self.work_dir, visible, writable=[hub])
+        return ContainerLauncher(options, self.work_dir, visible, hub_cache=hub)
 
     @property
     def server_python(self) -> ServerPython | None:

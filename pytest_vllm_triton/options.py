@@ -401,6 +401,11 @@ def load_settings(config: pytest.Config) -> Settings:
         )
     if values["triton_image"] and launcher is LauncherKind.AUTO:
         launcher = LauncherKind.CONTAINER
+    if launcher is LauncherKind.CONTAINER and values["triton_server_bin"]:
+        raise pytest.UsageError(
+            "--triton-server-bin is a program of this host, for --triton-launcher process; a "
+            "container runs the tritonserver of its image"
+        )
     backend_of_image = "triton_backend_dir" in given and values["triton_backend_dir"] is None
     if backend_of_image and launcher is not LauncherKind.CONTAINER:
         raise pytest.UsageError(

@@ -91,7 +91,7 @@ class ContainerLauncher:
     Args:
         work_dir: each server gets a folder of its own in it.
         visible: further folders of this host that servers read, at the paths they have here.
-        writable: such folders that they also write to.
+        hub_cache: the Hugging Face hub's cache, which servers use too, if it exists.
     """
 
     def __init__(
@@ -99,12 +99,12 @@ class ContainerLauncher:
         options: ContainerOptions,
         work_dir: Path,
         visible: Sequence[Path] = (),
-        writable: Sequence[Path] = (),
+        hub_cache: Path | None = None,
     ) -> None:
         self.options = options
         self.work_dir = work_dir
         self.visible = tuple(visible)
-        self.writable = tuple(writable)
+        self.hub_cache = hub_cache
         self.run_id = secrets.token_hex(8)
         self.notes: list[str] = []
         self._client: Any = None
@@ -237,15 +237,17 @@ class ContainerLauncher:
         environment: Mapping[str, str] | None = None,
         entrypoint: str | None = None,
     ) -> ContainerRun:
-        passed_on = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
+        variables = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
         # The work folder holds each server's model repository, and the models that tests make.
-        read = [Mount.in_place(path) for path in (self.work_dir, *self.visible) if path.exists()]
-        written = [Mount.in_place(path, writable=True) for path in self.writable if path.exists()]
+        mounts = [Mount.in_place(path) for path in (self.work_dir, *self.visible) if path.exists()]
+        if self.hub_cache is not None and self.hub_cache.is_dir():
+            mounts.append(Mount.in_place(self.hub_cache, writable=True))
+            variables["HF_HUB_CACHE"] = str(self.hub_cache)
         return ContainerRun(
             image=self.options.image,
             command=command,
-            environment={**passed_on, **(environment or {})},
-            mounts=(*read, *written),
+            environment={**variables, **(environment or {})},
+            mounts=tuple(mounts),
             gpus=self._gpus,
             ipc=self.options.ipc,
             shm_size=self.options.shm_size,

@@ -395,6 +395,31 @@ def test_wrong_specifications_are_refused_before_docker_is_asked(tmp_path: Path)
     assert not (tmp_path / "work").exists()
 
 
+def test_what_containers_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")
+    monkeypatch.setenv("UNRELATED", "1")
+    for name in ("work", "hub", "checkpoints"):
+        (tmp_path / name).mkdir()
+    launcher = ContainerLauncher(
+        ContainerOptions("x"),
+        tmp_path / "work",
+        [tmp_path / "checkpoints", tmp_path / "missing"],
+        tmp_path / "hub",
+    )
+    run = launcher._run(("tritonserver",), environment={"MORE": "1"})
+    assert run.mounts == (
+        Mount(tmp_path / "work", f"{tmp_path}/work"),
+        Mount(tmp_path / "checkpoints", f"{tmp_path}/checkpoints"),
+        Mount(tmp_path / "hub", f"{tmp_path}/hub", writable=True),
+    )
+    assert run.environment == {
+        "HF_TOKEN": SECRET,
+        "HF_HUB_CACHE": f"{tmp_path}/hub",
+        "MORE": "1",
+    }
+
+
 # -- options and auto ------------------------------------------------------------------------------
 
 
@@ -421,6 +446,7 @@ def settings(pytester: pytest.Pytester) -> Callable[..., Settings]:
         (["--triton-shm-size=1T"], "is not a size"),
         (["--triton-shm-size=0"], "is not a size"),
         (["--triton-shm-size=much"], "is not a size"),
+        (["--triton-image=x", f"--triton-server-bin={sys.executable}"], "program of this host"),
         (["--triton-backend-dir=image"], "needs an image: --triton-image"),
         (["--triton-backend-dir=image", "--triton-launcher=process"], "needs an image"),
     ],

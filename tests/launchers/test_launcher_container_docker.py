@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import psutil
 import pytest
 from tiny_servers import CONFIG, ECHO, eventually, model, regions
 
+from pytest_vllm_triton import assets
 from pytest_vllm_triton.errors import ServerFailed, UserError
 from pytest_vllm_triton.launchers import engine, leftovers
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerSpec
@@ -27,6 +29,7 @@ from pytest_vllm_triton.launchers.container import (
     ContainerLauncher,
     ContainerOptions,
 )
+from pytest_vllm_triton.launchers.repository import copy_backend
 
 #: Where this is set, a missing Docker or image is a failure: CI must not skip in silence.
 REQUIRED = "CONTAINER_TESTS_REQUIRED"
@@ -194,7 +197,8 @@ def test_stop_is_graceful_and_leaves_nothing(launch: Launch, docker_client: Any)
     assert server.regions_left(used) == []
     assert server.stop_report is not None
     assert not server.stop_report.forced
-    assert "SIGTERM" in server.log.read() if server.log else False
+    assert server.log is not None
+    assert "All models are stopped, unloading models" in server.log.read()
     assert server.stop() == 0  # once more is harmless
 
 
@@ -520,3 +524,37 @@ def test_the_servers_of_the_living_stay(
     launcher.prepare()
 
     assert len(containers(docker_client, facts["run"])) == 1
+
+
+# -- images ----------------------------------------------------------------------------------------
+
+
+def test_option_1_puts_our_backend_in_place_of_the_images(
+    docker_client: Any, image: str, tmp_path: Path
+) -> None:
+    shutil.copy(assets.fixtures_dir() / "images" / "nvidia-vllm" / "Dockerfile", tmp_path)
+    backend = copy_backend(assets.backend_dir(), tmp_path / "backend")
+    (backend / "mark.py").write_text("# this very copy\n")
+    tag = f"pytest-vllm-triton-test:{os.getpid()}"
+    arguments = {"IMAGE": image}
+    docker_client.images.build(path=str(tmp_path), tag=tag, buildargs=arguments, rm=True)
+    try:
+        folder = "/opt/tritonserver/backends/vllm"
+        listed = docker_client.containers.run(tag, ["find", folder, "-type", "f"], remove=True)
+        there = {line.removeprefix(f"{folder}/") for line in listed.decode().splitlines()}
+        assert there == {str(p.relative_to(backend)) for p in backend.rglob("*") if p.is_file()}
+    finally:
+        docker_client.images.remove(tag, force=True)
+
+
+def test_the_cpu_image_is_laid_out_as_nvidias(docker_client: Any, image: str) -> None:
+    script = "command -v tritonserver; ls /opt/tritonserver/backends; env; ls -A /mnt /root /tmp"
+    said = docker_client.containers.run(image, ["sh", "-c", script], remove=True).decode()
+    lines = said.splitlines()
+    assert lines[:3] == ["/opt/tritonserver/bin/tritonserver", "python", "vllm"]
+    # Nothing of the settings of the host that built it.
+    assert "PIP_" not in said
+    assert "PYTHONPATH" not in said
+    assert not any(line.startswith(("http_proxy", "HTTPS_PROXY")) for line in lines)
+    size = docker_client.images.get(image).attrs["Size"]
+    assert size < 6e9
