@@ -332,8 +332,9 @@ class Harness:
         if self.settings.launcher is not LauncherKind.ATTACH:
             own = "" if self.settings.backend_dir else " (this package's)"
             facts["backend"] = f"{self.backend_dir}{own}" if self.backend_dir else "the image's"
-        if self._shared is not None and self.choice.kind is LauncherKind.CONTAINER:
-            facts["by hand"] = self._shared.reproduce()
+        lines = [boot.command for boot in self.boots if boot.command]
+        if lines and self.choice.kind is LauncherKind.CONTAINER:
+            facts["by hand"] = lines[0]  # the shared server's, as a rule
         return facts
 
     def _describe_launcher(self) -> str:

@@ -558,3 +558,57 @@ def test_the_cpu_image_is_laid_out_as_nvidias(docker_client: Any, image: str) ->
     assert not any(line.startswith(("http_proxy", "HTTPS_PROXY")) for line in lines)
     size = docker_client.images.get(image).attrs["Size"]
     assert size < 6e9
+
+
+# -- pytest itself ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def suite_run(image: str, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A run of the suite in containers, whose first server is being booted."""
+    words = ["-m", "pytest", "--vllm-model=known-answer", f"--triton-image={image}"]
+    with subprocess.Popen(
+        [sys.executable, "-u", *words, "--triton-gpus=none", "--basetemp=work", "-k=test_greedy"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            if line.startswith("loading model"):
+                break
+        yield run
+        run.kill()
+
+
+def runs(folder: Path) -> list[str]:
+    """The ids of the launchers that worked in a folder."""
+    configs = folder.glob("work/triton*/guard-*/supervisor.json")
+    return [json.loads(config.read_text())["command"][-1] for config in configs]
+
+
+def test_ctrl_c_in_pytest(
+    suite_run: subprocess.Popen[str], tmp_path: Path, docker_client: Any
+) -> None:
+    (run,) = runs(tmp_path)
+    assert len(containers(docker_client, run)) == 1
+
+    suite_run.send_signal(signal.SIGINT)
+
+    output, _ = suite_run.communicate(timeout=60)
+    assert suite_run.returncode == pytest.ExitCode.INTERRUPTED, output
+    assert "Traceback" not in output
+    assert containers(docker_client, run) == []
+
+
+def test_pytest_is_killed(
+    suite_run: subprocess.Popen[str], tmp_path: Path, docker_client: Any
+) -> None:
+    (run,) = runs(tmp_path)
+    assert len(containers(docker_client, run)) == 1
+
+    suite_run.kill()
+
+    assert eventually(lambda: not containers(docker_client, run), 20)
