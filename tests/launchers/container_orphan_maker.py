@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerSpec
-from pytest_vllm_triton.launchers.container import (
-    ContainerHandle,
-    ContainerLauncher,
-    ContainerOptions,
-)
+from pytest_vllm_triton.launchers.container import ContainerLauncher, ContainerOptions
+from pytest_vllm_triton.launchers.container_handle import ContainerHandle
 
 
 def main() -> None:

@@ -24,11 +24,8 @@ from pytest_vllm_triton import assets
 from pytest_vllm_triton.errors import ServerFailed, UserError
 from pytest_vllm_triton.launchers import engine, leftovers
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerSpec
-from pytest_vllm_triton.launchers.container import (
-    ContainerHandle,
-    ContainerLauncher,
-    ContainerOptions,
-)
+from pytest_vllm_triton.launchers.container import ContainerLauncher, ContainerOptions
+from pytest_vllm_triton.launchers.container_handle import ContainerHandle
 from pytest_vllm_triton.launchers.repository import copy_backend
 
 #: Where this is set, a missing Docker or image is a failure: CI must not skip in silence.
