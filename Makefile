@@ -1,5 +1,6 @@
-# `make conformance` checks our backend, `make test` tests this project, `make bench` measures it,
-# `make image` builds the CPU image for --triton-launcher container (needs Docker).
+# `make conformance` checks our backend, `make test` tests this project, `make faults` proves that the
+# suite's checks can fail, `make bench` measures the backend, and `make image` builds the CPU image for
+# --triton-launcher container (which needs Docker).
 # Both set up all they need on a machine that has Python (3.11 or 3.12) and make.
 
 PYTHON ?= python3
@@ -8,13 +9,16 @@ BIN    := $(VENV)/bin
 MODEL  ?= known-answer
 ARGS   ?=
 
-.PHONY: conformance test bench image lint wheel clean
+.PHONY: conformance test faults bench image lint wheel clean
 
 conformance: $(VENV)/.installed
 	$(BIN)/python -m pytest --vllm-model $(MODEL) $(ARGS)
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest tests $(ARGS)
+
+faults: $(VENV)/.installed
+	$(BIN)/python tests/faults $(ARGS)
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -40,6 +40,18 @@ def test_first_inference_of_the_readme(triton_http: HttpClient) -> None:
     expect.equal("type of text_output", type(value["text_output"]), str)
 
 
+@pytest.mark.requirement("GEN-001")
+@pytest.mark.parametrize("n", [1, 2])
+def test_text_output_has_an_element_per_sequence(triton_grpc: GrpcClient, n: int) -> None:
+    """Over HTTP the shape does not show: generate writes an array of one element as a scalar."""
+    for stream in (False, True):
+        sampling = {**HOT, "n": n, "max_tokens": 4}
+        answer = triton_grpc.generate(ONE.but(stream=stream, sampling=sampling)).ok()
+        for response in answer.data:
+            tensor = response.outputs["text_output"]
+            expect.equal("datatype and shape", (tensor.datatype, tensor.shape), ("BYTES", (n,)))
+
+
 @pytest.mark.requirement("GEN-002")
 def test_unary_answer_starts_with_the_prompt(generate: Generate) -> None:
     text = generate(ONE.but(exclude_input_in_output=None)).text
@@ -192,6 +204,9 @@ def test_the_tensor_wins_over_request_parameters(triton_grpc: GrpcClient) -> Non
         returns=("num_output_tokens",),
     )
     expect.equal("num_output_tokens", triton_grpc.generate(request).last("num_output_tokens"), 1)
+    # What the tensor does not mention is not taken from the parameters either.
+    answer = triton_grpc.generate(request.but(parameters={"n": 2, "foo": 1})).ok()
+    expect.equal("number of texts", len(answer.data[0].values("text_output")), 1)
 
 
 @pytest.mark.requirement("GEN-013")

@@ -188,8 +188,8 @@ def test_logprobs_spell_the_text(generate: Generate, stream: bool) -> None:
     ]
     expect.equal("joined rank-1 tokens", "".join(best), answer.text)
     for response in answer.data:
-        entries = json.loads(response.values("logprobs")[0])
-        expect.equal("entries of a response", len(entries), response.values("num_output_tokens")[0])
+        entries = json.loads(response.value("logprobs"))
+        expect.equal("entries of a response", len(entries), response.value("num_output_tokens"))
 
 
 @pytest.mark.requirement("OUT-010")
@@ -302,10 +302,10 @@ def test_outputs_of_n_sequences_are_aligned(
     for index in range(2):
         alone = triton_grpc.generate(asking(False, *per_sequence, **hot, seed=300 + index))
         expect.equal(f"text {index}", together.text_of(index), alone.text)
-        counts = [r.values("num_output_tokens")[index] for r in together.data]
+        counts = [r.value("num_output_tokens", index) for r in together.data]
         expect.equal(f"tokens {index}", sum(counts), alone.last("num_output_tokens"))
-        reasons = [r.values("finish_reason")[index] for r in together.data]
+        reasons = [r.value("finish_reason", index) for r in together.data]
         expect.contains(f"finish reasons {index}", reasons, alone.last("finish_reason"))
-        logprob = [r.values("cumulative_logprob")[index] for r in together.data][-1]
+        logprob = [r.value("cumulative_logprob", index) for r in together.data][-1]
         expected = alone.last("cumulative_logprob")
         expect.between(f"cumulative_logprob {index}", logprob, expected - 0.01, expected + 0.01)

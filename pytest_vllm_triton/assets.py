@@ -27,6 +27,11 @@ def fixtures_dir() -> Path:
     return _first(_PACKAGE / "_assets" / "fixtures", _PACKAGE.parent / "fixtures")
 
 
+def known_failures() -> list[Path]:
+    """The lists of known failures that this package ships."""
+    return sorted((fixtures_dir() / "known-failures").glob("*.toml"))
+
+
 def _first(*candidates: Path) -> Path:
     for candidate in candidates:
         if candidate.is_dir():

@@ -10,8 +10,8 @@ from typing import Any
 
 from pytest_vllm_triton import assets
 from pytest_vllm_triton.errors import UserError
-from pytest_vllm_triton.options import did_you_mean
 from pytest_vllm_triton.requirements import Level, load_catalogue
+from pytest_vllm_triton.suggest import did_you_mean
 
 _WIDTH = 100
 

@@ -6,13 +6,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from pytest_vllm_triton import bundle, catalogue_command
+from pytest_vllm_triton import bundle, catalogue_command, report_command
 from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.runtime import command as runtime_command
 
 #: Each adds its sub-command: a parser whose default ``run`` takes the arguments and returns the
 #: exit status.
-COMMANDS = (runtime_command.add_parser, catalogue_command.add_parser, bundle.add_parser)
+COMMANDS = (
+    runtime_command.add_parser,
+    catalogue_command.add_parser,
+    report_command.add_parser,
+    bundle.add_parser,
+)
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130

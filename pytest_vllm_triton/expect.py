@@ -83,7 +83,7 @@ def one_of(what: str, actual: object, choices: Collection[Any]) -> None:
 
 def between(what: str, actual: float | None, low: float, high: float) -> None:
     """``low <= actual <= high``."""
-    if actual is None or not low <= actual <= high:
+    if not isinstance(actual, (int, float)) or not low <= actual <= high:
         raise Violation(what, _Words(f"from {low} to {high}"), actual)
 
 

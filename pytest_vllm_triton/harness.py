@@ -83,6 +83,7 @@ class Harness:
     servers: list[ServerHandle] = field(default_factory=list)
     _shared: ServerHandle | None = None
     _shared_failure: ServerFailed | None = None
+    _triton_version: str = ""
 
     @cached_property
     def choice(self) -> Choice:
@@ -263,6 +264,11 @@ class Harness:
             except ServerFailed as error:
                 self._shared_failure = error
                 raise
+            if not self._uses_embedded_runtime:
+                # The embedded runtime's is known; two reports of others could not be compared.
+                from pytest_vllm_triton.server_facts import triton_version
+
+                self._triton_version = triton_version(self._shared.endpoints.http)
         return self._shared
 
     @property
@@ -328,7 +334,10 @@ class Harness:
 
     def describe(self) -> dict[str, str]:
         """What is under test, for the header and the report. Boots and downloads nothing."""
-        facts = {"launcher": self._describe_launcher(), "model": self._describe_model()}
+        facts = {"launcher": self._describe_launcher()}
+        if self._triton_version:
+            facts["triton"] = self._triton_version
+        facts["model"] = self._describe_model()
         if self.settings.launcher is not LauncherKind.ATTACH:
             own = "" if self.settings.backend_dir else " (this package's)"
             facts["backend"] = f"{self.backend_dir}{own}" if self.backend_dir else "the image's"

@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vllm_triton.requirements import Level
 from pytest_vllm_triton.state import SETTINGS
 
 if TYPE_CHECKING:
     from pytest_vllm_triton.harness import Boot, Harness
+    from pytest_vllm_triton.report.gate import Gate
     from pytest_vllm_triton.report.results import Results
 
 # Under this key a worker of pytest-xdist tells the controller what its reports do not.
@@ -36,6 +37,7 @@ class Judge:
         self._abort_status: pytest.ExitCode | None = None
         self._abort_reason = ""
         self._report_error = ""
+        self._written: list[Path] = []
         self.harness: Harness | None = None
         self._worker_boots: list[Boot] = []
         self._worker_facts: dict[str, str] = {}
@@ -45,7 +47,7 @@ class Judge:
         from pytest_vllm_triton.report.results import Results
         from pytest_vllm_triton.requirements import load_catalogue
 
-        return Results(load_catalogue())
+        return Results(load_catalogue(), known=self._config.stash[SETTINGS].known_failures)
 
     def abort(self, reason: str, status: pytest.ExitCode) -> None:
         """No check can run, for this reason; the session ends with this status."""
@@ -65,37 +67,37 @@ class Judge:
         if self._abort_reason:
             terminalreporter.write_sep("=", "no check was run", red=True, bold=True)
             terminalreporter.write_line(self._abort_reason)
-        if self._has_requirements:
+        if self._must_decide and not self._is_dry_run:
             from pytest_vllm_triton.report.terminal import write_summary
 
-            write_summary(terminalreporter, self.results, [*self._facts().items()], self.verdict())
-            if (path := self._config.stash[SETTINGS].report) is not None:
-                if self._report_error:
-                    failure = f"The report was not written: {self._report_error}"
-                    terminalreporter.write_line(failure, red=True)
-                else:
-                    terminalreporter.write_line(f"report: {path}")
+            write_summary(terminalreporter, self._gate, [*self._facts().items()])
+        if self._report_error:
+            failure = f"The report was not written: {self._report_error}"
+            terminalreporter.write_line(failure, red=True)
+        for path in self._written:
+            terminalreporter.write_line(f"report: {path}")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
         if self._is_worker:
             self._send_to_controller()
             return (yield)
+        if self._is_dry_run:
+            return (yield)
         if self._abort_status is not None:
             session.exitstatus = self._abort_status
-        elif self._has_requirements and not self.results.decided_anything:
+        elif self._must_decide and not self.results.decided_anything:
             # A run that decided nothing must not pass a gate.
             session.exitstatus = max(int(session.exitstatus), pytest.ExitCode.NO_TESTS_COLLECTED)
-        elif self._has_requirements and not self.conformant and not session.exitstatus:
-            # What pytest lets pass and a gate must not: XPASS, and a session that was ended early.
+        elif self._must_decide and not self._gate.conformant and not session.exitstatus:
+            # What pytest lets pass and a gate must not: XPASS, UNTESTED where it is required, and a
+            # session that was ended early.
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        path = self._config.stash[SETTINGS].report
-        if path is not None and not self._is_dry_run:
-            try:
-                self._write_report(path)
-            except OSError as error:
-                self._report_error = str(error)
-                session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+        try:
+            self._write_reports()
+        except OSError as error:
+            self._report_error = str(error)
+            session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
         return (yield)
 
     @property
@@ -126,37 +128,23 @@ class Judge:
 
     @property
     def _has_requirements(self) -> bool:
+        """Whether any selected test is a check."""
         if self._is_worker or self._is_dry_run or "results" not in self.__dict__:
             return False
         return bool(self.results.selected or self.results.checks)
 
     @property
-    def conformant(self) -> bool:
-        """Whether a gate may let the backend pass."""
-        red = any(verdict.is_red for verdict in self.results.totals())
-        return not red and self.results.decided_anything and self._abort_status is None
+    def _must_decide(self) -> bool:
+        """Whether this run is a gate: it has checks, or was asked for what only checks can give."""
+        settings = self._config.stash[SETTINGS]
+        return self._has_requirements or bool(settings.reports or settings.required)
 
-    def verdict(self) -> str:
-        """The sentence that closes the run."""
-        from pytest_vllm_triton.report.results import count
-        from pytest_vllm_triton.verdicts import Verdict
+    @property
+    def _gate(self) -> Gate:
+        from pytest_vllm_triton.report.gate import Gate
 
-        requirements = self.results.requirements()
-        parts = []
-        for level in Level:
-            counts = count(r for r in requirements if r.requirement.level is level)
-            if total := sum(counts.values()):
-                parts.append(f"{level.value} {counts[Verdict.PASS]} of {total} pass")
-        totals = count(requirements)
-        parts += [
-            f"{totals[verdict]} {verdict.value}"
-            for verdict in Verdict
-            if totals[verdict] and verdict is not Verdict.PASS
-        ]
-        word = "CONFORMANT" if self.conformant else "NOT CONFORMANT"
-        if not self.results.decided_anything:
-            word = "NOTHING DECIDED"
-        return f"{word}: {', '.join(parts)}"
+        required = self._config.stash[SETTINGS].required
+        return Gate(self.results, required, aborted=self._abort_status is not None)
 
     def _facts(self) -> dict[str, str]:
         facts = dict(self._worker_facts) if self.harness is None else self.harness.describe()
@@ -170,14 +158,14 @@ class Judge:
     def _boots(self) -> list[Boot]:
         return self._worker_boots if self.harness is None else self.harness.boots
 
-    def _write_report(self, path: Any) -> None:
-        from pytest_vllm_triton.report.document import build_document, write_document
+    def _write_reports(self) -> None:
+        paths = self._config.stash[SETTINGS].reports
+        if not paths:
+            return
+        from pytest_vllm_triton.report.document import build_document
+        from pytest_vllm_triton.report.formats import write_report
 
-        document = build_document(
-            self.results,
-            environment=self._facts(),
-            boots=self._boots(),
-            verdict=self.verdict(),
-            conformant=self.conformant,
-        )
-        write_document(document, path)
+        document = build_document(self._gate, environment=self._facts(), boots=self._boots())
+        for path in paths:
+            write_report(document, path)
+            self._written.append(path)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_vllm_triton.errors import ModelUnavailable
-from pytest_vllm_triton.options import KNOWN_ANSWER, LauncherKind, Settings, nearest_sibling
+from pytest_vllm_triton.options import KNOWN_ANSWER, LauncherKind, Settings
 from pytest_vllm_triton.paths import cache_home
+from pytest_vllm_triton.suggest import nearest_sibling
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -1,17 +1,17 @@
 """Every option of the plugin: one table, read from command line, environment or ini file.
 
 Each option ``--a-b`` has an ini twin ``a_b`` and an environment variable ``PYTEST_A_B``. The
-command line wins over the environment, the environment over the ini file. `Settings` is the
+command line wins over the environment, the environment over the ini file. An option that takes
+several values is repeated, or its values are separated by commas or line breaks. `Settings` is the
 validated result.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -20,7 +20,10 @@ from typing import Any
 import pytest
 
 from pytest_vllm_triton.errors import UserError
-from pytest_vllm_triton.requirements import Level
+from pytest_vllm_triton.known_failures import KnownFailure, load_known_failures
+from pytest_vllm_triton.report.formats import check_suffix
+from pytest_vllm_triton.requirements import Level, load_catalogue
+from pytest_vllm_triton.suggest import did_you_mean, nearest_sibling
 
 KNOWN_ANSWER = "known-answer"
 #: The value of --triton-backend-dir that means the backend which the image holds.
@@ -40,7 +43,11 @@ class LauncherKind(Enum):
 
 @dataclass(frozen=True)
 class Option:
-    """One option: its flag, its default and the function that validates a text value."""
+    """One option: its flag, its default and the function that validates a text value.
+
+    Attributes:
+        several: it takes several values; each is validated, and a tuple of them is the result.
+    """
 
     flag: str
     parse: Callable[[str], Any]
@@ -48,6 +55,18 @@ class Option:
     metavar: str
     help: str
     selects_suite: bool = False
+    several: bool = False
+
+    def values(self, text: str) -> Any:
+        """What the text means.
+
+        Raises:
+            UserError: it means nothing.
+        """
+        if not self.several:
+            return self.parse(text)
+        parts = [part.strip() for part in re.split("[,\n]", text)]
+        return tuple(dict.fromkeys(self.parse(part) for part in parts if part))
 
     @property
     def ini(self) -> str:
@@ -56,12 +75,6 @@ class Option:
     @property
     def env(self) -> str:
         return "PYTEST_" + self.ini.upper()
-
-
-def did_you_mean(given: str, choices: Iterable[str]) -> str:
-    """``" Did you mean 'process'?"`` when one of the choices is close, else ``""``."""
-    close = difflib.get_close_matches(given, list(choices), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _choice(*names: str) -> Callable[[str], str]:
@@ -94,14 +107,6 @@ def _seconds(text: str) -> float:
     if not 0 < value < float("inf"):
         raise UserError(f"{text!r} is not a number of seconds greater than 0.")
     return value
-
-
-def nearest_sibling(path: Path) -> str:
-    """Suggest an existing entry for a mistyped path."""
-    parent = path.parent
-    names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, names, n=1)
-    return f" Did you mean {str(parent / close[0])!r}?" if close else ""
 
 
 def _executable(text: str) -> Path:
@@ -195,9 +200,31 @@ def _grpc_url(text: str) -> str:
 
 def _report_path(text: str) -> Path:
     path = Path(text).expanduser().absolute()
-    if path.suffix != ".json":
-        raise UserError(f"{text!r}: the report is JSON; give a path that ends in .json.")
+    check_suffix(path)
     return path
+
+
+def _known_failures(text: str) -> dict[str, KnownFailure]:
+    """A file, or the name of a list that this package ships."""
+    path = Path(text).expanduser().absolute()
+    if not os.path.isfile(path):  # noqa: PTH113 - unlike Path.is_file, it takes any text
+        from pytest_vllm_triton import assets
+
+        shipped = {file.stem: file for file in assets.known_failures()}
+        if text not in shipped:
+            hint = nearest_sibling(path) or did_you_mean(text, shipped)
+            raise UserError(f"{text!r} is not a file.{hint}")
+        path = shipped[text]
+    return load_known_failures(path)
+
+
+def _group_or_id(text: str) -> str:
+    catalogue = load_catalogue()
+    name = text.upper()
+    if name not in catalogue and name not in catalogue.groups:
+        hint = did_you_mean(name, [*catalogue.groups, *catalogue])
+        raise UserError(f"there is no requirement or group {text!r}.{hint}")
+    return name
 
 
 OPTIONS: tuple[Option, ...] = (
@@ -321,14 +348,45 @@ OPTIONS: tuple[Option, ...] = (
         selects_suite=True,
     ),
     Option(
+        "--conformance-select",
+        _group_or_id,
+        None,
+        "GROUP_OR_ID",
+        "check only this group or requirement; may be repeated (default: all)",
+        selects_suite=True,
+        several=True,
+    ),
+    Option(
         "--conformance-report",
         _report_path,
         None,
         "PATH",
-        "write the verdict of every requirement to this JSON file",
+        "write the verdict of every requirement to this file: .json, .md (for a CI job summary) "
+        "or .html (one page); may be repeated",
         selects_suite=True,
+        several=True,
+    ),
+    Option(
+        "--conformance-require",
+        _group_or_id,
+        None,
+        "GROUP_OR_ID",
+        "a group or requirement that this run has to decide: UNTESTED is red; may be repeated",
+        selects_suite=True,
+        several=True,
+    ),
+    Option(
+        "--known-failures",
+        _known_failures,
+        None,
+        "PATH",
+        "TOML file of requirements that are known to fail, or 'upstream' for the shipped list of "
+        "NVIDIA's backend: a failure is then XFAIL, a pass XPASS",
     ),
 )
+
+# A variable that begins like this is one of ours, or a mistyped one.
+ENV_PREFIXES = ("PYTEST_VLLM_", "PYTEST_TRITON_", "PYTEST_CONFORMANCE_", "PYTEST_KNOWN_FAIL")
 
 
 @dataclass(frozen=True)
@@ -353,7 +411,10 @@ class Settings:
     model_name: str
     boot_timeout: float
     level: Level
-    report: Path | None
+    select: tuple[str, ...]
+    reports: tuple[Path, ...]
+    required: tuple[str, ...]
+    known_failures: Mapping[str, KnownFailure]
     selects_suite: bool
     is_default: bool
 
@@ -366,6 +427,7 @@ def add_options(parser: pytest.Parser) -> None:
             option.flag,
             dest=option.ini,
             metavar=option.metavar,
+            action="append" if option.several else "store",
             default=None,
             help=f"{option.help} [ini: {option.ini}, env: {option.env}]",
         )
@@ -389,7 +451,7 @@ def load_settings(config: pytest.Config) -> Settings:
             given.add(option.ini)
             selects_suite |= option.selects_suite and origin == option.flag
         try:
-            values[option.ini] = None if text is None else option.parse(text)
+            values[option.ini] = None if text is None else option.values(text)
         except UserError as error:
             raise pytest.UsageError(f"{origin or option.flag}: {error}") from None
     launcher = LauncherKind(values["triton_launcher"])
@@ -431,7 +493,10 @@ def load_settings(config: pytest.Config) -> Settings:
         model_name=values["triton_model_name"],
         boot_timeout=values["triton_boot_timeout"],
         level=Level[values["conformance_level"].upper()],
-        report=values["conformance_report"],
+        select=values["conformance_select"] or (),
+        reports=values["conformance_report"] or (),
+        required=values["conformance_require"] or (),
+        known_failures=values["known_failures"] or {},
         selects_suite=selects_suite,
         is_default=not given,
     )
@@ -441,7 +506,8 @@ def _raw(config: pytest.Config, option: Option) -> tuple[str | None, str]:
     """The option's text and where it came from ("" for the default)."""
     from_command_line = config.getoption(option.ini)
     if from_command_line is not None:
-        return str(from_command_line), option.flag
+        texts = from_command_line if option.several else [from_command_line]
+        return ",".join(str(text) for text in texts), option.flag
     # An empty variable counts as unset: that is what a CI system passes for an empty input.
     if from_environment := os.environ.get(option.env):
         return from_environment, option.env
@@ -456,9 +522,7 @@ def _check_environment_names() -> None:
     known = [option.env for option in OPTIONS]
     reserved = (*known, "PYTEST_VLLM_TRITON_HOME")
     for name in os.environ:
-        if name.startswith(("PYTEST_VLLM_", "PYTEST_TRITON_", "PYTEST_CONFORMANCE_")) and (
-            name not in reserved
-        ):
+        if name.startswith(ENV_PREFIXES) and name not in reserved:
             raise pytest.UsageError(
                 f"unknown environment variable {name}.{did_you_mean(name, reserved)}"
             )

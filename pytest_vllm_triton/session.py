@@ -11,10 +11,15 @@ import pytest
 
 from pytest_vllm_triton.errors import ServerFailed, UserError
 from pytest_vllm_triton.harness import Harness
-from pytest_vllm_triton.options import did_you_mean
-from pytest_vllm_triton.report.checks import RESULT_ATTRIBUTE, check_result, describe_failure
+from pytest_vllm_triton.report.checks import (
+    RESULT_ATTRIBUTE,
+    check_result,
+    describe_failure,
+    expect_known_failure,
+)
 from pytest_vllm_triton.requirements import load_catalogue
 from pytest_vllm_triton.state import HARNESS, JUDGE, SETTINGS, TRANSCRIPT
+from pytest_vllm_triton.suggest import did_you_mean
 from pytest_vllm_triton.transcript import Transcript
 from pytest_vllm_triton.verdicts import Verdict, combine
 
@@ -35,7 +40,7 @@ class ServerSession:
         self._judge.harness = self.harness
 
     def select(self, items: list[pytest.Item]) -> None:
-        """Keep the checks of the asked level, and attach their requirements.
+        """Keep the checks of the asked level and selection, and attach their requirements.
 
         Raises:
             pytest.UsageError: a test names a requirement that does not exist.
@@ -52,7 +57,7 @@ class ServerSession:
                         f"{did_you_mean(key, self._catalogue)}"
                     )
             levels = [self._catalogue[key].level for key in ids]
-            if ids and not any(self._settings.level.includes(level) for level in levels):
+            if ids and not any(map(self._is_asked, ids)):
                 deselected.append(item)
                 continue
             kept.append(item)
@@ -64,6 +69,13 @@ class ServerSession:
         if deselected:
             self._config.hook.pytest_deselected(items=deselected)
             items[:] = kept
+
+    def _is_asked(self, key: str) -> bool:
+        requirement, settings = self._catalogue[key], self._settings
+        selected = (
+            not settings.select or key in settings.select or requirement.group in settings.select
+        )
+        return selected and settings.level.includes(requirement.level)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
@@ -108,10 +120,11 @@ class ServerSession:
             transcript = item.stash.get(TRANSCRIPT, Transcript())
             result = check_result(item, call, report, ids, transcript, self._log_since(item))
             if result is not None:
-                setattr(report, RESULT_ATTRIBUTE, result.to_dict())
-                item.stash.setdefault(_VERDICTS, []).append(result.verdict)
                 if report.failed:
                     describe_failure(item, call, report, result, self._catalogue)
+                result = expect_known_failure(report, result, self._settings.known_failures)
+                setattr(report, RESULT_ATTRIBUTE, result.to_dict())
+                item.stash.setdefault(_VERDICTS, []).append(result.verdict)
             if report.when == "teardown":
                 # The report from which JUnit's <properties> are written.
                 verdicts = item.stash.setdefault(_VERDICTS, [])

@@ -11,6 +11,16 @@ from pytest_vllm_triton.expect import Violation
 
 Scalar = bool | int | float | str
 
+# Of what an output's elements are, in any protocol: the contract's datatypes.
+_ELEMENTS: Mapping[str, type | tuple[type, ...]] = {
+    "text_output": str,
+    "finish_reason": str,
+    "logprobs": str,
+    "cumulative_logprob": (float, int),
+    "num_input_tokens": int,
+    "num_output_tokens": int,
+}
+
 
 class Unanswered(Violation):
     """The server gave no answer in time, or the connection broke."""
@@ -107,16 +117,31 @@ class Response:
         """The values of an output.
 
         Raises:
-            Violation: the response lacks it.
+            Violation: the response lacks it, or they are of another type than the contract's.
         """
         if name not in self.outputs:
             raise Violation(f"outputs of a response (error: {self.error})", name, [*self.outputs])
-        return self.outputs[name].values
+        values = self.outputs[name].values
+        kind = _ELEMENTS.get(name, object)
+        if not all(isinstance(value, kind) and not isinstance(value, bool) for value in values):
+            raise Violation(f"type of the elements of {name}", kind, values)
+        return values
+
+    def value(self, name: str, index: int = 0) -> Any:
+        """One value of an output: that of the sequence at this index.
+
+        Raises:
+            Violation: see `values`; or there are not as many.
+        """
+        values = self.values(name)
+        if index >= len(values):
+            raise Violation(f"number of elements of {name}", f"at least {index + 1}", len(values))
+        return values[index]
 
     @property
     def text(self) -> str:
         """The first sequence's ``text_output``."""
-        return str(self.values("text_output")[0])
+        return str(self.value("text_output"))
 
 
 @dataclass(frozen=True)
@@ -170,7 +195,7 @@ class Generation:
 
     def text_of(self, index: int) -> str:
         """The text of the sequence at this index (``n > 1``), deltas joined."""
-        return "".join(str(r.values("text_output")[index]) for r in self.ok().data)
+        return "".join(str(r.value("text_output", index)) for r in self.ok().data)
 
     @property
     def text(self) -> str:
@@ -183,18 +208,21 @@ class Generation:
 
     def last(self, name: str) -> Any:
         """The first value of an output in the last response that carries data."""
-        return self.ok().data[-1].values(name)[0]
+        return self.ok().data[-1].value(name)
 
     def logprobs(self) -> list[dict[str, dict[str, Any]]]:
         """``logprobs`` of the first sequence, one object per token, streamed parts joined."""
         joined: list[dict[str, dict[str, Any]]] = []
-        for text in (r.values("logprobs")[0] for r in self.ok().data):
+        for text in (r.value("logprobs") for r in self.ok().data):
             joined.extend(_logprob_entries(text))
         return joined
 
 
 def _logprob_entries(text: str) -> Iterator[dict[str, dict[str, Any]]]:
-    entries = json.loads(text)
+    try:
+        entries = json.loads(text)
+    except ValueError:
+        raise Violation("logprobs", "JSON", text) from None
     if not isinstance(entries, list):
         raise Violation("logprobs", "a JSON list", text)
     yield from entries

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import pytest
 
 from pytest_vllm_triton.errors import ServerFailed, UserError
 from pytest_vllm_triton.expect import Violation
+from pytest_vllm_triton.known_failures import KnownFailure
 from pytest_vllm_triton.report.results import CheckResult
 from pytest_vllm_triton.requirements import Catalogue
 from pytest_vllm_triton.transcript import Transcript
@@ -54,6 +58,21 @@ def check_result(
         else (),
         server_log=server_log[-_MAX_LOG_CHARACTERS:] if failed else "",
     )
+
+
+def expect_known_failure(
+    report: pytest.TestReport, result: CheckResult, known: Mapping[str, KnownFailure]
+) -> CheckResult:
+    """The result, and pytest's report, of a check whose failure is listed: an expected failure.
+
+    A check that also decides a requirement which is not listed stays a failure.
+    """
+    entries = [known[key] for key in result.requirements if key in known]
+    if result.verdict is not Verdict.FAIL or len(entries) < len(result.requirements):
+        return result
+    report.outcome = "skipped"
+    report.wasxfail = "; ".join(f"{entry.reason} ({entry.link})" for entry in entries)
+    return replace(result, verdict=Verdict.XFAIL)
 
 
 def encodable(text: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pytest_vllm_triton.known_failures import KnownFailure
 from pytest_vllm_triton.requirements import Catalogue, Requirement
 from pytest_vllm_triton.verdicts import Verdict, combine
 
@@ -55,12 +56,14 @@ class RequirementResult:
 
     Attributes:
         reason: of the check that decided the verdict.
+        known: its entry in the list of known failures, None if it has none.
     """
 
     requirement: Requirement
     verdict: Verdict
     checks: tuple[CheckResult, ...]
     reason: str = ""
+    known: KnownFailure | None = None
 
     @property
     def seconds(self) -> float:
@@ -72,11 +75,13 @@ class Results:
     """All checks of a session, collected as they end.
 
     Attributes:
+        known: the list of known failures, by requirement.
         selected: the requirements of every selected check, by the check's name.
         aborted: why the session ended before its checks ran, "" if it did not.
     """
 
     catalogue: Catalogue
+    known: Mapping[str, KnownFailure] = field(default_factory=dict)
     selected: dict[str, tuple[str, ...]] = field(default_factory=dict)
     checks: list[CheckResult] = field(default_factory=list)
     aborted: str = ""
@@ -107,9 +112,19 @@ class Results:
         ]
 
     def _decide(self, requirement: Requirement, checks: list[CheckResult]) -> RequirementResult:
-        verdict = combine(check.verdict for check in checks)
-        reason = next(check.reason for check in checks if check.verdict is verdict)
-        return RequirementResult(requirement, verdict, tuple(checks), reason)
+        known = self.known.get(requirement.id)
+        # Check by check, before they are combined: an ERROR beside an expected failure stays red.
+        found = [known.judge_check(c.verdict) if known else c.verdict for c in checks]
+        combined = combine(found)
+        reason = checks[found.index(combined)].reason
+        if known is None:
+            return RequirementResult(requirement, combined, tuple(checks), reason)
+        verdict = known.judge_requirement(combined)
+        if verdict is Verdict.XPASS and combined is Verdict.PASS:
+            reason = f"stale entry in the list of known failures: {known.reason} ({known.link})"
+        elif verdict is Verdict.XFAIL:
+            reason = f"known failure: {known.reason} ({known.link})"
+        return RequirementResult(requirement, verdict, tuple(checks), reason, known)
 
     def totals(self) -> Counter[Verdict]:
         """How many requirements have which verdict."""

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Protocol
 
+from pytest_vllm_triton.report.gate import Gate
 from pytest_vllm_triton.report.results import RequirementResult, Results, count
 from pytest_vllm_triton.verdicts import Verdict
 
@@ -32,23 +33,23 @@ class Writer(Protocol):
     def write_line(self, line: str, **markup: bool) -> None: ...
 
 
-def write_summary(
-    out: Writer, results: Results, facts: Sequence[tuple[str, str]], verdict: str
-) -> None:
+def write_summary(out: Writer, gate: Gate, facts: Sequence[tuple[str, str]]) -> None:
     """The facts about the run, the matrix, what is not green, and the verdict."""
-    requirements = results.requirements()
-    if not requirements:
-        return
+    requirements = gate.results.requirements()
     out.write_sep("=", "vLLM backend conformance")
     for name, value in facts:
         out.write_line(f"{name:<10} {value}")
     out.write_line("")
-    _write_matrix(out, results, requirements)
-    _write_notable(out, requirements)
-    totals = count(requirements)
-    red = any(v.is_red for v in totals)
-    out.write_line("")
-    out.write_line(verdict, bold=True, red=red or not totals[Verdict.PASS], green=not red)
+    if requirements:
+        _write_matrix(out, gate.results, requirements)
+        _write_notable(out, requirements)
+        out.write_line("")
+    if unmet := gate.unmet:
+        for entry in unmet:
+            out.write_line(f"REQUIRED {entry.required}  {_shorten(entry.reason)}", red=True)
+        out.write_line("")
+    green = gate.conformant
+    out.write_line(gate.sentence(), bold=True, red=not green, green=green)
 
 
 def _write_matrix(out: Writer, results: Results, requirements: list[RequirementResult]) -> None:

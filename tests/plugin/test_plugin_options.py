@@ -31,14 +31,19 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
     "--triton-model-name": ("m", "m", "n", "n"),
     "--triton-boot-timeout": ("5", 5.0, "0.5", 0.5),
     "--conformance-level": ("must", Level.MUST, "should", Level.SHOULD),
-    "--conformance-report": ("one.json", "one.json", "two.json", "two.json"),
+    "--conformance-select": ("can,STR-002", ("CAN", "STR-002"), "err", ("ERR",)),
+    "--conformance-report": ("one.json,one.md", ("one.json", "one.md"), "b.html", ("b.html",)),
+    "--conformance-require": ("gen,STR-001", ("GEN", "STR-001"), "can", ("CAN",)),
+    "--known-failures": ("one.toml", ["GEN-001"], "two.toml", ["STR-001"]),
 }
 FIELDS = {
     "--vllm-model": "model",
     "--vllm-model-json": "model_json",
     "--vllm-version": "vllm_version",
     "--conformance-level": "level",
-    "--conformance-report": "report",
+    "--conformance-select": "select",
+    "--conformance-report": "reports",
+    "--conformance-require": "required",
 }
 every_option = pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.flag)
 
@@ -50,6 +55,10 @@ def paths(pytester: pytest.Pytester) -> None:
         (folder / "model.py").touch()
         (folder / "bin").write_text("#!/bin/sh\n")
         (folder / "bin").chmod(0o755)
+    for name, key in (("one", "GEN-001"), ("two", "STR-001")):
+        (pytester.path / f"{name}.toml").write_text(
+            f'[{key}]\nreason = "x"\nlink = "https://example.org"\n'
+        )
 
 
 def settings_of(pytester: pytest.Pytester, *args: str) -> Settings:
@@ -69,6 +78,10 @@ def refusal(pytester: pytest.Pytester, *args: str) -> str:
 def value_of(settings: Settings, option: Option, cwd: Path) -> Any:
     name = FIELDS.get(option.flag, option.ini.removeprefix("triton_"))
     value = getattr(settings, name)
+    if option.flag == "--known-failures":
+        return list(value)
+    if isinstance(value, tuple):
+        return tuple(str(v.relative_to(cwd)) if isinstance(v, Path) else v for v in value)
     return str(value.relative_to(cwd)) if isinstance(value, Path) else value
 
 
@@ -129,7 +142,20 @@ def test_defaults(pytester: pytest.Pytester) -> None:
     settings = settings_of(pytester)
     assert settings.is_default
     assert (settings.model, settings.launcher) == ("known-answer", LauncherKind.AUTO)
-    assert (settings.level, settings.report, settings.model_json) == (Level.MAY, None, {})
+    assert (settings.level, settings.reports, settings.model_json) == (Level.MAY, (), {})
+    assert (settings.required, settings.known_failures) == ((), {})
+
+
+def test_several_values(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeated, with commas, or line by line in an ini file; each counts once."""
+    args = ["--conformance-require=GEN", "--conformance-require=STR, GEN"]
+    assert settings_of(pytester, *args).required == ("GEN", "STR")
+    pytester.makeini("[pytest]\nconformance_require =\n    CAN\n    STR-001\n")
+    assert settings_of(pytester).required == ("CAN", "STR-001")
+
+
+def test_shipped_list_by_its_name(pytester: pytest.Pytester) -> None:
+    assert "ERR-009" in settings_of(pytester, "--known-failures=upstream").known_failures
 
 
 def test_empty_variable_counts_as_unset(
@@ -156,6 +182,7 @@ def test_native_toml(pytester: pytest.Pytester) -> None:
             ["--triton-launcher", "'proces'", "Did you mean 'process'?"],
         ),
         (["--conformance-level=shuold"], ["'shuold'", "Did you mean 'should'?"]),
+        (["--conformance-select=STR,CAM-001"], ["group 'CAM-001'", "Did you mean 'CAN-001'?"]),
         (["--triton-backend-dir=onee"], ["'onee' is not a directory", "/one'?"]),
         (["--triton-backend-dir=bare"], ["no model.py", "bare/src'?"]),
         (["--triton-server-bin=one/bim"], ["'one/bim' is not a file", "one/bin'?"]),
@@ -175,7 +202,12 @@ def test_native_toml(pytester: pytest.Pytester) -> None:
         (["--triton-boot-timeout=0"], ["'0' is not a number of seconds"]),
         (["--triton-boot-timeout=nan"], ["'nan' is not a number of seconds"]),
         (["--triton-boot-timeout=soon"], ["'soon' is not a number of seconds"]),
-        (["--conformance-report=r.xml"], ["ends in .json"]),
+        (["--conformance-report=r.xml"], ["'r.xml'", ".json, .md, .html"]),
+        (["--conformance-report=r.json,r.htm"], ["'r.htm'", "Did you mean '.html'?"]),
+        (["--conformance-require=GEN-0001"], ["'GEN-0001'", "Did you mean 'GEN-001'?"]),
+        (["--conformance-require=GENN"], ["'GENN'", "Did you mean 'GEN'?"]),
+        (["--known-failures=one.tml"], ["'one.tml' is not a file", "/one.toml'?"]),
+        (["--known-failures=upstraem"], ["Did you mean 'upstream'?"]),
         (["--vllm-version=0.27.11"], ["--vllm-version", "Did you mean 0.27.1?"]),
         (["--triton-launcher=attach"], ["needs --triton-url"]),
     ],
@@ -209,6 +241,7 @@ def test_refusal_names_its_origin(
         ("PYTEST_VLLM_MODLE", "PYTEST_VLLM_MODEL"),
         ("PYTEST_TRITON_LAUNCHR", "PYTEST_TRITON_LAUNCHER"),
         ("PYTEST_CONFORMANCE_LEVELS", "PYTEST_CONFORMANCE_LEVEL"),
+        ("PYTEST_KNOWN_FAILURE", "PYTEST_KNOWN_FAILURES"),
         ("PYTEST_VLLM_TRITON_HOMES", "PYTEST_VLLM_TRITON_HOME"),
     ],
 )

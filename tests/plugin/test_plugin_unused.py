@@ -16,6 +16,8 @@ HEAVY = (
     "grpc",
     "httpx",
     "huggingface_hub",
+    "jinja2",
+    "jsonschema",
     "numpy",
     "psutil",
     "rich",
@@ -27,6 +29,8 @@ HEAVY = (
     "pytest_vllm_triton.harness",
     "pytest_vllm_triton.launchers",
     "pytest_vllm_triton.report.document",
+    "pytest_vllm_triton.report.html",
+    "pytest_vllm_triton.report.markdown",
     "pytest_vllm_triton.runtime",
 )
 TRIVIAL = """

@@ -182,15 +182,18 @@ def test_own(): pass
 
 
 @pytest.mark.parametrize(
-    ("level", "names"),
+    ("option", "names"),
     [
-        ("must", {"must", "both", "own"}),
-        ("should", {"must", "should", "both", "own"}),
-        ("may", {"must", "should", "may", "both", "own"}),
+        ("level=must", {"must", "both", "own"}),
+        ("level=should", {"must", "should", "both", "own"}),
+        ("level=may", {"must", "should", "may", "both", "own"}),
+        ("select=GEN-014", {"should", "own"}),
+        ("select=CLI", {"may", "both", "own"}),
+        ("select=GEN-001,CLI-007", {"must", "may", "both", "own"}),
     ],
 )
-def test_level_selects(judged: Judged, level: str, names: set[str]) -> None:
-    result, report = judged(LEVELS, f"--conformance-level={level}")
+def test_requirements_are_selected(judged: Judged, option: str, names: set[str]) -> None:
+    result, report = judged(LEVELS, f"--conformance-{option}")
     ran = {
         check["test"].rpartition("test_")[2]
         for row in report["requirements"]

@@ -1,0 +1,87 @@
+"""Whether a gate may let the backend pass, and the sentence that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pytest_vllm_triton.report.results import RequirementResult, Results, count
+from pytest_vllm_triton.requirements import Level
+from pytest_vllm_triton.verdicts import Verdict
+
+
+@dataclass(frozen=True)
+class Unmet:
+    """A requirement or group that the run had to decide and did not.
+
+    Attributes:
+        required: the group or id, as it was asked for.
+        reason: what is missing.
+    """
+
+    required: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What the results of a run mean.
+
+    Attributes:
+        required: groups and ids that the run has to decide.
+        aborted: whether the session ended before its checks ran.
+    """
+
+    results: Results
+    required: Sequence[str] = ()
+    aborted: bool = False
+
+    @property
+    def conformant(self) -> bool:
+        """Whether a gate may let the backend pass."""
+        red = any(verdict.is_red for verdict in self.results.totals())
+        return not (red or self.unmet or self.aborted) and self.results.decided_anything
+
+    @property
+    def unmet(self) -> list[Unmet]:
+        """What had to be decided and was not: UNTESTED must not hide in a gate that needs it."""
+        rows = self.results.requirements()
+        return [
+            Unmet(name, reason) for name in self.required if (reason := self._missing(name, rows))
+        ]
+
+    def _missing(self, name: str, rows: Sequence[RequirementResult]) -> str:
+        """Why the group or requirement is not decided; "" if it is."""
+        is_group = name in self.results.catalogue.groups
+        members = [r for r in rows if name in (r.requirement.id, r.requirement.group)]
+        untested = [r for r in members if r.verdict is Verdict.UNTESTED]
+        if not members:
+            return "no check of it was selected"
+        if untested:
+            first = untested[0].reason.strip().partition("\n")[0]
+            ids = ", ".join(r.requirement.id for r in untested)
+            return f"UNTESTED: {ids}: {first}" if is_group else f"UNTESTED: {first}"
+        if all(r.verdict is Verdict.NOT_APPLICABLE for r in members):
+            return f"N/A: {members[0].reason}"
+        return ""
+
+    def sentence(self) -> str:
+        """The sentence that closes the run."""
+        rows = self.results.requirements()
+        parts = []
+        for level in Level:
+            counts = count(r for r in rows if r.requirement.level is level)
+            if total := sum(counts.values()):
+                parts.append(f"{level.value} {counts[Verdict.PASS]} of {total} pass")
+        totals = count(rows)
+        parts += [
+            f"{totals[verdict]} {verdict.value}"
+            for verdict in Verdict
+            if totals[verdict] and verdict is not Verdict.PASS
+        ]
+        if unmet := self.unmet:
+            parts.append(f"required but not decided: {' '.join(u.required for u in unmet)}")
+        word = "CONFORMANT" if self.conformant else "NOT CONFORMANT"
+        if not self.results.decided_anything:
+            word = "NOTHING DECIDED"
+        return f"{word}: {', '.join(parts) or 'no requirement was checked'}"

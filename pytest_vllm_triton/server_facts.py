@@ -1,0 +1,22 @@
+"""What a running server says of itself."""
+
+from __future__ import annotations
+
+_DEADLINE_SECONDS = 5.0
+
+
+def triton_version(url: str) -> str:
+    """The version of the Triton at this address, "" if it does not say.
+
+    It is for the report only: a server that does not answer is found by the checks.
+    """
+    import httpx
+
+    try:
+        # As all clients here: no certificates to load, no proxies to consult.
+        answer = httpx.get(f"{url}/v2", timeout=_DEADLINE_SECONDS, verify=False, trust_env=False)
+        value = answer.json()
+    except (httpx.HTTPError, ValueError):
+        return ""
+    version = value.get("version") if isinstance(value, dict) else None
+    return version if isinstance(version, str) else ""

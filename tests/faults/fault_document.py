@@ -1,0 +1,58 @@
+"""The coverage table of the docs: which faults each requirement's checks have caught."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from fault_runner import Outcome
+from fault_table import Fault, load_exempt
+
+from pytest_vllm_triton.requirements import Requirement, load_catalogue
+
+_HEAD = """\
+# Faults that the suite catches
+
+A check that cannot fail is worth nothing. Each fault below is a small mistake, of the kind that
+real changes to a backend make, put into a copy of this project's backend. The suite then ran
+against it on a real server, and exactly the requirements that the fault violates turned red.
+
+The faults are in `tests/faults/faults.toml`; this page is made by
+`make faults ARGS="--document docs/faults.md"`.
+"""
+
+
+def write_document(
+    path: Path, faults: Mapping[str, Fault], outcomes: Mapping[str, Outcome]
+) -> None:
+    """Write the table from what was seen; faults without an outcome are left out."""
+    path.write_text("\n".join(_lines(faults, outcomes)) + "\n", encoding="utf-8")
+
+
+def _lines(faults: Mapping[str, Fault], outcomes: Mapping[str, Outcome]) -> Iterator[str]:
+    caught = sum(outcome.verdict == "caught" for outcome in outcomes.values())
+    yield _HEAD
+    yield f"{caught} of {len(outcomes)} faults were caught, each by its own requirements alone."
+    yield "\n## Requirement → faults\n"
+    yield "| requirement | level | faults that turned it red |"
+    yield "|---|---|---|"
+    exempt = load_exempt()
+    for requirement in load_catalogue().values():
+        names = [name for name, outcome in outcomes.items() if requirement.id in outcome.red]
+        cell = _cell(requirement, names, exempt)
+        yield f"| {requirement.id} | {requirement.level.value} | {cell} |"
+    yield "\n## Fault → requirements\n"
+    yield "| fault | the mistake | turned red |"
+    yield "|---|---|---|"
+    for name, outcome in outcomes.items():
+        seen = ", ".join(outcome.red) or f"**{outcome.verdict}**"
+        unrelated = f"; unrelated: **{', '.join(outcome.unrelated)}**" if outcome.unrelated else ""
+        yield f"| `{name}` | {faults[name].what} | {seen}{unrelated} |"
+
+
+def _cell(requirement: Requirement, names: list[str], exempt: Mapping[str, str]) -> str:
+    if names:
+        return ", ".join(f"`{name}`" for name in names)
+    if requirement.needs != "cpu":
+        return f"*needs {requirement.needs}*"
+    return f"*{exempt[requirement.id]}*" if requirement.id in exempt else "none"

@@ -1,0 +1,79 @@
+"""The table of faults fits the sources and the catalogue, without any server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fault_runner import plan
+from fault_table import HARMLESS, Fault, StaleFault, copy_sources, load_exempt, load_faults
+
+from pytest_vllm_triton.requirements import Level, load_catalogue
+
+FAULTS = load_faults()
+CATALOGUE = load_catalogue()
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+def test_fault_fits_the_sources(tmp_path: Path, fault: Fault) -> None:
+    before = _texts(copy_sources(tmp_path / "before", []))
+    after = _texts(copy_sources(tmp_path / "after", [fault]))
+    if not fault.file.startswith("samples/"):
+        assert [name for name in before if before[name] != after[name]] == [fault.file]
+
+
+def test_stale_fault_is_refused(tmp_path: Path) -> None:
+    fault = Fault("gone", "what", "model.py", "no such line", "", frozenset({"GEN-001"}))
+    with pytest.raises(StaleFault, match=r"gone: model\.py holds its line 0 times"):
+        copy_sources(tmp_path, [fault])
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+def test_names_of_a_fault(fault: Fault) -> None:
+    assert fault.allowed
+    assert fault.allowed <= set(CATALOGUE)
+    assert fault.checks <= set(CATALOGUE) | set(CATALOGUE.groups)
+    assert fault.red <= fault.selection, "its checks do not run what it violates"
+
+
+def test_every_must_has_a_fault() -> None:
+    covered = frozenset().union(*(fault.red for fault in FAULTS.values()))
+    exempt = load_exempt()
+    musts = {
+        key
+        for key, requirement in CATALOGUE.items()
+        if requirement.level is Level.MUST and requirement.needs == "cpu"
+    }
+    assert sorted(musts - covered - set(exempt)) == []
+    assert sorted(covered & set(exempt)) == [], "these have a fault and are no exemptions"
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_plan_keeps_faults_apart(alone: bool) -> None:
+    batches = plan(FAULTS.values(), alone)
+    names = [fault.name for batch in batches for fault in batch]
+    assert sorted(names) == sorted(FAULTS)
+    assert (max(map(len, batches)) == 1) is alone
+    for batch in batches:
+        claimed = [key for fault in batch for key in fault.allowed]
+        assert len(claimed) == len(set(claimed))
+
+
+@pytest.mark.parametrize("batch", plan(FAULTS.values(), alone=False), ids=lambda b: b[0].name)
+def test_batches_fit_the_sources(tmp_path: Path, batch: list[Fault]) -> None:
+    copy_sources(tmp_path, batch)
+
+
+def test_harmless_changes_fit_together(tmp_path: Path) -> None:
+    changes = load_faults(HARMLESS)
+    (batch,) = plan(changes.values(), alone=False)
+    assert [change.name for change in batch] == list(changes)
+    assert not any(change.allowed or change.selection for change in batch)
+    copy_sources(tmp_path, batch)
+
+
+def _texts(backend: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(backend)): path.read_text(encoding="utf-8")
+        for path in sorted(backend.rglob("*.py"))
+    }
