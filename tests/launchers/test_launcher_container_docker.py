@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -367,21 +368,48 @@ def test_an_image_without_tritonserver(launch: Launch) -> None:
         launch(model("echo"), env=(("PATH", "/usr/bin:/bin"),))
 
 
+@contextlib.contextmanager
+def changed(client: Any, image: str, command: str) -> Iterator[str]:
+    """The image after a shell command."""
+    tag = f"pytest-vllm-triton-test:{os.getpid()}"
+    box = client.containers.run(image, ["sh", "-ec", command], detach=True)
+    try:
+        assert box.wait(timeout=60)["StatusCode"] == 0, box.logs()
+        box.commit(*tag.split(":"))
+    finally:
+        box.remove(force=True)
+    try:
+        yield tag
+    finally:
+        client.images.remove(tag, force=True)
+
+
+VLLM_MODEL = ModelSpec("m", "{}", 'backend: "vllm"\ninstance_group [{ kind: KIND_MODEL }]')
+
+
 def test_an_image_without_the_backend(
     launch: Launch, make_launcher: Callable[..., ContainerLauncher], docker_client: Any, image: str
 ) -> None:
-    tag = f"pytest-vllm-triton-test:{os.getpid()}"
     folder = "/opt/tritonserver/backends/vllm"
-    box = docker_client.containers.run(image, ["rm", "-r", folder], detach=True)
-    box.wait(timeout=60)
-    box.commit(*tag.split(":"))
-    box.remove()
-    try:
-        vllm = ModelSpec("m", "{}", 'backend: "vllm"\ninstance_group [{ kind: KIND_MODEL }]')
-        with pytest.raises(ServerFailed, match=f"has no vLLM backend in {folder}: leave out"):
-            launch(vllm, of=make_launcher(image=tag), backend_dir=None)
-    finally:
-        docker_client.images.remove(tag, force=True)
+    expected = f"has no vLLM backend in {folder}: leave out"
+    with (
+        changed(docker_client, image, f"rm -r {folder}") as tag,
+        pytest.raises(ServerFailed, match=expected),
+    ):
+        launch(VLLM_MODEL, of=make_launcher(image=tag), backend_dir=None)
+
+
+def test_an_image_with_a_vllm_that_the_backend_does_not_know(
+    launch: Launch, make_launcher: Callable[..., ContainerLauncher], docker_client: Any, image: str
+) -> None:
+    vllm = "/opt/pytest-vllm-triton/runtimes/*/venv/lib/*/site-packages/vllm"
+    expected = r"vLLM \S+ is not supported by this backend"
+    with (
+        changed(docker_client, image, f"rm {vllm}/v1/engine/exceptions.py") as tag,
+        pytest.raises(ServerFailed, match=expected) as caught,
+    ):
+        launch(VLLM_MODEL, of=make_launcher(image=tag), backend_dir=assets.backend_dir())
+    assert caught.value.log_tail
 
 
 def test_an_image_that_does_not_exist(make_launcher: Callable[..., ContainerLauncher]) -> None:
