@@ -7,18 +7,24 @@ DOCKERD_LOG=${TMPDIR:-/tmp}/ci-dockerd.log
 dockerd_pid=
 
 start_docker() {
-    # Before the question whether Docker answers: the image's base is made by debootstrap.
-    if ! command -v docker >/dev/null || ! command -v debootstrap >/dev/null ||
-        { ! docker info >/dev/null 2>&1 && ! command -v dockerd >/dev/null; }; then
+    # Called in a condition, where `set -e` does not act: each command that must not fail says so.
+    if docker info >/dev/null 2>&1 && { has_image || command -v debootstrap >/dev/null; }; then
+        return 0
+    fi
+    if [ "$(id -u)" != 0 ]; then
+        fail "Docker does not answer (or debootstrap is missing): only root can install and start it"
+    fi
+    if ! command -v docker >/dev/null || ! command -v dockerd >/dev/null ||
+        ! command -v debootstrap >/dev/null; then
         echo "installing Docker and debootstrap from Debian's packages"
-        apt-get update -qq
+        apt-get update -qq || fail "apt-get update"
         DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends \
-            docker.io debootstrap iptables >/dev/null
+            docker.io debootstrap iptables >/dev/null || fail "apt-get install docker.io"
     fi
     if docker info >/dev/null 2>&1; then
         return 0
     fi
-    # Not in our process group, so that Ctrl-C does not take it from under the containers.
+    # In a session of its own, so that Ctrl-C does not take it from under the containers.
     setsid dockerd >"$DOCKERD_LOG" 2>&1 </dev/null &
     dockerd_pid=$!
     local second
@@ -34,8 +40,17 @@ start_docker() {
         fi
         sleep 1
     done
-    echo "dockerd runs but does not answer after $second s:" >&2
     tail -n 20 "$DOCKERD_LOG" >&2
+    fail "dockerd runs but does not answer after $second s"
+}
+
+# Whether the CPU image, of whatever age, or its base is there: no debootstrap is needed then.
+has_image() {
+    [ -n "$(docker images --quiet 'pytest-vllm-triton-*')" ]
+}
+
+fail() {
+    echo "FAILED: $1" >&2
     exit 1
 }
 
