@@ -356,10 +356,9 @@ def test_a_full_shm(
 
 
 def test_a_wrong_flag(launch: Launch) -> None:
-    with pytest.raises(
-        ServerFailed, match=r"ended with exit code 1.*unrecognized option"
-    ) as caught:
+    with pytest.raises(ServerFailed, match=r"ended with exit code 1") as caught:
         launch(model("echo"), args=("--no-such-flag",))
+    assert "--no-such-flag" in caught.value.log_tail
     assert caught.value.command
 
 
@@ -384,7 +383,9 @@ def changed(client: Any, image: str, command: str) -> Iterator[str]:
         client.images.remove(tag, force=True)
 
 
-VLLM_MODEL = ModelSpec("m", "{}", 'backend: "vllm"\ninstance_group [{ kind: KIND_MODEL }]')
+VLLM_MODEL = ModelSpec(
+    "m", '{"model": "x"}', 'backend: "vllm"\ninstance_group [{ kind: KIND_MODEL }]'
+)
 
 
 def test_an_image_without_the_backend(
@@ -610,7 +611,7 @@ def suite_run(image: str, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 def runs(folder: Path) -> list[str]:
     """The ids of the launchers that worked in a folder."""
-    configs = folder.glob("work/triton*/guard-*/supervisor.json")
+    configs = folder.glob("work/triton[0-9]*/guard-*/supervisor.json")
     return [json.loads(config.read_text())["command"][-1] for config in configs]
 
 
