@@ -109,6 +109,12 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _count(text: str) -> int:
+    if not text.strip().isdigit() or int(text) < 1:
+        raise UserError(f"{text!r} is not a whole number of at least 1.")
+    return int(text)
+
+
 def _executable(text: str) -> Path:
     path = Path(text).expanduser().absolute()
     if not path.is_file():
@@ -357,6 +363,13 @@ OPTIONS: tuple[Option, ...] = (
         several=True,
     ),
     Option(
+        "--conformance-examples",
+        _count,
+        "25",
+        "NUMBER",
+        "generated inputs per property: the same ones in each run, more go deeper (default: 25)",
+    ),
+    Option(
         "--conformance-report",
         _report_path,
         None,
@@ -412,6 +425,7 @@ class Settings:
     boot_timeout: float
     level: Level
     select: tuple[str, ...]
+    examples: int
     reports: tuple[Path, ...]
     required: tuple[str, ...]
     known_failures: Mapping[str, KnownFailure]
@@ -494,6 +508,7 @@ def load_settings(config: pytest.Config) -> Settings:
         boot_timeout=values["triton_boot_timeout"],
         level=Level[values["conformance_level"].upper()],
         select=values["conformance_select"] or (),
+        examples=values["conformance_examples"],
         reports=values["conformance_report"] or (),
         required=values["conformance_require"] or (),
         known_failures=values["known_failures"] or {},

@@ -20,6 +20,7 @@ _ELEMENTS: Mapping[str, type | tuple[type, ...]] = {
     "num_input_tokens": int,
     "num_output_tokens": int,
 }
+_CANDIDATE = {"logprob", "rank", "decoded_token"}
 
 
 class Unanswered(Violation):
@@ -211,7 +212,11 @@ class Generation:
         return self.ok().data[-1].value(name)
 
     def logprobs(self) -> list[dict[str, dict[str, Any]]]:
-        """``logprobs`` of the first sequence, one object per token, streamed parts joined."""
+        """``logprobs`` of the first sequence, one object per token, streamed parts joined.
+
+        Raises:
+            Violation: they are not of that form.
+        """
         joined: list[dict[str, dict[str, Any]]] = []
         for text in (r.value("logprobs") for r in self.ok().data):
             joined.extend(_logprob_entries(text))
@@ -225,4 +230,8 @@ def _logprob_entries(text: str) -> Iterator[dict[str, dict[str, Any]]]:
         raise Violation("logprobs", "JSON", text) from None
     if not isinstance(entries, list):
         raise Violation("logprobs", "a JSON list", text)
-    yield from entries
+    for entry in entries:
+        candidates = entry.values() if isinstance(entry, dict) else [None]
+        if not all(isinstance(item, dict) and set(item) >= _CANDIDATE for item in candidates):
+            raise Violation("an entry of logprobs", f"token id -> {sorted(_CANDIDATE)}", entry)
+        yield entry

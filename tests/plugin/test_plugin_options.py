@@ -32,6 +32,7 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
     "--triton-boot-timeout": ("5", 5.0, "0.5", 0.5),
     "--conformance-level": ("must", Level.MUST, "should", Level.SHOULD),
     "--conformance-select": ("can,STR-002", ("CAN", "STR-002"), "err", ("ERR",)),
+    "--conformance-examples": ("3", 3, "400", 400),
     "--conformance-report": ("one.json,one.md", ("one.json", "one.md"), "b.html", ("b.html",)),
     "--conformance-require": ("gen,STR-001", ("GEN", "STR-001"), "can", ("CAN",)),
     "--known-failures": ("one.toml", ["GEN-001"], "two.toml", ["STR-001"]),
@@ -42,6 +43,7 @@ FIELDS = {
     "--vllm-version": "vllm_version",
     "--conformance-level": "level",
     "--conformance-select": "select",
+    "--conformance-examples": "examples",
     "--conformance-report": "reports",
     "--conformance-require": "required",
 }
@@ -199,6 +201,7 @@ def test_native_toml(pytester: pytest.Pytester) -> None:
         (["--triton-url=http://h"], ["http://HOST:PORT"]),
         (["--triton-grpc-url=h"], ["HOST:PORT"]),
         (["--triton-metrics-url=:1"], ["http://HOST:PORT"]),
+        (["--conformance-examples=0"], ["'0' is not a whole number of at least 1"]),
         (["--triton-boot-timeout=0"], ["'0' is not a number of seconds"]),
         (["--triton-boot-timeout=nan"], ["'nan' is not a number of seconds"]),
         (["--triton-boot-timeout=soon"], ["'soon' is not a number of seconds"]),

@@ -1,0 +1,182 @@
+"""What holds for every input: inputs that Hypothesis makes up, on the shared server.
+
+The same inputs in every run, so that a gate does not depend on luck; ``--conformance-examples``
+makes more of them. Of a violation the simplest input that shows it is reported.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pytest_vllm_triton import expect
+from pytest_vllm_triton.clients import GenerateRequest, GrpcClient, HttpClient
+from pytest_vllm_triton.harness import Harness
+from pytest_vllm_triton.models import ModelUnderTest
+
+Clients = dict[str, HttpClient | GrpcClient]
+Property = Callable[..., None]
+
+ANSWER_SECONDS = 10.0
+TOKENS = 8
+STORY = " alpha bravo charlie delta"
+
+PROTOCOLS = st.sampled_from(["http", "grpc"])
+# Every character that UTF-8 can carry. Triton's HTTP front end ends a text at U+0000.
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
+PIECES = (
+    *("alpha", "Tango", "</s>", "<s>", "你好", "e\u0301", "\r\n", "\t", '"', "\\"),
+    # One sign of three characters, joined by two that show nothing.
+    "\U0001f469\u200d\U0001f469\u200d\U0001f467",
+)
+WORDS = st.lists(st.sampled_from(PIECES), max_size=12).map(" ".join)
+LONG = st.tuples(TEXTS, st.integers(20, 60)).map(lambda pair: (pair[0] or "a") * pair[1])
+PROMPTS = st.one_of(TEXTS, WORDS, LONG.map(lambda text: text[:400])).filter(bool)
+
+# Parameters whose effect shows in the text, with values that vLLM takes.
+SAMPLING = st.fixed_dictionaries(
+    {"max_tokens": st.integers(1, 24)},
+    optional={
+        "ignore_eos": st.booleans(),
+        "stop": st.lists(st.sampled_from(["e", "ta", " charlie", "o f", "👩"]), max_size=2),
+        "include_stop_str_in_output": st.booleans(),
+        "min_tokens": st.integers(0, 1),
+        "skip_special_tokens": st.booleans(),
+        "bad_words": st.sampled_from([[], ["bravo"], ["charlie", "delta"]]),
+        "repetition_penalty": st.sampled_from([1.0, 1.5]),
+        "presence_penalty": st.sampled_from([-2.0, 0.0, 2.0]),
+        "top_p": st.sampled_from([0.1, 1.0]),
+        "top_k": st.sampled_from([-1, 1, 5]),
+        "logprobs": st.integers(0, 2),
+    },
+)
+# With a seed the sampled text of a request is always the same.
+CHANCE = st.one_of(
+    st.just({"temperature": 0}),
+    st.fixed_dictionaries(
+        {"temperature": st.sampled_from([0.7, 2.0]), "seed": st.integers(0, 2**31 - 1)},
+        optional={"n": st.integers(1, 3)},
+    ),
+)
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda values: (
+        st.lists(values, max_size=3)
+        | st.dictionaries(TEXTS | st.sampled_from(["stop", "n", "seed"]), values, max_size=3)
+    ),
+    max_leaves=8,
+)
+NAMES = st.sampled_from(
+    (
+        *("temperature", "top_p", "top_k", "min_p", "stop", "stop_token_ids", "seed", "logprobs"),
+        *("logit_bias", "bad_words", "allowed_token_ids", "structured_outputs", "lora_name"),
+        *("repetition_penalty", "presence_penalty", "prompt_logprobs", "priority"),
+    )
+)
+ODD = ("[" * 5000, '{"stop": ["\\ud800"]}', '{"seed": 1, "seed": 2}', '{"n": 1e400}', "NaN")
+BROKEN = st.one_of(
+    TEXTS,
+    JSON.map(json.dumps),
+    st.tuples(st.dictionaries(NAMES, JSON, min_size=1, max_size=2), st.just({"max_tokens": 4})).map(
+        lambda pair: json.dumps({**pair[0], **pair[1]})
+    ),
+    JSON.map(lambda value: json.dumps({"max_tokens": value})),
+    st.sampled_from(ODD),
+)
+
+
+@pytest.fixture
+def clients(triton_http: HttpClient, triton_grpc: GrpcClient) -> Clients:
+    return {"http": triton_http, "grpc": triton_grpc}
+
+
+@pytest.fixture
+def for_all(vllm_harness: Harness) -> Callable[[Property], None]:
+    """Run a property on its generated inputs."""
+    chosen = settings(
+        max_examples=vllm_harness.settings.examples,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        # One violation at a time: a group of exceptions would be no `Violation`.
+        report_multiple_bugs=False,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    return lambda holds: chosen(holds)()
+
+
+@pytest.mark.requirement("GEN-029")
+def test_any_text_is_a_prompt(
+    clients: Clients, vllm_model: ModelUnderTest, for_all: Callable[[Property], None]
+) -> None:
+    oracle = vllm_model.known_answer
+
+    @given(prompt=PROMPTS, protocol=PROTOCOLS)
+    def is_answered(prompt: str, protocol: str) -> None:
+        sampling = {"temperature": 0, "max_tokens": TOKENS}
+        text = clients[protocol].generate(GenerateRequest(prompt, sampling=sampling)).ok().text
+        if oracle is None:
+            expect.starts_with("text_output", text, prompt)
+        else:
+            told = oracle.answer(prompt, max_tokens=TOKENS).text
+            expect.equal("text_output", text, prompt + told)
+
+    for_all(is_answered)
+
+
+@pytest.mark.requirement("STR-018")
+def test_any_stream_tells_what_the_unary_answer_tells(
+    clients: Clients, for_all: Callable[[Property], None]
+) -> None:
+    @given(
+        prompt=st.just("Say" + STORY) | PROMPTS,
+        sampling=SAMPLING,
+        chance=CHANCE,
+        protocol=PROTOCOLS,
+    )
+    def tells_the_same(
+        prompt: str, sampling: dict[str, Any], chance: dict[str, Any], protocol: str
+    ) -> None:
+        request = GenerateRequest(
+            prompt,
+            sampling={**sampling, **chance},
+            exclude_input_in_output=True,
+            returns=("num_output_tokens",),
+        )
+        unary = clients[protocol].generate(request).ok()
+        stream = clients[protocol].generate(request.but(stream=True)).ok()
+        for index in range(chance.get("n", 1)):
+            expect.equal(f"joined text {index}", stream.text_of(index), unary.text_of(index))
+            counts = [
+                sum(response.value("num_output_tokens", index) for response in answer.data)
+                for answer in (stream, unary)
+            ]
+            expect.equal(f"tokens of sequence {index}", counts[0], counts[1])
+
+    for_all(tells_the_same)
+
+
+@pytest.mark.requirement("ERR-024")
+def test_any_sampling_parameters_are_survived(
+    clients: Clients, for_all: Callable[[Property], None]
+) -> None:
+    good = GenerateRequest("Say alpha", sampling={"temperature": 0, "max_tokens": 4})
+    told = clients["grpc"].generate(good).ok().text
+
+    @given(sampling=BROKEN, protocol=PROTOCOLS)
+    def is_survived(sampling: str, protocol: str) -> None:
+        answer = clients[protocol].generate(GenerateRequest("Say alpha", sampling=sampling))
+        expect.between("seconds until the answer", answer.seconds, 0, ANSWER_SECONDS)
+        errors = sum(response.error is not None for response in answer.responses)
+        expect.equal("responses with data, and errors", len(answer.data) + errors, 1)
+        for leak in ("NoneType", "Traceback", "object has no attribute"):
+            expect.lacks("error", answer.error or "", leak)
+        expect.equal("the next answer", clients["grpc"].generate(good).ok().text, told)
+
+    for_all(is_survived)
