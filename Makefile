@@ -1,5 +1,6 @@
 # `make conformance` checks our backend, `make test` tests this project, `make faults` proves that the
-# suite's checks can fail, `make bench` measures the backend.
+# suite's checks can fail, `make bench` measures the backend, and `make image` builds the CPU image for
+# --triton-launcher container (which needs Docker).
 # Both set up all they need on a machine that has Python (3.11 or 3.12) and make.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN    := $(VENV)/bin
 MODEL  ?= known-answer
 ARGS   ?=
 
-.PHONY: conformance test faults bench lint wheel clean
+.PHONY: conformance test faults bench image lint wheel clean
 
 conformance: $(VENV)/.installed
 	$(BIN)/python -m pytest --vllm-model $(MODEL) $(ARGS)
@@ -21,6 +22,9 @@ faults: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks $(ARGS)
+
+image: $(VENV)/.installed
+	$(BIN)/python fixtures/images/cpu/build.py $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -102,7 +102,7 @@ def strict_server(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[
     # Neither switches anything on: only "true" does.
     off = {"REPORT_CUSTOM_METRICS": "false", "ENABLE_VLLM_HEALTH_CHECK": "1"}
     config["parameters"] = {name: {"string_value": value} for name, value in off.items()}
-    server = StrictServer(vllm_harness, json.dumps(config))
+    server = StrictServer(vllm_harness, json.dumps(config), vllm_server.shm_domain)
     yield server
     server.discard()
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
-import psutil
 from tritonclient.grpc import service_pb2
 
 from pytest_vllm_triton.clients import (
@@ -24,7 +23,7 @@ from pytest_vllm_triton.clients import (
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.known_answer import KnownAnswer
-from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.launchers.base import ServerHandle, ServerProcess
 from pytest_vllm_triton.models import other_known_answer_model
 from pytest_vllm_triton.verdicts import untested
 
@@ -39,9 +38,7 @@ from .observe import (
     described,
     is_engine,
     is_stub,
-    left,
     living,
-    regions_of,
     text_or_error,
     until,
 )
@@ -378,16 +375,19 @@ class Deaths:
         request = greedy("tango", 8)
         seen.look("text after the recovery", lambda: self.grpc.generate(request).text)
         engine = self._engine_processes()
-        regions = regions_of(engine) - regions_of([psutil.Process(self.strict.handle.server_pid)])
-        for process in self.strict.handle.processes():
+        server = self.strict.handle
+        main = server.main_process()
+        assert main is not None
+        regions = server.regions_of(engine) - server.regions_of([main])
+        for process in server.processes():
             if is_stub(process, self.model):
                 process.kill()
         seen["seconds until the engine of a killed stub is gone"] = until(
             lambda: not living(engine), GONE_SECONDS
         )
         seen["processes left of a killed stub"] = living(engine)
-        until(lambda: not left(regions), GONE_SECONDS)
-        seen["regions left of a killed stub"] = left(regions)
+        until(lambda: not server.regions_left(regions), GONE_SECONDS)
+        seen["regions left of a killed stub"] = server.regions_left(regions)
         seen.look("gRPC answer without a stub", lambda: self.grpc.generate(request))
         seen.look("HTTP answer without a stub", lambda: self.http.generate(request))
         seen.look("live without a stub", lambda: self.http.get("/v2/health/live").status)
@@ -400,17 +400,20 @@ class Deaths:
         seen = self.seen
         handle = self.strict.handle
         footprint = Footprint.of(handle)
-        others = regions_of(self.shared.processes())
+        if handle.leaves_shm_when_killed:
+            footprint = replace(footprint, regions=frozenset())
+        others = self.shared.regions_of(self.shared.processes())
         with Background(self.bystander, self.bystander_request) as streams:
-            assert handle.server_pid is not None
             until(lambda: bool(streams.answers), NOTICED_SECONDS)
-            os.kill(handle.server_pid, signal.SIGKILL)
+            handle.send_signal(signal.SIGKILL)
             seen["seconds until all of a killed server is gone"] = until(
                 lambda: not footprint.left(), 2 * GONE_SECONDS
             )
             seen["left of a killed server"] = footprint.left()
         seen["texts of the other server meanwhile"] = streams.texts
-        seen["regions of the other server that are gone"] = sorted(others - set(left(others)))
+        seen["regions of the other server that are gone"] = sorted(
+            others - set(self.shared.regions_left(others))
+        )
 
     def _load(self, health_check: str) -> str | None:
         config = json.loads(self.strict.config)
@@ -426,7 +429,7 @@ class Deaths:
         state = self.repository.index().get(self.model, {}).get("state")
         return None if state is None else str(state)
 
-    def _engine_processes(self) -> list[psutil.Process]:
+    def _engine_processes(self) -> list[ServerProcess]:
         found = [process for process in self.strict.handle.processes() if is_engine(process)]
         if not found:
             untested("no process of the server looks like one of vLLM's engine")
@@ -463,6 +466,7 @@ class PlainLife:
             ),
             control_mode="none",
             shm_prefix=self.shared.shm_prefix,
+            shm_domain=self.shared.shm_domain,
         )
         self.handle = harness.boot(spec, "all models, no control API, until SIGTERM")
         seen["boot seconds"] = self.handle.boot_seconds
@@ -543,9 +547,8 @@ class PlainLife:
         seen = self.seen
         handle = self.handle
         footprint = Footprint.of(handle)
-        own = footprint.regions - regions_of(self.shared.processes())
+        own = footprint.regions - self.shared.regions_of(self.shared.processes())
         request = greedy("mars", 1800, stream=True)
-        assert handle.server_pid is not None
         with self._grpc(SECOND) as streaming, self._grpc(SECOND) as late:
             late.generate(greedy("mars", 1)).ok()  # connected before the server shuts down
             with streaming.open() as stream:
@@ -553,7 +556,7 @@ class PlainLife:
                 stream.half_close()
                 answers = iter(stream)
                 responses = [next(answers)]
-                os.kill(handle.server_pid, signal.SIGTERM)
+                handle.send_signal(signal.SIGTERM)
                 started = time.monotonic()
                 seen["answers that came before SIGTERM"] = len(responses)
                 refused: list[Generation | Exception] = []
@@ -571,9 +574,11 @@ class PlainLife:
         ended = until(lambda: handle.exit_code() is not None, EXIT_SECONDS + GONE_SECONDS)
         seen["seconds until the exit"] = None if ended is None else time.monotonic() - started
         seen["exit code"] = handle.exit_code()
-        until(lambda: not living(footprint.processes) and not left(own), GONE_SECONDS)
+        until(
+            lambda: not living(footprint.processes) and not handle.regions_left(own), GONE_SECONDS
+        )
         seen["processes left"] = living(footprint.processes)
-        seen["regions left"] = left(own)
+        seen["regions left"] = handle.regions_left(own)
         with GrpcClient(self.shared.endpoints.grpc, self.model) as bystander:
             seen["other server afterwards"] = bystander.generate(greedy("tango", 8)).error
 
@@ -594,6 +599,7 @@ parameters { key: "REPORT_CUSTOM_METRICS" value { string_value: "false" } }
 
 def share_the_host(seen: Seen, one: ServerHandle, other: ServerHandle, model: str) -> None:
     """50 requests to each of two servers at the same time; each server counts its own."""
+    seen["one /dev/shm"] = one.shm_domain == other.shm_domain
     servers = {"one": one, "other": other}
     clients = {
         name: GrpcClient(s.endpoints.grpc, model, deadline=PATIENCE) for name, s in servers.items()
@@ -619,7 +625,7 @@ def share_the_host(seen: Seen, one: ServerHandle, other: ServerHandle, model: st
         stubs = [process for process in server.processes() if is_stub(process)]
         seen[f"prefix of {name}"] = server.shm_prefix
         seen[f"regions of {name}'s stubs"] = {
-            described(stub): sorted(regions_of([stub])) for stub in stubs
+            described(stub): sorted(server.regions_of([stub])) for stub in stubs
         }
     for client in clients.values():
         client.close()

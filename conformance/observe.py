@@ -10,17 +10,14 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
 
 from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient
 from pytest_vllm_triton.expect import Violation
-from pytest_vllm_triton.launchers import supervisor
-from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.launchers.base import ServerHandle, ServerProcess
 
-SHM = Path(supervisor.SHM)
 STUB = "triton_python_backend_stub"
 # vLLM names its processes so; on one GPU the worker runs inside the engine's process.
 ENGINE = re.compile(r"VLLM::|EngineCore")
@@ -82,14 +79,14 @@ def until(is_so: Callable[[], bool], seconds: float) -> float | None:
         time.sleep(0.05)
 
 
-def described(process: psutil.Process) -> str:
+def described(process: ServerProcess) -> str:
     """``"pid name"``, for a report."""
     with contextlib.suppress(psutil.Error):
         return f"{process.pid} {process.name()}"
     return str(process.pid)
 
 
-def is_stub(process: psutil.Process, model: str = "") -> bool:
+def is_stub(process: ServerProcess, model: str = "") -> bool:
     """Whether it is a stub of Triton's Python backend (of this model)."""
     with contextlib.suppress(psutil.Error):
         words = process.cmdline()
@@ -98,14 +95,14 @@ def is_stub(process: psutil.Process, model: str = "") -> bool:
     return False
 
 
-def is_engine(process: psutil.Process, pattern: re.Pattern[str] = ENGINE) -> bool:
+def is_engine(process: ServerProcess, pattern: re.Pattern[str] = ENGINE) -> bool:
     """Whether vLLM calls it a process of an engine."""
     with contextlib.suppress(psutil.Error):
         return bool(pattern.search(" ".join([process.name(), *process.cmdline()])))
     return False
 
 
-def living(processes: Iterable[psutil.Process]) -> list[str]:
+def living(processes: Iterable[ServerProcess]) -> list[str]:
     """Those that still run (a zombie does not), described."""
     found = []
     for process in processes:
@@ -115,32 +112,19 @@ def living(processes: Iterable[psutil.Process]) -> list[str]:
     return found
 
 
-def regions_of(processes: Iterable[psutil.Process]) -> set[str]:
-    """Names of the shared-memory regions that these processes have mapped or open."""
-    named = supervisor.identities(supervisor.list_regions())
-    names: set[str] = set()
-    for process in processes:
-        with contextlib.suppress(OSError):
-            names |= {named[key] for key in supervisor.regions_of(process.pid) if key in named}
-    return names
-
-
-def left(regions: Iterable[str]) -> list[str]:
-    """Those of the shared-memory regions that still exist."""
-    return sorted(name for name in regions if (SHM / name).exists())
-
-
 @dataclass(frozen=True)
 class Footprint:
     """What a server occupies.
 
     Attributes:
+        server: whose it is.
         processes: it and its descendants.
         regions: shared memory that they have mapped.
         files: number of tritonserver's open file descriptors.
     """
 
-    processes: frozenset[psutil.Process]
+    server: ServerHandle
+    processes: frozenset[ServerProcess]
     regions: frozenset[str]
     files: int
 
@@ -149,12 +133,14 @@ class Footprint:
         processes = server.processes()
         files = 0
         with contextlib.suppress(psutil.Error):
-            files = psutil.Process(server.server_pid).num_fds()
-        return cls(frozenset(processes), frozenset(regions_of(processes)), files)
+            main = server.main_process()
+            files = 0 if main is None else main.num_fds()
+        return cls(server, frozenset(processes), frozenset(server.regions_of(processes)), files)
 
     def beyond(self, other: Footprint) -> Footprint:
         """What this one has and the other has not."""
         return Footprint(
+            self.server,
             self.processes - other.processes,
             self.regions - other.regions,
             self.files - other.files,
@@ -162,7 +148,7 @@ class Footprint:
 
     def left(self) -> list[str]:
         """Processes and regions of it that are still there."""
-        return living(self.processes) + left(self.regions)
+        return living(self.processes) + self.server.regions_left(self.regions)
 
 
 class Background:

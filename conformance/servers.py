@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import psutil
-
 from pytest_vllm_triton.clients import Generation, GrpcClient, HttpClient
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.harness import Harness
-from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.launchers.base import ServerHandle, ServerProcess
 from pytest_vllm_triton.transcript import Transcript
 from pytest_vllm_triton.verdicts import untested
 
@@ -25,11 +23,12 @@ class StrictServer:
     """A server for checks that harm it, or that need other flags than the shared one's.
 
     It completes no configuration and forwards all headers. It is booted when first asked for, and
-    again after `discard`.
+    again after `discard`. It shares /dev/shm with the shared server.
     """
 
     harness: Harness
     config: str
+    shm_domain: str
     _handle: ServerHandle | None = field(default=None, init=False)
 
     @property
@@ -39,6 +38,7 @@ class StrictServer:
             spec = self.harness.server_spec(
                 args=("--disable-auto-complete-config", "--http-header-forward-pattern=.*"),
                 load=(),
+                shm_domain=self.shm_domain,
             )
             self._handle = self.harness.boot(spec, "strict configuration, and checks that harm it")
             self.repository().load(self.model, {"config": self.config}).ok()
@@ -84,7 +84,7 @@ class EngineDeath:
     full_text: str
 
 
-def engine_process(server: ServerHandle) -> psutil.Process:
+def engine_process(server: ServerHandle) -> ServerProcess:
     """The process of vLLM's engine."""
     named = [p for p in server.processes() if ENGINE_PROCESS in " ".join(p.cmdline()) + p.name()]
     if not named:

@@ -95,8 +95,8 @@ def test_greedy_text_is_that_of_vllm_itself(
     """Any other model: the same checkpoint and arguments run by vLLM without Triton."""
     if vllm_model.known_answer:
         not_applicable("the known answer is the stronger oracle")
-    if vllm_harness.runtime is None or vllm_model.path is None:
-        untested("needs the embedded runtime, to run vLLM without Triton")
+    if vllm_harness.server_python is None or vllm_model.path is None:
+        untested("needs the embedded runtime or an image, to run vLLM without Triton")
     prompts = [PROMPT, "The capital of France is", "def main():"]
     reference = vllm_harness.reference_texts(prompts, {"temperature": 0.0, "max_tokens": 24})
     for prompt, text in zip(prompts, reference, strict=True):

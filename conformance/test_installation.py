@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import os
+import json
 import re
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from pytest_vllm_triton import expect
 from pytest_vllm_triton.bundle import bundle
 from pytest_vllm_triton.clients import GenerateRequest, Generation, HttpClient
 from pytest_vllm_triton.clients.repository import ModelRepository
-from pytest_vllm_triton.harness import Harness
+from pytest_vllm_triton.harness import Harness, ServerPython
 from pytest_vllm_triton.launchers.base import ServerHandle
-from pytest_vllm_triton.launchers.process import flag_value
-from pytest_vllm_triton.runtime import Runtime
 from pytest_vllm_triton.verdicts import untested
 
 from .extra_models import config_with, needs_owned
@@ -39,13 +36,13 @@ class SingleFile:
         files: in the backend's folder.
         load_error: of the model, which asks for metrics.
         answer: of a request; None if the model did not load.
-        metrics: what connecting to the metrics port brought: an exception, or None.
+        metrics: what asking for the metrics page brought: an exception, or None for an answer.
     """
 
     files: list[str]
     load_error: str | None
     answer: Generation | None
-    metrics: OSError | None
+    metrics: Exception | None
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +53,8 @@ def single_file(
     needs_owned(vllm_server)
     folder = tmp_path_factory.mktemp("single") / "vllm"
     folder.mkdir()
+    if vllm_harness.backend_dir is None:
+        untested("the backend is the one that the image holds")
     source = vllm_harness.backend_dir / "model.py"
     # What is offered for download: of this package's backend the bundle, of another its model.py.
     ours = (vllm_harness.backend_dir / PACKAGE).is_dir()
@@ -75,7 +74,7 @@ def single_file(
         repository.close()
         backend = server_backend(handle)
         files = sorted(p.name for p in backend.iterdir() if p.name != "__pycache__")
-        return SingleFile(files, error, answer, connection_error(handle))
+        return SingleFile(files, error, answer, refusal(handle))
     finally:
         handle.stop()
         vllm_harness.forget(handle)
@@ -83,19 +82,16 @@ def single_file(
 
 def server_backend(handle: ServerHandle) -> Path:
     """The folder that the server takes its vLLM backend from."""
-    folder = flag_value(handle.command, "--backend-directory")
-    if folder is None:
-        untested("the server's command line is not known")
-    return Path(folder) / "vllm"
+    if handle.backend_folder is None:
+        untested("the server's backend cannot be seen: it is the one that the image holds")
+    return handle.backend_folder
 
 
-def connection_error(handle: ServerHandle) -> OSError | None:
-    host = urlsplit(handle.endpoints.http).hostname
-    port = flag_value(handle.command, "--metrics-port")
-    assert port is not None
+def refusal(handle: ServerHandle) -> Exception | None:
+    """What asking for the metrics page brought: no answer is an exception, any answer None."""
     try:
-        socket.create_connection((str(host), int(port)), timeout=5.0).close()
-    except OSError as error:
+        httpx.get(f"http://{handle.metrics_address}/metrics", timeout=5.0, trust_env=False)
+    except httpx.TransportError as error:
         return error
     return None
 
@@ -106,6 +102,7 @@ def test_copied_folder(
 ) -> None:
     """The shared server has a copy of the backend's folder and nothing else, as README says."""
     original, copy = vllm_harness.backend_dir, server_backend(owned_server)
+    assert original is not None
     expect.equal("files of the copy", files_below(copy), files_below(original))
     expect.starts_with("text_output", triton_http.generate(REQUEST).text, PROMPT)
 
@@ -129,8 +126,10 @@ def test_metrics_asked_of_a_server_without_them(single_file: SingleFile) -> None
     expect.equal("load error", single_file.load_error, None)
     assert single_file.answer is not None
     expect.starts_with("text_output", single_file.answer.text, PROMPT)
+    # Connections to a container's port are taken by Docker's proxy, and closed at once.
     kind = type(single_file.metrics).__name__
-    expect.equal("connecting to the metrics port", kind, "ConnectionRefusedError")
+    refused = ("ConnectError", "RemoteProtocolError", "ReadError")
+    expect.one_of("asking for the metrics page", kind, refused)
 
 
 @pytest.mark.requirement("INS-005")
@@ -153,20 +152,18 @@ def test_table_of_backends(owned_server: ServerHandle) -> None:
         untested("the server's log cannot be read")
     table = dict(re.findall(r"^\| (\w+) +\| (\S+) +\|", owned_server.log.read(), re.MULTILINE))
     expect.contains("backends in the log", table, "python")
-    path = str(server_backend(owned_server) / "model.py")
+    path = f"{owned_server.backend_path}/model.py"
     expect.equal("path of backend vllm in the log", table.get("vllm"), path)
 
 
 @pytest.fixture
-def server_without_vllm(
-    vllm_harness: Harness, vllm_server: ServerHandle, tmp_path: Path
-) -> Iterator[ServerHandle]:
+def server_without_vllm(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[ServerHandle]:
     """A server whose Python has NumPy and no vLLM; no model is loaded."""
     needs_owned(vllm_server)
-    if vllm_harness.runtime is None:
-        untested("needs the embedded runtime: the Python of this server is not the suite's")
-    python = bare_python(vllm_harness.runtime, tmp_path / "bare")
-    path = os.pathsep.join([str(python), vllm_harness.runtime.environment()["PATH"]])
+    if vllm_harness.server_python is None:
+        untested("the Python of this server is not the suite's")
+    # In the work folder, which servers in containers see too.
+    path = bare_python(vllm_harness.server_python, vllm_harness.work_dir / "bare")
     spec = vllm_harness.server_spec(env=(("PATH", path),), load=())
     handle = vllm_harness.boot(spec, "vLLM is not installed")
     yield handle
@@ -174,20 +171,35 @@ def server_without_vllm(
     vllm_harness.forget(handle)
 
 
-def bare_python(runtime: Runtime, folder: Path) -> Path:
-    """The bin folder of a virtual environment with the runtime's NumPy and nothing else."""
-    version = ".".join(runtime.python_version.split(".")[:2])
-    site_packages = f"lib/python{version}/site-packages"
-    installed = runtime.python.parent.parent / site_packages
-    (folder / "bin").mkdir(parents=True)
-    (folder / site_packages).mkdir(parents=True)
-    original = runtime.python.resolve()
-    (folder / "pyvenv.cfg").write_text(f"home = {original.parent}\nversion = {version}\n")
+PYTHON_FACTS = """
+import json, os, sys
+import numpy
+packages = os.path.dirname(os.path.dirname(numpy.__file__))
+print(json.dumps({
+    "python": os.path.realpath(sys.executable),
+    "version": "%d.%d" % sys.version_info[:2],
+    "numpy": [os.path.join(packages, n) for n in os.listdir(packages) if n.startswith("numpy")],
+    "path": os.environ["PATH"],
+}))
+"""
+
+
+def bare_python(python: ServerPython, folder: Path) -> str:
+    """PATH with, as its first, a virtual environment with the server's NumPy and nothing else.
+
+    Its links lead to where things are for the server, which may be inside a container.
+    """
+    facts = json.loads(python.run_python(PYTHON_FACTS, timeout=60.0).stdout)
+    site_packages = folder / f"lib/python{facts['version']}/site-packages"
+    site_packages.mkdir(parents=True)
+    (folder / "bin").mkdir()
+    home = Path(facts["python"]).parent
+    (folder / "pyvenv.cfg").write_text(f"home = {home}\nversion = {facts['version']}\n")
     for name in ("python3", "python"):
-        (folder / "bin" / name).symlink_to(original)
-    for package in installed.glob("numpy*"):
-        (folder / site_packages / package.name).symlink_to(package)
-    return folder / "bin"
+        (folder / "bin" / name).symlink_to(facts["python"])
+    for package in facts["numpy"]:
+        (site_packages / Path(package).name).symlink_to(package)
+    return f"{folder / 'bin'}:{facts['path']}"
 
 
 @pytest.mark.requirement("INS-006")

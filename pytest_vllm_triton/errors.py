@@ -23,14 +23,19 @@ class ServerFailed(Exception):
 
     Attributes:
         log_tail: the last lines of the server's own log, "" if it wrote none.
+        command: a line for a shell that starts the same server, "" if there is none.
     """
 
-    def __init__(self, reason: str, log_tail: str = "") -> None:
+    def __init__(self, reason: str, log_tail: str = "", command: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
         self.log_tail = log_tail
+        self.command = command
 
     def __str__(self) -> str:
-        if not self.log_tail:
-            return self.reason
-        return f"{self.reason}\nThe server's last log lines:\n{self.log_tail}"
+        text = self.reason
+        if self.log_tail:
+            text += f"\nThe server's last log lines:\n{self.log_tail}"
+        if self.command:
+            text += f"\nTo start it by hand:\n{self.command}"
+        return text

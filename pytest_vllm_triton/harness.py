@@ -11,18 +11,42 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_vllm_triton import assets
-from pytest_vllm_triton.errors import ServerFailed, UserError
+from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.launchers.base import Launcher, ModelSpec, ServerHandle, ServerSpec
-from pytest_vllm_triton.options import LauncherKind, Settings
+from pytest_vllm_triton.options import DEFAULT_IMAGE, LauncherKind, Settings
 
 if TYPE_CHECKING:
+    import subprocess
+
+    from pytest_vllm_triton.launchers.choice import Choice
+    from pytest_vllm_triton.launchers.container import ContainerLauncher
     from pytest_vllm_triton.models import ModelUnderTest
     from pytest_vllm_triton.runtime import Runtime
 
 Progress = Callable[[str], None]
+
+
+class ServerPython(Protocol):
+    """The Python that runs the servers' models: it imports vLLM."""
+
+    def run_python(
+        self, script: str, args: Sequence[str] = (), *, timeout: float | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a script (its text) with the environment that servers have."""
+
+
+#: Begins the line on which the script for `Harness.reference_texts` tells its result.
+REFERENCE = "reference texts: "
+
+
+def hub_cache() -> Path:
+    """Where the Hugging Face hub's client keeps what it downloaded."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
 
 
 @dataclass(frozen=True)
@@ -33,11 +57,13 @@ class Boot:
         purpose: why it was started.
         seconds: until it was ready, or had failed.
         ready: whether it got ready.
+        command: a line for a shell that starts the same server; "" if there is none.
     """
 
     purpose: str
     seconds: float
     ready: bool
+    command: str = ""
 
 
 @dataclass
@@ -57,8 +83,14 @@ class Harness:
     servers: list[ServerHandle] = field(default_factory=list)
     _shared: ServerHandle | None = None
     _shared_failure: ServerFailed | None = None
-    _references: int = 0
     _triton_version: str = ""
+
+    @cached_property
+    def choice(self) -> Choice:
+        """Which launcher, and why."""
+        from pytest_vllm_triton.launchers.choice import choose
+
+        return choose(self.settings)
 
     @cached_property
     def runtime(self) -> Runtime | None:
@@ -77,12 +109,11 @@ class Harness:
         Raises:
             UserError: it cannot work on this host.
         """
-        kind = self.settings.launcher
+        kind = self.choice.kind
         if kind is LauncherKind.CONTAINER:
-            raise UserError(
-                "--triton-launcher container is not built yet. Use process (a tritonserver of this "
-                "host, or the embedded runtime) or attach (a running server, --triton-url)."
-            )
+            launcher = self._container_launcher()
+            launcher.prepare(self.progress)
+            return launcher
         if kind is LauncherKind.ATTACH:
             from pytest_vllm_triton.launchers.attach import AttachLauncher
 
@@ -111,6 +142,33 @@ class Harness:
             work_dir=self.work_dir,
         )
 
+    def _container_launcher(self) -> ContainerLauncher:
+        from pytest_vllm_triton.launchers.container import ContainerLauncher, ContainerOptions
+        from pytest_vllm_triton.paths import cache_home
+
+        settings = self.settings
+        options = ContainerOptions(
+            settings.image or DEFAULT_IMAGE, settings.gpus, settings.ipc, settings.shm_size
+        )
+        hub = hub_cache()
+        path = self.model.path
+        # Of the hub's cache the whole: its snapshots are links to files elsewhere in it.
+        own = [path] if path is not None and hub not in path.parents else []
+        checkpoints = cache_home() / "checkpoints"
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        visible = [checkpoints, *(folder for folder in own if checkpoints not in folder.parents)]
+        return ContainerLauncher(options, self.work_dir, visible, hub_cache=hub)
+
+    @property
+    def server_python(self) -> ServerPython | None:
+        """The servers' Python, where scripts can be run in it."""
+        if self.choice.kind is LauncherKind.CONTAINER:
+            from pytest_vllm_triton.launchers.container import ContainerLauncher
+
+            assert isinstance(self.launcher, ContainerLauncher)
+            return self.launcher
+        return self.runtime
+
     @cached_property
     def local_tritonserver(self) -> Path | None:
         """The tritonserver of this host: the given one, else the one on PATH."""
@@ -123,10 +181,7 @@ class Harness:
 
     @property
     def _uses_embedded_runtime(self) -> bool:
-        return (
-            self.settings.launcher in (LauncherKind.AUTO, LauncherKind.PROCESS)
-            and self.local_tritonserver is None
-        )
+        return self.choice.kind is LauncherKind.PROCESS and self.local_tritonserver is None
 
     @cached_property
     def work_dir(self) -> Path:
@@ -144,8 +199,10 @@ class Harness:
         return resolve_model(self.settings, self.progress)
 
     @property
-    def backend_dir(self) -> Path:
-        """The vLLM backend under test."""
+    def backend_dir(self) -> Path | None:
+        """The vLLM backend under test; None: the one that the image holds."""
+        if self.settings.backend_of_image:
+            return None
         return self.settings.backend_dir or assets.backend_dir()
 
     def prepare(self) -> None:
@@ -226,14 +283,17 @@ class Harness:
             ServerFailed: it did not get ready.
         """
         started = time.monotonic()
-        ready = False
+        ready, command = False, ""
         try:
             handle = self.launcher.launch(
                 spec, timeout=self.settings.boot_timeout, on_progress=self.progress
             )
-            ready = True
+            ready, command = True, handle.reproduce()
+        except ServerFailed as failure:
+            command = failure.command
+            raise
         finally:
-            self.boots.append(Boot(purpose, time.monotonic() - started, ready))
+            self.boots.append(Boot(purpose, time.monotonic() - started, ready, command))
         self.servers.append(handle)
         return handle
 
@@ -244,32 +304,33 @@ class Harness:
     def reference_texts(self, prompts: Sequence[str], sampling: Mapping[str, Any]) -> list[str]:
         """What vLLM itself, without Triton, generates for these prompts with the same arguments.
 
-        Needs the embedded runtime: vLLM is run in its environment.
+        Needs `server_python`.
 
         Args:
             sampling: keyword arguments of vLLM's SamplingParams.
         """
-        assert self.runtime is not None
+        assert self.server_python is not None
         job = {
             "engine_args": self.model_spec().engine_args,
             "prompts": list(prompts),
             "sampling": dict(sampling),
         }
         script = Path(__file__).with_name("reference_engine.py").read_text(encoding="utf-8")
-        self._references += 1
-        result = self.work_dir / f"reference-{self._references}.json"
-        done = self.runtime.run_python(
-            script, [json.dumps(job), str(result)], timeout=self.settings.boot_timeout
+        done = self.server_python.run_python(
+            script, [json.dumps(job)], timeout=self.settings.boot_timeout
         )
-        if done.returncode != 0 or not result.is_file():
+        told = [line for line in done.stdout.splitlines() if line.startswith(REFERENCE)]
+        if done.returncode != 0 or not told:
             raise ServerFailed("vLLM without Triton failed", done.stderr[-4000:])
-        return list(json.loads(result.read_text(encoding="utf-8")))
+        return list(json.loads(told[-1].removeprefix(REFERENCE)))
 
     def close(self) -> None:
         """Stop every server that still runs, the last one started first."""
         while self.servers:
             self.servers.pop().stop()
         self._shared = None
+        if "launcher" in self.__dict__:
+            self.launcher.close()
 
     def describe(self) -> dict[str, str]:
         """What is under test, for the header and the report. Boots and downloads nothing."""
@@ -279,16 +340,19 @@ class Harness:
         facts["model"] = self._describe_model()
         if self.settings.launcher is not LauncherKind.ATTACH:
             own = "" if self.settings.backend_dir else " (this package's)"
-            facts["backend"] = f"{self.backend_dir}{own}"
+            facts["backend"] = f"{self.backend_dir}{own}" if self.backend_dir else "the image's"
+        lines = [boot.command for boot in self.boots if boot.command]
+        if lines and self.choice.kind is LauncherKind.CONTAINER:
+            facts["by hand"] = lines[0]  # the shared server's, as a rule
         return facts
 
     def _describe_launcher(self) -> str:
         settings = self.settings
         if settings.launcher is LauncherKind.ATTACH:
             return f"attach: {settings.url}"
-        if settings.launcher is LauncherKind.CONTAINER:
-            return "container"
-        why = "asked for" if settings.launcher is LauncherKind.PROCESS else "auto"
+        why = self.choice.why
+        if self.choice.kind is LauncherKind.CONTAINER:
+            return f"container ({why}): {self._describe_container()}"
         if self.local_tritonserver is not None:
             return f"process ({why}): {self.local_tritonserver}"
         from pytest_vllm_triton import runtime
@@ -301,6 +365,17 @@ class Harness:
             f"process ({why}): Triton {found.triton_version}, vLLM {found.vllm_version} on the CPU "
             "(embedded runtime)"
         )
+
+    def _describe_container(self) -> str:
+        from pytest_vllm_triton.launchers.container import ContainerLauncher, ContainerOptions
+
+        if "launcher" in self.__dict__:
+            return self.launcher.describe()
+        settings = self.settings
+        options = ContainerOptions(
+            settings.image or DEFAULT_IMAGE, settings.gpus, settings.ipc, settings.shm_size
+        )
+        return ContainerLauncher(options, Path()).describe()
 
     def _describe_model(self) -> str:
         extra = f" + {dict(self.settings.model_json)}" if self.settings.model_json else ""

@@ -26,6 +26,10 @@ from pytest_vllm_triton.requirements import Level, load_catalogue
 from pytest_vllm_triton.suggest import did_you_mean, nearest_sibling
 
 KNOWN_ANSWER = "known-answer"
+#: The value of --triton-backend-dir that means the backend which the image holds.
+IMAGE_BACKEND = "image"
+#: The image of --triton-launcher container where none is given.
+DEFAULT_IMAGE = "nvcr.io/nvidia/tritonserver:26.07-vllm-python-py3"
 
 
 class LauncherKind(Enum):
@@ -120,7 +124,34 @@ def _executable(text: str) -> Path:
     return path
 
 
-def _backend_dir(text: str) -> Path:
+def _image(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-zA-Z0-9._\-/:@]*", text):
+        raise UserError(
+            f"{text!r} is not the name of an image, such as {DEFAULT_IMAGE}: names have no spaces "
+            "and begin with a lower-case letter or a digit."
+        )
+    return text
+
+
+def _gpus(text: str) -> str:
+    names = [name.strip() for name in text.split(",")]
+    if text.lower() in ("all", "none"):
+        return text.lower()
+    if not all(re.fullmatch(r"\d+|GPU-[0-9a-fA-F-]+|MIG-[0-9a-fA-F-]+", name) for name in names):
+        raise UserError(f"{text!r} is not all, none, or GPUs such as 0 or 0,1.")
+    return ",".join(dict.fromkeys(names))
+
+
+def _size(text: str) -> str:
+    if not re.fullmatch(r"[1-9]\d*[bkmg]?", text, re.IGNORECASE):
+        raise UserError(f"{text!r} is not a size such as 1G, 512m or a number of bytes.")
+    return text
+
+
+def _backend_dir(text: str) -> Path | None:
+    """The folder; None for the backend that the image holds."""
+    if text == IMAGE_BACKEND:
+        return None
     path = Path(text).expanduser().absolute()
     if not path.is_dir():
         raise UserError(f"{text!r} is not a directory.{nearest_sibling(path)}")
@@ -234,6 +265,35 @@ OPTIONS: tuple[Option, ...] = (
         "how to get a server: auto (default), container, process or attach",
     ),
     Option(
+        "--triton-image",
+        _image,
+        None,
+        "IMAGE",
+        f"the image to start containers of; it selects the container launcher (its default: "
+        f"{DEFAULT_IMAGE})",
+    ),
+    Option(
+        "--triton-gpus",
+        _gpus,
+        None,
+        "all|none|0,1",
+        "the GPUs of containers (default: all that this host has)",
+    ),
+    Option(
+        "--triton-ipc",
+        _choice("private", "host"),
+        "private",
+        "private|host",
+        "whose /dev/shm containers use: their own (default) or this host's",
+    ),
+    Option(
+        "--triton-shm-size",
+        _size,
+        "1G",
+        "SIZE",
+        "the size of a container's own /dev/shm",
+    ),
+    Option(
         "--triton-server-bin",
         _executable,
         None,
@@ -246,7 +306,8 @@ OPTIONS: tuple[Option, ...] = (
         _backend_dir,
         None,
         "DIR",
-        "the vLLM backend under test (default: the one in this package)",
+        "the vLLM backend under test (default: the one in this package); image: the one that the "
+        "image holds",
     ),
     Option(
         "--triton-url",
@@ -350,8 +411,13 @@ class Settings:
     model_json: Mapping[str, Any]
     vllm_version: str | None
     launcher: LauncherKind
+    image: str | None
+    gpus: str | None
+    ipc: str
+    shm_size: str
     server_bin: Path | None
     backend_dir: Path | None
+    backend_of_image: bool
     url: str | None
     grpc_url: str | None
     metrics_url: str | None
@@ -409,14 +475,32 @@ def load_settings(config: pytest.Config) -> Settings:
         raise pytest.UsageError(
             "--triton-launcher attach needs --triton-url, e.g. http://localhost:8000"
         )
+    if values["triton_image"] and launcher is LauncherKind.AUTO:
+        launcher = LauncherKind.CONTAINER
+    if launcher is LauncherKind.CONTAINER and values["triton_server_bin"]:
+        raise pytest.UsageError(
+            "--triton-server-bin is a program of this host, for --triton-launcher process; a "
+            "container runs the tritonserver of its image"
+        )
+    backend_of_image = "triton_backend_dir" in given and values["triton_backend_dir"] is None
+    if backend_of_image and launcher is not LauncherKind.CONTAINER:
+        raise pytest.UsageError(
+            "--triton-backend-dir image needs an image: --triton-image, or --triton-launcher "
+            "container (a folder of this name is ./image)"
+        )
     return Settings(
         model=values["vllm_model"],
         model_is_explicit="vllm_model" in given,
         model_json=values["vllm_model_json"] or {},
         vllm_version=values["vllm_version"],
         launcher=launcher,
+        image=values["triton_image"],
+        gpus=values["triton_gpus"],
+        ipc=values["triton_ipc"],
+        shm_size=values["triton_shm_size"],
         server_bin=values["triton_server_bin"],
         backend_dir=values["triton_backend_dir"],
+        backend_of_image=backend_of_image,
         url=values["triton_url"],
         grpc_url=values["triton_grpc_url"],
         metrics_url=values["triton_metrics_url"],

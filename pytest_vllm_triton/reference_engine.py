@@ -1,14 +1,15 @@
-"""Run by the embedded runtime's Python: what vLLM generates without Triton.
+"""Run by the servers' Python: what vLLM generates without Triton.
 
-Arguments: {"engine_args": {...}, "prompts": [...], "sampling": {...}} as JSON, and the path of the
-file to write: a JSON list of texts. Imports nothing of this package, which is not there.
+Argument: {"engine_args": {...}, "prompts": [...], "sampling": {...}} as JSON. On a line of standard
+output of its own it writes "reference texts: " and a JSON list. Imports nothing of this package,
+which is not there.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
-from pathlib import Path
 
 
 def main() -> None:
@@ -18,8 +19,8 @@ def main() -> None:
     engine = LLM(**job["engine_args"])
     outputs = engine.generate(job["prompts"], SamplingParams(**job["sampling"]))
     texts = [output.outputs[0].text for output in outputs]
-    # Not to standard output, which vLLM's processes write to until they end.
-    Path(sys.argv[2]).write_text(json.dumps(texts), encoding="utf-8")
+    # In one piece, on a line of its own: vLLM's processes write there too, until they end.
+    os.write(1, f"\nreference texts: {json.dumps(texts)}\n".encode())
 
 
 if __name__ == "__main__":

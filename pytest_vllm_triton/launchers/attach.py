@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+import signal
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pytest_vllm_triton.errors import ServerFailed, UserError
-from pytest_vllm_triton.launchers.base import Endpoints, Progress, ServerHandle, ServerSpec
+from pytest_vllm_triton.launchers.base import (
+    Endpoints,
+    Progress,
+    ServerHandle,
+    ServerProcess,
+    ServerSpec,
+)
 from pytest_vllm_triton.launchers.readiness import http_client, not_ready
-
-if TYPE_CHECKING:
-    import psutil
 
 #: A server that is to be attached to is there already: it answers soon or not at all.
 ANSWER_SECONDS = 5.0
@@ -45,6 +49,9 @@ class AttachLauncher:
 
     def describe(self) -> str:
         return f"attach ({self.endpoints.http})"
+
+    def close(self) -> None:
+        """Nothing: it holds nothing."""
 
     def launch(
         self,
@@ -99,7 +106,19 @@ class AttachedHandle(ServerHandle):
     def exit_code(self) -> int | None:
         return None
 
-    def processes(self) -> list[psutil.Process]:
+    def processes(self) -> list[ServerProcess]:
+        return []
+
+    def main_process(self) -> None:
+        return None
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Nothing: it is not ours to signal."""
+
+    def regions_of(self, processes: Iterable[ServerProcess]) -> set[str]:
+        return set()
+
+    def regions_left(self, names: Iterable[str]) -> list[str]:
         return []
 
     def stop(self, timeout: float | None = None) -> int | None:

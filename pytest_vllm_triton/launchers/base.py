@@ -7,27 +7,30 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
-
-if TYPE_CHECKING:
-    import psutil
+from typing import Any, Literal, Protocol
 
 Progress = Callable[[str], None]
+
+#: The ``shm_domain`` of servers that use this host's own /dev/shm.
+HOST_SHM = "host"
 
 _TABLE = re.compile(r"[+|]")
 _HELP = re.compile(r"Usage: |\s+--|\t|[A-Z][A-Za-z/ ]*:$")
 
 __all__ = [
+    "HOST_SHM",
     "Endpoints",
     "Launcher",
     "ModelSpec",
     "Progress",
     "ServerHandle",
     "ServerLog",
+    "ServerProcess",
     "ServerSpec",
     "StopReport",
 ]
@@ -92,21 +95,24 @@ class ServerSpec:
     Attributes:
         models: the model repository's content.
         backend_dir: the vLLM backend under test. It is copied, without ``__pycache__``, so that a
-            run keeps what it started with and the source folder is never written to.
+            run keeps what it started with and the source folder is never written to. None: the
+            one that the server's image holds.
         args: more tritonserver flags. Those that the launcher needs for itself are refused.
         env: more environment variables of the server.
         load: the models loaded at start in explicit mode. None: all of them.
         control_mode: Triton's model control mode.
         shm_prefix: the prefix of the server's shared-memory regions. None: a unique one is made.
+        shm_domain: that of another server whose /dev/shm this one is to share. None: no matter.
     """
 
     models: tuple[ModelSpec, ...]
-    backend_dir: Path
+    backend_dir: Path | None
     args: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
     load: tuple[str, ...] | None = None
     control_mode: Literal["explicit", "none"] = "explicit"
     shm_prefix: str | None = None
+    shm_domain: str | None = None
 
     @property
     def started_models(self) -> tuple[str, ...]:
@@ -181,6 +187,38 @@ class StopReport:
     swept: tuple[str, ...] = ()
 
 
+class ServerProcess(Protocol):
+    """A process of a server, as far as the suite looks at it; psutil.Process is one.
+
+    Once it has ended, its methods may raise psutil.NoSuchProcess.
+    """
+
+    @property
+    def pid(self) -> int:
+        """As the server's own processes see it: in a container that is not this host's number."""
+        ...
+
+    def name(self) -> str: ...
+
+    def cmdline(self) -> list[str]: ...
+
+    def status(self) -> str:
+        """In psutil's words."""
+        ...
+
+    def num_fds(self) -> int:
+        """How many file descriptors it has open."""
+        ...
+
+    def is_running(self) -> bool:
+        """Whether it is there; a zombie is."""
+        ...
+
+    def kill(self) -> None: ...
+
+    def children(self, recursive: bool = False) -> Sequence[ServerProcess]: ...
+
+
 @dataclass
 class ServerHandle(ABC):
     """A server, whichever launcher gave it.
@@ -192,7 +230,11 @@ class ServerHandle(ABC):
         spec: what it was started from; None for attached servers.
         boot_seconds: from the start to ready.
         model_repository: the folder it serves; None where it cannot be seen.
+        backend_folder: its vLLM backend, as this host sees the folder; None where it cannot.
+        backend_path: the same folder as the server sees it; "" where that is not known.
+        metrics_address: host and port of its metrics page, also where that is off; "": not known.
         shm_prefix: the prefix of its shared-memory regions, where known.
+        shm_domain: equal for servers that share one /dev/shm; "" where it is not known.
         command: the command line that started it; empty for attached servers.
         environment: what its environment adds to ours (None: taken out), to reproduce it by hand.
         stop_report: what :meth:`stop` or :meth:`kill` found; None while it runs.
@@ -204,7 +246,11 @@ class ServerHandle(ABC):
     spec: ServerSpec | None = None
     boot_seconds: float = 0.0
     model_repository: Path | None = None
+    backend_folder: Path | None = None
+    backend_path: str = ""
+    metrics_address: str = ""
     shm_prefix: str | None = None
+    shm_domain: str = ""
     command: list[str] = field(default_factory=list)
     environment: dict[str, str | None] = field(default_factory=dict)
     stop_report: StopReport | None = None
@@ -212,7 +258,7 @@ class ServerHandle(ABC):
     @property
     @abstractmethod
     def server_pid(self) -> int | None:
-        """The process id of tritonserver; None where it is not ours to know."""
+        """The process id of tritonserver on this host; None where it is not ours to know."""
 
     @abstractmethod
     def is_running(self) -> bool:
@@ -223,8 +269,33 @@ class ServerHandle(ABC):
         """The server's exit status once it has ended by itself or was stopped; else None."""
 
     @abstractmethod
-    def processes(self) -> list[psutil.Process]:
+    def processes(self) -> Sequence[ServerProcess]:
         """The server and all its descendants, orphaned ones too; empty for attached servers."""
+
+    @abstractmethod
+    def main_process(self) -> ServerProcess | None:
+        """That of tritonserver itself; None where it has ended or cannot be seen."""
+
+    @abstractmethod
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send tritonserver a signal, if it still runs."""
+
+    @abstractmethod
+    def regions_of(self, processes: Iterable[ServerProcess]) -> set[str]:
+        """Names of the shared-memory regions that these processes of it have mapped or open."""
+
+    @abstractmethod
+    def regions_left(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that are still in the /dev/shm that the server uses."""
+
+    @property
+    def leaves_shm_when_killed(self) -> bool:
+        """Whether a SIGKILL of tritonserver leaves shared memory, whatever the backend does.
+
+        So in a container: all its processes end at once, and none is left that could clean up. It
+        does not matter where the container's own /dev/shm ends with it.
+        """
+        return False
 
     @abstractmethod
     def stop(self, timeout: float | None = None) -> int | None:
@@ -239,13 +310,22 @@ class ServerHandle(ABC):
         """End the server and all its descendants at once (SIGKILL), and sweep after them."""
 
     def reproduce(self) -> str:
-        """A shell command that starts the same server by hand; "" for attached servers."""
+        """A shell command that starts the same server by hand; "" for attached servers.
+
+        It does not show secrets.
+        """
         import shlex
+
+        from pytest_vllm_triton.launchers.redact import MASK, is_secret
 
         if not self.command:
             return ""
         unset = [f"-u {shlex.quote(k)}" for k, v in self.environment.items() if v is None]
-        added = [f"{k}={shlex.quote(v)}" for k, v in self.environment.items() if v is not None]
+        added = [
+            f"{name}={MASK if is_secret(name) else shlex.quote(value)}"
+            for name, value in self.environment.items()
+            if value is not None
+        ]
         prefix = ["env", *unset, *added] if unset or added else []
         return " ".join([*prefix, *(shlex.quote(word) for word in self.command)])
 
@@ -271,4 +351,8 @@ class Launcher(Protocol):
         on_progress: Progress | None = None,
     ) -> ServerHandle:
         """A server that is ready; raises ServerFailed or UserError, leaving nothing behind."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the launcher holds beside its servers; harmless when called again."""
         ...

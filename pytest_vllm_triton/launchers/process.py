@@ -6,62 +6,47 @@ import contextlib
 import os
 import re
 import secrets
-import shutil
+import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_vllm_triton.errors import UserError
+from pytest_vllm_triton.launchers import supervisor
 from pytest_vllm_triton.launchers.base import (
+    HOST_SHM,
     Endpoints,
     Progress,
     ServerHandle,
     ServerLog,
+    ServerProcess,
     ServerSpec,
+)
+from pytest_vllm_triton.launchers.flags import (
+    EXIT_TIMEOUT_SECONDS,
+    STOP_MARGIN_SECONDS,
+    check_spec,
+    exit_timeout,
+    metrics_off,
+    model_flags,
+    python_backend_flags,
 )
 from pytest_vllm_triton.launchers.ports import LOOPBACK, reserved_ports
 from pytest_vllm_triton.launchers.readiness import PortTaken, wait_ready
-from pytest_vllm_triton.launchers.repository import write_repository
+from pytest_vllm_triton.launchers.repository import copy_backend, write_repository
 from pytest_vllm_triton.launchers.supervised import Supervised
 
 if TYPE_CHECKING:
     import psutil
 
-#: Triton's own default of --exit-timeout-secs; a graceful stop may take that long.
-EXIT_TIMEOUT_SECONDS = 30
 #: How long a server may live on when pytest has died: SIGTERM, then SIGKILL after this. Short: the
 #: sweep needs no help of the server's, and on a busy machine the kernel takes seconds to free the
 #: memory of a killed engine.
 ORPHAN_GRACE_SECONDS = 2.0
-#: The python backend gives up on a stub that is silent this long; importing vLLM takes a while.
-STUB_TIMEOUT_SECONDS = 300
-#: What a graceful stop may take beyond Triton's own exit timeout.
-STOP_MARGIN_SECONDS = 10.0
 PORT_ATTEMPTS = 3
 
-#: Flags that the launcher sets; a second value would break what the handle says of the server.
-OWN_FLAGS = frozenset(
-    {
-        "--http-port",
-        "--http-address",
-        "--grpc-port",
-        "--grpc-address",
-        "--metrics-port",
-        "--metrics-address",
-        "--model-repository",
-        "--model-store",
-        "--model-control-mode",
-        "--load-model",
-        "--backend-directory",
-        "--log-file",
-        "--allow-http",
-        "--allow-grpc",
-        "--allow-sagemaker",
-        "--allow-vertex-ai",
-    }
-)
 #: Variables of pytest's own Python that would mislead the Python inside the server.
 DROPPED_VARIABLES = re.compile(r"PYTHON|PYTEST_|COVERAGE_|COV_CORE_|VIRTUAL_ENV|CONDA_|__PYVENV")
 
@@ -91,6 +76,9 @@ class ProcessLauncher:
     def describe(self) -> str:
         return f"process ({self.tritonserver})"
 
+    def close(self) -> None:
+        """Nothing: each server has a supervisor of its own, which ends with it."""
+
     def launch(
         self,
         spec: ServerSpec,
@@ -115,20 +103,13 @@ class ProcessLauncher:
         raise AssertionError("unreachable")
 
     def _check(self, spec: ServerSpec) -> None:
-        for flag in (word.partition("=")[0] for word in spec.args):
-            if flag in OWN_FLAGS:
-                raise UserError(f"tritonserver's {flag} is the launcher's own to set.")
+        check_spec(spec)
         if not os.access(self.tritonserver, os.X_OK):
             raise UserError(f"{self.tritonserver} is not an executable tritonserver.")
         if not (self.backends / "python").is_dir():
             raise UserError(f"{self.backends} holds no 'python' backend for Triton.")
-        if not spec.backend_dir.is_dir():
-            raise UserError(f"The backend directory {spec.backend_dir} does not exist.")
-        uses_vllm = any(re.search(r'backend\s*:\s*"vllm"', model.config) for model in spec.models)
-        if uses_vllm and not (spec.backend_dir / "model.py").is_file():
-            nested = spec.backend_dir / "src"
-            hint = f" Did you mean {nested}?" if (nested / "model.py").is_file() else ""
-            raise UserError(f"The backend directory {spec.backend_dir} has no model.py.{hint}")
+        if spec.backend_dir is None:
+            raise UserError("The backend of an image is tested with --triton-launcher container.")
 
     def _launch_once(
         self, spec: ServerSpec, timeout: float, on_progress: Progress | None
@@ -138,27 +119,20 @@ class ProcessLauncher:
         folder.mkdir(parents=True)
         repository = write_repository(spec.models, folder / "models")
         backends = self._private_backends(spec, folder / "backends")
-        metrics = not _metrics_off(spec.args)
+        metrics = not metrics_off(spec.args)
         with reserved_ports(3) as ports:
             http, grpc, metrics_port = ports
             command = [
                 str(self.tritonserver),
-                f"--model-repository={repository}",
+                *model_flags(spec, repository),
                 f"--backend-directory={backends}",
-                f"--model-control-mode={spec.control_mode}",
-                *(
-                    f"--load-model={name}"
-                    for name in spec.started_models
-                    if spec.control_mode == "explicit"
-                ),
                 f"--http-address={LOOPBACK}",
                 f"--http-port={http}",
                 f"--grpc-address={LOOPBACK}",
                 f"--grpc-port={grpc}",
                 f"--metrics-address={LOOPBACK}",
                 f"--metrics-port={metrics_port}",
-                f"--backend-config=python,shm-region-prefix-name={prefix}",
-                f"--backend-config=python,stub-timeout-seconds={STUB_TIMEOUT_SECONDS}",
+                *python_backend_flags(prefix),
                 *spec.args,
             ]
             environment = self._environment(spec)
@@ -179,11 +153,15 @@ class ProcessLauncher:
                 log=ServerLog(folder / "triton.log"),
                 spec=spec,
                 model_repository=repository,
+                backend_folder=backends / "vllm",
+                backend_path=str(backends / "vllm"),
+                metrics_address=f"{LOOPBACK}:{metrics_port}",
                 shm_prefix=prefix,
+                shm_domain=HOST_SHM,
                 command=command,
                 environment=_difference(environment),
                 process=process,
-                exit_timeout=_exit_timeout(spec.args),
+                exit_timeout=exit_timeout(spec.args),
             )
             try:
                 handle.process.wait_started()
@@ -196,9 +174,8 @@ class ProcessLauncher:
     def _private_backends(self, spec: ServerSpec, folder: Path) -> Path:
         folder.mkdir()
         (folder / "python").symlink_to((self.backends / "python").resolve())
-        shutil.copytree(
-            spec.backend_dir, folder / "vllm", ignore=shutil.ignore_patterns("__pycache__")
-        )
+        assert spec.backend_dir is not None
+        copy_backend(spec.backend_dir, folder / "vllm")
         return folder
 
     def _environment(self, spec: ServerSpec) -> dict[str, str]:
@@ -232,6 +209,30 @@ class ProcessHandle(ServerHandle):
                 found.append(psutil.Process(pid))
         return found
 
+    def main_process(self) -> psutil.Process | None:
+        import psutil
+
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if self.server_pid is not None and self.is_running():
+                return psutil.Process(self.server_pid)
+        return None
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.server_pid is not None and self.is_running():
+            os.kill(self.server_pid, number)
+
+    def regions_of(self, processes: Iterable[ServerProcess]) -> set[str]:
+        named = supervisor.identities(supervisor.list_regions())
+        names: set[str] = set()
+        for process in processes:
+            with contextlib.suppress(OSError):
+                used = supervisor.regions_of(process.pid)
+                names |= {named[key] for key in used if key in named}
+        return names
+
+    def regions_left(self, names: Iterable[str]) -> list[str]:
+        return sorted(supervisor.list_regions().intersection(names))
+
     def stop(self, timeout: float | None = None) -> int | None:
         grace = self.exit_timeout + STOP_MARGIN_SECONDS if timeout is None else timeout
         self.stop_report = self.process.end(grace)
@@ -239,25 +240,6 @@ class ProcessHandle(ServerHandle):
 
     def kill(self) -> None:
         self.stop_report = self.process.end(0.0)
-
-
-def flag_value(args: Sequence[str], flag: str) -> str | None:
-    """The last value of a flag, given as ``--flag=value`` or as two words; None without it."""
-    value = None
-    for position, word in enumerate(args):
-        name, equals, given = word.partition("=")
-        if name == flag:
-            value = given if equals else "".join(args[position + 1 : position + 2])
-    return value
-
-
-def _metrics_off(args: Sequence[str]) -> bool:
-    return (flag_value(args, "--allow-metrics") or "").lower() in {"false", "0"}
-
-
-def _exit_timeout(args: Sequence[str]) -> float:
-    value = flag_value(args, "--exit-timeout-secs") or ""
-    return float(value) if value.isdigit() else EXIT_TIMEOUT_SECONDS
 
 
 def _difference(environment: Mapping[str, str]) -> dict[str, str | None]:

@@ -1,7 +1,8 @@
-"""Write model specifications as a Triton model repository."""
+"""Write what a server is given: a model repository, and a copy of the backend."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -36,6 +37,12 @@ def write_model(model: ModelSpec, root: Path) -> Path:
         )
         raise RuntimeError(f"the model in {folder} is not what was asked: {', '.join(wrong)}")
     return folder
+
+
+def copy_backend(source: Path, target: Path) -> Path:
+    """Copy a backend's folder without compiled files, which may be those of another Python."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+    return target
 
 
 def _files(model: ModelSpec) -> Iterator[tuple[PurePosixPath, bytes]]:

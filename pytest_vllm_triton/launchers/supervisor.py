@@ -203,6 +203,21 @@ def regions_of(pid: int) -> set[Identity]:
     return used
 
 
+def remove_unused(names: set[str]) -> list[str]:
+    """Remove those of these regions that no process uses; the names of those that went."""
+    by_identity = identities(names & list_regions())
+    for pid in all_processes() if by_identity else ():
+        with contextlib.suppress(OSError):
+            for identity in regions_of(pid) & by_identity.keys():
+                del by_identity[identity]
+    removed = []
+    for name in sorted(by_identity.values()):
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(SHM, name))
+            removed.append(name)
+    return removed
+
+
 def sees_all_processes() -> bool:
     """False inside a container: others may share its /dev/shm whose processes it cannot see."""
     try:
@@ -261,17 +276,7 @@ class Regions:
                 names.add(name)
             elif REGION_NAMES.match(name) and sees_all_processes():
                 names.add(name)  # made just before its maker died
-        by_identity = identities(names & list_regions())
-        for pid in all_processes() if by_identity else ():
-            with contextlib.suppress(OSError):
-                for identity in regions_of(pid) & by_identity.keys():
-                    del by_identity[identity]
-        removed = []
-        for name in sorted(by_identity.values()):
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.join(SHM, name))
-                removed.append(name)
-        return removed
+        return remove_unused(names)
 
 
 # --- the supervisor --------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pytest_vllm_triton.verdicts import Verdict
 
 _UNDECIDED = (Verdict.UNTESTED, Verdict.NOT_APPLICABLE)
 # Facts about a run that differ without meaning anything.
-_INCIDENTAL = ("boots",)
+_INCIDENTAL = ("boots", "by hand")
 
 
 class Kind(Enum):

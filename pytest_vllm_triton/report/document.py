@@ -45,7 +45,13 @@ def build_document(
         "verdict": gate.sentence(),
         "environment": dict(environment),
         "boots": [
-            {"purpose": b.purpose, "seconds": round(b.seconds, 1), "ready": b.ready} for b in boots
+            {
+                "purpose": b.purpose,
+                "seconds": round(b.seconds, 1),
+                "ready": b.ready,
+                "command": b.command,
+            }
+            for b in boots
         ],
         "totals": {v.value: totals[v] for v in Verdict},
         "groups": {k: name for k, name in results.catalogue.groups.items() if k in shown},

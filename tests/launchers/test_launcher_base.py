@@ -11,8 +11,8 @@ import pytest
 
 from pytest_vllm_triton.launchers import repository
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerLog, ServerSpec
+from pytest_vllm_triton.launchers.flags import flag_value
 from pytest_vllm_triton.launchers.ports import reserved_ports
-from pytest_vllm_triton.launchers.process import flag_value
 from pytest_vllm_triton.launchers.repository import write_repository
 
 

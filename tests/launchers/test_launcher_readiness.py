@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,7 +15,7 @@ import psutil
 import pytest
 
 from pytest_vllm_triton.errors import ServerFailed
-from pytest_vllm_triton.launchers.base import Endpoints, ServerHandle, ServerLog
+from pytest_vllm_triton.launchers.base import Endpoints, ServerHandle, ServerLog, ServerProcess
 from pytest_vllm_triton.launchers.readiness import PortTaken, wait_ready
 
 
@@ -33,6 +34,18 @@ class Handle(ServerHandle):
         return self.code
 
     def processes(self) -> list[psutil.Process]:
+        return []
+
+    def main_process(self) -> None:
+        return None
+
+    def send_signal(self, number: signal.Signals) -> None:
+        pass
+
+    def regions_of(self, processes: Iterable[ServerProcess]) -> set[str]:
+        return set()
+
+    def regions_left(self, names: Iterable[str]) -> list[str]:
         return []
 
     def stop(self, timeout: float | None = None) -> int | None:

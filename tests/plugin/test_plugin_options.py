@@ -19,6 +19,10 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
     "--vllm-model-json": ('{"a": 1}', {"a": 1}, "{}", {}),
     "--vllm-version": ("0.27.1", "0.27.1", "0.31.0", "0.31.0"),
     "--triton-launcher": ("process", LauncherKind.PROCESS, "Container", LauncherKind.CONTAINER),
+    "--triton-image": ("nvcr.io/x/y:1", "nvcr.io/x/y:1", "z@sha256:0", "z@sha256:0"),
+    "--triton-gpus": ("0,1", "0,1", "All", "all"),
+    "--triton-ipc": ("host", "host", "Private", "private"),
+    "--triton-shm-size": ("16m", "16m", "2G", "2G"),
     "--triton-server-bin": ("one/bin", "one/bin", "two/bin", "two/bin"),
     "--triton-backend-dir": ("one", "one", "two", "two"),
     "--triton-url": ("http://h:1", "http://h:1", "i:2", "http://i:2"),
@@ -318,11 +322,15 @@ def test_boot_timeout_ends_the_wait(booted: Any, monkeypatch: pytest.MonkeyPatch
     assert "1 s" in booted("--triton-boot-timeout=1")
 
 
-def test_container_is_not_built_yet(pytester: pytest.Pytester) -> None:
+def test_container_without_docker(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{pytester.path}/no.sock")
     pytester.makepyfile(ONE_TEST)
-    result = pytester.runpytest("--triton-launcher=container", str(pytester.path))
+    result = pytester.runpytest_subprocess("--triton-image=some/image:1", str(pytester.path))
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stdout.fnmatch_lines(["*container is not built yet. Use process*"])
+    result.stdout.fnmatch_lines(["*Docker does not run here: install it*"])
+    result.stdout.fnmatch_lines(["*container (--triton-image): some/image:1, GPUs: *"])
 
 
 def test_attach_to_nobody(pytester: pytest.Pytester) -> None:

@@ -66,8 +66,14 @@ def test_harness_tells_it(server: Server, pytester: pytest.Pytester) -> None:
     config = pytester.parseconfigure(f"--triton-url={address(server)}")
     harness = Harness(config.stash[SETTINGS], lambda: pytester.path)
     config._ensure_unconfigure()
-    handle = SimpleNamespace(endpoints=Endpoints(address(server), "127.0.0.1:1"), stop=lambda: None)
-    harness.__dict__["launcher"] = SimpleNamespace(launch=lambda *_, **__: handle)
+    handle = SimpleNamespace(
+        endpoints=Endpoints(address(server), "127.0.0.1:1"),
+        stop=lambda: None,
+        reproduce=lambda: "",
+    )
+    harness.__dict__["launcher"] = SimpleNamespace(
+        launch=lambda *_, **__: handle, close=lambda: None
+    )
     assert "triton" not in harness.describe()
     harness.shared_server()
     assert harness.describe()["triton"] == "2.67.0"

@@ -1,0 +1,30 @@
+"""Two reports of one backend, got by different launchers, must say the same of every requirement.
+
+Usage: same_verdicts.py ONE.json OTHER.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+
+def verdicts(path: str) -> dict[str, str]:
+    report = json.loads(Path(path).read_text(encoding="utf-8"))
+    return {row["id"]: row["verdict"] for row in report["requirements"]}
+
+
+def main(one: str, other: str) -> int:
+    first, second = verdicts(one), verdicts(other)
+    differing = [
+        f"{key}: {first.get(key, 'absent')} in {one}, {second.get(key, 'absent')} in {other}"
+        for key in sorted(first.keys() | second.keys())
+        if first.get(key) != second.get(key)
+    ]
+    print("\n".join(differing) or f"the same verdicts on {len(first)} requirements")
+    return 1 if differing or not first else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,68 @@
+"""Which launcher ``auto`` means on this host, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pytest_vllm_triton.errors import UserError
+from pytest_vllm_triton.options import DEFAULT_IMAGE, LauncherKind, Settings
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A launcher.
+
+    Attributes:
+        why: for the header.
+    """
+
+    kind: LauncherKind
+    why: str
+
+
+def choose(
+    settings: Settings,
+    *,
+    has_gpu: Callable[[], bool] | None = None,
+    find_image: Callable[[str], bool] | None = None,
+) -> Choice:
+    """The launcher that the settings ask for; never ``auto``.
+
+    ``auto`` is a container where this host has a GPU, Docker and NVIDIA's image, and else a
+    process. It pulls nothing: an image of many gigabytes is for the user to ask for.
+
+    Args:
+        has_gpu: whether this host has a GPU.
+        find_image: whether an image is here; raises UserError where there is no Docker.
+    """
+    if settings.launcher is not LauncherKind.AUTO:
+        by_image = settings.launcher is LauncherKind.CONTAINER and settings.image is not None
+        return Choice(settings.launcher, "--triton-image" if by_image else "asked for")
+    if settings.server_bin is not None:
+        return Choice(LauncherKind.PROCESS, "auto: --triton-server-bin")
+    if not (has_gpu or _has_gpu)():
+        return Choice(LauncherKind.PROCESS, "auto: no GPU on this host")
+    try:
+        found = (find_image or _find_image)(DEFAULT_IMAGE)
+    except UserError:
+        return Choice(LauncherKind.PROCESS, "auto: a GPU, but no Docker")
+    if not found:
+        return Choice(LauncherKind.PROCESS, f"auto: a GPU, but not the image {DEFAULT_IMAGE}")
+    return Choice(LauncherKind.CONTAINER, "auto: a GPU, Docker and NVIDIA's image")
+
+
+def _has_gpu() -> bool:
+    from pytest_vllm_triton.launchers.engine import host_has_gpu
+
+    return host_has_gpu()
+
+
+def _find_image(name: str) -> bool:
+    from pytest_vllm_triton.launchers.engine import connect, has_image
+
+    client = connect(timeout=5)
+    try:
+        return has_image(client, name)
+    finally:
+        client.close()
