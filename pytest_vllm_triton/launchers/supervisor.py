@@ -257,10 +257,12 @@ class Regions:
     def observe(self, names: set[str], tree: list[int]) -> bool:
         """Look who uses these regions; True on news."""
         by_identity = identities(names)
-        own = set(tree)
+        processes = all_processes() if by_identity else {}
+        # With those that were started since the tree was looked at: they are no strangers.
+        own = set(tree).union(family(processes, tree))
         ours: set[str] = set()
         foreign: set[str] = set()
-        for pid in all_processes() if by_identity else ():
+        for pid in processes:
             with contextlib.suppress(OSError):
                 used = {by_identity[i] for i in regions_of(pid) if i in by_identity}
                 (ours if pid in own else foreign).update(used)

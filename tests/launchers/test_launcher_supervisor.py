@@ -353,3 +353,25 @@ def _state(process: Supervised) -> dict[str, list[str]]:
 
     state: dict[str, list[str]] = json.loads((process.folder / "supervisor-state.json").read_text())
     return state
+
+
+def test_a_region_of_a_process_that_has_just_been_started_is_ours() -> None:
+    """The tree was looked at before that: only the new process's parent is in it."""
+    name = f"pvt_test{os.getpid()}_new"
+    script = "import mmap, sys; f = open(sys.argv[1], 'r+b'); m = mmap.mmap(f.fileno(), 0); input()"
+    (SHM / name).write_bytes(b"x")
+    try:
+        with subprocess.Popen(
+            [sys.executable, "-c", script, str(SHM / name)], stdin=subprocess.PIPE
+        ) as child:
+            found = supervisor.Regions("", set())
+            status = (SHM / name).stat()
+            assert eventually(
+                lambda: (status.st_dev, status.st_ino) in supervisor.regions_of(child.pid)
+            )
+            found.observe({name}, [os.getpid()])
+            child.kill()
+        assert found.ours == {name}
+        assert not found.foreign
+    finally:
+        (SHM / name).unlink()
