@@ -1,4 +1,5 @@
-"""Two reports of one backend, got by different launchers, must say the same of every requirement.
+"""Two reports of one backend, got by different launchers, must say the same of each requirement
+that the second one checked.
 
 Usage: same_verdicts.py ONE.json OTHER.json
 """
@@ -12,18 +13,18 @@ from pathlib import Path
 
 def verdicts(path: str) -> dict[str, str]:
     report = json.loads(Path(path).read_text(encoding="utf-8"))
-    return {row["id"]: row["verdict"] for row in report["requirements"]}
+    return {row["id"]: row["verdict"] for row in report["requirements"] if row["checks"]}
 
 
 def main(one: str, other: str) -> int:
     first, second = verdicts(one), verdicts(other)
     differing = [
-        f"{key}: {first.get(key, 'absent')} in {one}, {second.get(key, 'absent')} in {other}"
-        for key in sorted(first.keys() | second.keys())
-        if first.get(key) != second.get(key)
+        f"{key}: {first.get(key, 'absent')} in {one}, {second[key]} in {other}"
+        for key in sorted(second)
+        if first.get(key) != second[key]
     ]
-    print("\n".join(differing) or f"the same verdicts on {len(first)} requirements")
-    return 1 if differing or not first else 0
+    print("\n".join(differing) or f"the same verdicts on {len(second)} requirements")
+    return 1 if differing or not second else 0
 
 
 if __name__ == "__main__":

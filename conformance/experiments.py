@@ -355,13 +355,10 @@ class Deaths:
         seen["left of a killed worker"] = living(processes)
         # A request that vLLM took before it noticed the death is like one in flight.
         for _ in range(3):
-            with self.grpc.open(metadata=[("triton_grpc_error", "true")]) as stream:
-                stream.send(greedy("tango", 8))
-                stream.half_close()
-                responses = list(stream)
-            seen["responses after the death"] = responses
-            seen["status after the death"] = stream.status
-            if not responses or not re.search(IN_FLIGHT, responses[-1].error or ""):
+            answer = self.grpc.until_error(greedy("tango", 8))
+            seen["responses after the death"] = answer.responses
+            seen["status after the death"] = answer.status
+            if not re.search(IN_FLIGHT, answer.error or ""):
                 break
         seen["seconds until unloaded"] = until(lambda: not self._is_ready(), UNLOAD_SECONDS)
         seen["state after the death"] = self._state()

@@ -272,12 +272,8 @@ def test_client_mistakes_are_invalid_argument(
     triton_grpc: GrpcClient, request_: GenerateRequest
 ) -> None:
     """Over HTTP older servers answer 400 to every code, so the code is read from gRPC."""
-    with triton_grpc.open(metadata=[("triton_grpc_error", "true")]) as stream:
-        stream.send(request_)
-        stream.half_close()
-        for _ in stream:
-            pass
-    expect.equal(f"gRPC status ({stream.detail})", stream.status, "INVALID_ARGUMENT")
+    answer = triton_grpc.until_error(request_)
+    expect.equal(f"gRPC status ({answer.error})", answer.status, "INVALID_ARGUMENT")
 
 
 @pytest.mark.requirement("ERR-020")

@@ -95,13 +95,8 @@ def test_unknown_adapter(generate: Generate) -> None:
 
 @pytest.mark.requirement("LOR-004")
 def test_unknown_adapter_is_the_clients_mistake(triton_grpc: GrpcClient, lora_model: str) -> None:
-    client = triton_grpc.for_model(lora_model)
-    with client.open(metadata=[("triton_grpc_error", "true")]) as stream:
-        stream.send(asked("nobody"))
-        stream.half_close()
-        for _ in stream:
-            pass
-    expect.equal(f"gRPC status ({stream.detail})", stream.status, "INVALID_ARGUMENT")
+    answer = triton_grpc.for_model(lora_model).until_error(asked("nobody"))
+    expect.equal(f"gRPC status ({answer.error})", answer.status, "INVALID_ARGUMENT")
 
 
 @pytest.mark.requirement("LOR-005")

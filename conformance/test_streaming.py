@@ -243,6 +243,7 @@ def test_error_leaves_the_stream_usable(triton_grpc: GrpcClient) -> None:
         stream.send(UNARY.but(id="good"))
         stream.half_close()
         responses = {response.id or "bad": response for response in stream}
+    expect.equal("ids of the responses", set(responses), {"bad", "good"})
     expect.that("error of the bad request", responses["bad"].error, bool, "an error text")
     expect.equal("error of the good request", responses["good"].error, None)
     expect.equal("status of the stream", stream.status, "OK")
@@ -250,12 +251,10 @@ def test_error_leaves_the_stream_usable(triton_grpc: GrpcClient) -> None:
 
 @pytest.mark.requirement("STR-016")
 def test_grpc_error_mode_ends_the_stream(triton_grpc: GrpcClient) -> None:
-    with triton_grpc.open(metadata=[("triton_grpc_error", "true")]) as stream:
-        stream.send(STREAM.but(sampling={"temperature": -1}))
-        stream.half_close()
-        responses = list(stream)
-    expect.equal("gRPC status", stream.status, "INVALID_ARGUMENT")
-    expect.equal("number of messages before it", len([r for r in responses if not r.error]), 0)
+    answer = triton_grpc.until_error(STREAM.but(sampling={"temperature": -1}))
+    expect.equal("gRPC status", answer.status, "INVALID_ARGUMENT")
+    messages = [response for response in answer.responses if response.error is None]
+    expect.equal("number of messages before it", len(messages), 0)
 
 
 @pytest.mark.requirement("STR-017")
@@ -274,5 +273,6 @@ def test_concurrent_streams_keep_apart(triton_grpc: GrpcClient, known_answer: Kn
             stream.send(STREAM.but(text_input=prompt, sampling=sampling, id=word))
         stream.half_close()
         for response in stream:
+            expect.one_of(f"id of a response ({response.error})", response.id, words)
             texts[response.id] += response.text
     expect.equal("joined text_output by request", texts, expected)

@@ -108,6 +108,25 @@ class GrpcClient:
             exchange.answered(_shown_responses(stream.status, responses))
         return Generation(request, responses, stream.status, stream.seconds)
 
+    def until_error(self, request: GenerateRequest) -> Generation:
+        """Send one request in the mode in which an error ends the stream, with its gRPC status.
+
+        The client does not end its side before: when both sides end such a stream at one moment,
+        Triton 24.10 can crash ("HandleCancellation called even when the context was not
+        cancelled", then signal 11).
+        """
+        responses = []
+        shown = f"gRPC ModelStreamInfer (triton_grpc_error) {request.named_inputs()}"
+        with self._transcript.record(shown) as exchange:
+            with self.open(metadata=[("triton_grpc_error", "true")]) as stream:
+                stream.send(request)
+                for response in stream:
+                    responses.append(response)
+                    if response.final:
+                        break
+            exchange.answered(_shown_responses(stream.status, responses))
+        return Generation(request, responses, stream.status, stream.seconds)
+
     def open(
         self, *, metadata: Iterable[tuple[str, str]] = (), deadline: float | None = None
     ) -> GrpcStream:
