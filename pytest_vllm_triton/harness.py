@@ -271,6 +271,14 @@ class Harness:
                 self._triton_version = triton_version(self._shared.endpoints.http)
         return self._shared
 
+    def shared_death(self, when: str) -> ServerFailed | None:
+        """That the shared server has ended by itself, e.g. "during test_x"; None while it lives."""
+        from pytest_vllm_triton.launchers.readiness import ended_by_itself
+
+        if self._shared is None or self._shared.exit_code() is None:
+            return None
+        return ended_by_itself(self._shared, when)
+
     @property
     def shared_failure(self) -> ServerFailed | None:
         """Why the shared server did not boot, if it did not."""

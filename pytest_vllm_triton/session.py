@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pytest_vllm_triton.report.checks import (
     describe_failure,
     expect_known_failure,
 )
+from pytest_vllm_triton.report.results import CheckResult
 from pytest_vllm_triton.requirements import load_catalogue
 from pytest_vllm_triton.state import HARNESS, JUDGE, SETTINGS, TRANSCRIPT
 from pytest_vllm_triton.suggest import did_you_mean
@@ -38,6 +40,7 @@ class ServerSession:
         self.harness = Harness(self._settings, self._make_work_dir, self._show)
         config.stash[HARNESS] = self.harness
         self._judge.harness = self.harness
+        self._death: ServerFailed | None = None
 
     def select(self, items: list[pytest.Item]) -> None:
         """Keep the checks of the asked level and selection, and attach their requirements.
@@ -109,6 +112,8 @@ class ServerSession:
             for server in self.harness.servers
             if server.log is not None
         }
+        if self._death is not None and "vllm_server" in getattr(item, "fixturenames", ()):
+            raise ServerFailed(self._death.reason)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -121,6 +126,7 @@ class ServerSession:
             result = check_result(item, call, report, ids, transcript, self._log_since(item))
             if result is not None:
                 if report.failed:
+                    result = self._with_death(item, result)
                     describe_failure(item, call, report, result, self._catalogue)
                 result = expect_known_failure(report, result, self._settings.known_failures)
                 setattr(report, RESULT_ATTRIBUTE, result.to_dict())
@@ -130,6 +136,15 @@ class ServerSession:
                 verdicts = item.stash.setdefault(_VERDICTS, [])
                 report.user_properties.append(("verdict", combine(verdicts).value))
         return report
+
+    def _with_death(self, item: pytest.Item, result: CheckResult) -> CheckResult:
+        """The result; if the shared server ended meanwhile, it and all that follow say so."""
+        if self._death is None:
+            self._death = self.harness.shared_death(f"during {item.name}")
+            if self._death is not None:
+                reason = f"{result.reason}\n{self._death.reason}"
+                return replace(result, reason=reason)
+        return result
 
     def pytest_unconfigure(self) -> None:
         # The fixture's finalizer has done it, unless pytest was interrupted before any fixture.

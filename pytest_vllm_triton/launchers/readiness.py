@@ -63,7 +63,7 @@ def wait_ready(
             running = handle.is_running()  # before the log is read: the last lines count
             watch.look()
             if not running:
-                raise _dead(handle)
+                raise ended_by_itself(handle, "before it was ready")
             missing = not_ready(client, handle, models)
             if not missing:
                 return
@@ -177,7 +177,12 @@ def _load_failed(handle: ServerHandle, model: str, reason: str) -> ServerFailed:
     return ServerFailed(f"Model {model!r} failed to load: {reason}", tail)
 
 
-def _dead(handle: ServerHandle) -> ServerFailed:
+def ended_by_itself(handle: ServerHandle, when: str) -> ServerFailed:
+    """What to say of a server that has ended though nobody told it to.
+
+    Args:
+        when: the end of the sentence, e.g. "before it was ready".
+    """
     code = handle.exit_code()
     if code is not None and code < 0:
         how = f"was killed by signal {-code}"
@@ -187,4 +192,4 @@ def _dead(handle: ServerHandle) -> ServerFailed:
     last_word = [line for line in tail.splitlines() if line.startswith("error: ")]
     if last_word:
         how += f" ({last_word[-1]})"
-    return ServerFailed(f"The server {how} before it was ready.", tail)
+    return ServerFailed(f"The server {how} {when}.", tail)
