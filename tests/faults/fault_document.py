@@ -33,13 +33,20 @@ def _lines(faults: Mapping[str, Fault], outcomes: Mapping[str, Outcome]) -> Iter
     caught = sum(outcome.verdict == "caught" for outcome in outcomes.values())
     yield _HEAD
     yield f"{caught} of {len(outcomes)} faults were caught, each by its own requirements alone."
+    if left := len(faults) - len(outcomes):
+        yield f"{left} more are in the table and were not run for this page."
     yield "\n## Requirement → faults\n"
     yield "| requirement | level | faults that turned it red |"
     yield "|---|---|---|"
     exempt = load_exempt()
     for requirement in load_catalogue().values():
         names = [name for name, outcome in outcomes.items() if requirement.id in outcome.red]
-        cell = _cell(requirement, names, exempt)
+        left = [
+            name
+            for name, fault in faults.items()
+            if name not in outcomes and requirement.id in fault.red
+        ]
+        cell = _cell(requirement, names, left, exempt)
         yield f"| {requirement.id} | {requirement.level.value} | {cell} |"
     yield "\n## Fault → requirements\n"
     yield "| fault | the mistake | turned red |"
@@ -50,9 +57,13 @@ def _lines(faults: Mapping[str, Fault], outcomes: Mapping[str, Outcome]) -> Iter
         yield f"| `{name}` | {faults[name].what} | {seen}{unrelated} |"
 
 
-def _cell(requirement: Requirement, names: list[str], exempt: Mapping[str, str]) -> str:
-    if names:
-        return ", ".join(f"`{name}`" for name in names)
+def _cell(
+    requirement: Requirement, caught: list[str], left: list[str], exempt: Mapping[str, str]
+) -> str:
+    if caught:
+        return ", ".join(f"`{name}`" for name in caught)
+    if left:
+        return "not run: " + ", ".join(f"`{name}`" for name in left)
     if requirement.needs != "cpu":
         return f"*needs {requirement.needs}*"
     return f"*{exempt[requirement.id]}*" if requirement.id in exempt else "none"
