@@ -53,13 +53,13 @@ def choose(
 
 
 def _has_gpu() -> bool:
-    from pytest_vllm_triton.launchers.engine import host_has_gpu
+    from pytest_vllm_triton.launchers.docker_engine import host_has_gpu
 
     return host_has_gpu()
 
 
 def _find_image(name: str) -> bool:
-    from pytest_vllm_triton.launchers.engine import connect, has_image
+    from pytest_vllm_triton.launchers.docker_engine import connect, has_image
 
     client = connect(timeout=5)
     try:

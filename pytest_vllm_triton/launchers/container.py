@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_vllm_triton.errors import ServerFailed, UserError
-from pytest_vllm_triton.launchers import engine, leftovers
+from pytest_vllm_triton.launchers import docker_engine, leftovers
 from pytest_vllm_triton.launchers.base import (
     HOST_SHM,
     Endpoints,
@@ -104,7 +104,9 @@ class ContainerLauncher:
         self._memlock = True
 
     def describe(self) -> str:
-        gpus = self.options.gpus or ("all" if engine.host_has_gpu() else "none, this host has none")
+        gpus = self.options.gpus or (
+            "all" if docker_engine.host_has_gpu() else "none, this host has none"
+        )
         shm = "this host's" if self.options.ipc == HOST else self.options.shm_size
         notes = "".join(f"; {note}" for note in self.notes)
         return f"{self.options.image}, GPUs: {gpus}, /dev/shm: {shm}{notes}"
@@ -116,12 +118,12 @@ class ContainerLauncher:
         """
         tell = progress or (lambda _: None)
         if self._client is None:
-            client = engine.connect()
+            client = docker_engine.connect()
             for name in leftovers.sweep(client):
                 tell(f"removed {name}, which an earlier run had left")
-            engine.ensure_image(client, self.options.image, tell)
-            self._gpus = engine.gpu_request(
-                self.options.gpus, client.info(), has_gpu=engine.host_has_gpu()
+            docker_engine.ensure_image(client, self.options.image, tell)
+            self._gpus = docker_engine.gpu_request(
+                self.options.gpus, client.info(), has_gpu=docker_engine.host_has_gpu()
             )
             self._client = client
         if self._guard is None:
@@ -264,13 +266,13 @@ class ContainerLauncher:
             if container is not None:
                 leftovers.remove(container)
             said = self._redactor(run.environment).text(str(error.explanation or error))
-            if run.memlock and engine.refused_limit(said) == "memlock":
+            if run.memlock and docker_engine.refused_limit(said) == "memlock":
                 self._memlock = False
                 self.notes.append("without --ulimit memlock=-1, which this host refuses")
                 if tell is not None:
                     tell(f"containers are started {self.notes[-1]}")
                 return self._start(replace(run, memlock=False), tell)
-            raise UserError(engine.no_start(run.image, said)) from None
+            raise UserError(docker_engine.no_start(run.image, said)) from None
         except BaseException:
             if container is not None:
                 leftovers.remove(container)
@@ -281,7 +283,10 @@ class ContainerLauncher:
         self, container: Any, run: ContainerRun, spec: ServerSpec, folder: Path
     ) -> ContainerHandle:
         log = LogFollower(
-            engine.connect, container.id, folder / "triton.log", self._redactor(run.environment)
+            docker_engine.connect,
+            container.id,
+            folder / "triton.log",
+            self._redactor(run.environment),
         )
         log.start()
         container.reload()
@@ -328,7 +333,7 @@ class ContainerLauncher:
         """The failure with what is known of images, and with the line to try it by hand."""
         reason = failure.reason
         if handle.exit_code() == NOT_FOUND:
-            reason += " " + engine.no_tritonserver(self.options.image)
+            reason += " " + docker_engine.no_tritonserver(self.options.image)
         elif _NO_BACKEND in reason:
             reason += (
                 f" The image {self.options.image} has no vLLM backend in {BACKEND_PATH}: leave out "

@@ -15,9 +15,9 @@ def main(run: str) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    from pytest_vllm_triton.launchers import engine, leftovers
+    from pytest_vllm_triton.launchers import docker_engine, leftovers
 
-    client = engine.connect()  # at once, so that the removal does not wait for imports
+    client = docker_engine.connect()  # at once, so that the removal does not wait for imports
     print("ready", flush=True)
     signal.sigwait({signal.SIGTERM})
     leftovers.remove_run(client, run)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pytest_vllm_triton.errors import ServerFailed, UserError
-from pytest_vllm_triton.launchers import engine, leftovers
+from pytest_vllm_triton.launchers import docker_engine, leftovers
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerSpec
 from pytest_vllm_triton.launchers.choice import choose
 from pytest_vllm_triton.launchers.container import ContainerLauncher, ContainerOptions
@@ -122,22 +122,22 @@ CDI = {"Runtimes": {"runc": {}}, "DiscoveredDevices": [{"ID": "nvidia.com/gpu=0"
     ],
 )
 def test_which_gpus(wanted: str, info: dict[str, Any], has_gpu: bool, request_: GpuRequest) -> None:
-    assert engine.gpu_request(wanted, info, has_gpu=has_gpu) == request_
+    assert docker_engine.gpu_request(wanted, info, has_gpu=has_gpu) == request_
 
 
 def test_cdi_files_are_found(tmp_path: Path) -> None:
     info = {"Runtimes": {}, "CDISpecDirs": [str(tmp_path), str(tmp_path / "missing")]}
-    assert not engine.gpu_request("all", info, has_gpu=True).cdi
+    assert not docker_engine.gpu_request("all", info, has_gpu=True).cdi
     (tmp_path / "nvidia.yaml").touch()
-    assert engine.gpu_request("all", info, has_gpu=True).cdi
+    assert docker_engine.gpu_request("all", info, has_gpu=True).cdi
 
 
 def test_gpus_of_this_host(tmp_path: Path) -> None:
-    assert not engine.host_has_gpu(tmp_path)
+    assert not docker_engine.host_has_gpu(tmp_path)
     (tmp_path / "nvidia-caps").touch()
-    assert not engine.host_has_gpu(tmp_path)
+    assert not docker_engine.host_has_gpu(tmp_path)
     (tmp_path / "nvidia0").touch()
-    assert engine.host_has_gpu(tmp_path)
+    assert docker_engine.host_has_gpu(tmp_path)
 
 
 # -- secrets ---------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def test_secrets_do_not_show_in_the_line() -> None:
     ],
 )
 def test_no_connection(error: str, parts: list[str]) -> None:
-    said = engine.no_connection(error)
+    said = docker_engine.no_connection(error)
     assert "\n" not in said
     for part in [*parts, "--triton-launcher process"]:
         assert part in said
@@ -200,7 +200,7 @@ def test_no_connection(error: str, parts: list[str]) -> None:
     ],
 )
 def test_no_image(error: str, part: str) -> None:
-    said = engine.no_image("x:1", error)
+    said = docker_engine.no_image("x:1", error)
     assert "x:1" in said
     assert part in said
     assert "\n" not in said
@@ -218,22 +218,22 @@ def test_no_image(error: str, part: str) -> None:
     ],
 )
 def test_no_start(error: str, part: str) -> None:
-    said = engine.no_start("i", error)
+    said = docker_engine.no_start("i", error)
     assert part in said
     assert "\n" not in said
 
 
 def test_refused_limits() -> None:
     error = "OCI runtime create failed: error setting rlimit type 8: operation not permitted"
-    assert engine.refused_limit(error) == "memlock"
-    assert engine.refused_limit(error.replace("8", "3")) == "stack"
-    assert engine.refused_limit("OCI runtime create failed") is None
+    assert docker_engine.refused_limit(error) == "memlock"
+    assert docker_engine.refused_limit(error.replace("8", "3")) == "stack"
+    assert docker_engine.refused_limit("OCI runtime create failed") is None
 
 
 def test_pull_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    monkeypatch.setattr(engine, "TELL_SECONDS", 0.0)
-    progress = engine.PullProgress("x:1", told.append)
+    monkeypatch.setattr(docker_engine, "TELL_SECONDS", 0.0)
+    progress = docker_engine.PullProgress("x:1", told.append)
     half = {"current": 500_000_000, "total": 1_000_000_000}
     progress.note({"status": "Downloading", "id": "a", "progressDetail": half})
     progress.note({"status": "Downloading", "id": "b", "progressDetail": half})

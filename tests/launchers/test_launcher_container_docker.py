@@ -23,7 +23,7 @@ from tiny_servers import CONFIG, ECHO, eventually, model, regions
 
 from pytest_vllm_triton import assets
 from pytest_vllm_triton.errors import ServerFailed, UserError
-from pytest_vllm_triton.launchers import engine, leftovers
+from pytest_vllm_triton.launchers import docker_engine, leftovers
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerSpec
 from pytest_vllm_triton.launchers.container import ContainerLauncher, ContainerOptions
 from pytest_vllm_triton.launchers.container_handle import ContainerHandle
@@ -64,7 +64,7 @@ Launch = Callable[..., ContainerHandle]
 @pytest.fixture(scope="session")
 def docker_client() -> Iterator[Any]:
     try:
-        client = engine.connect(timeout=60)
+        client = docker_engine.connect(timeout=60)
     except UserError as error:
         unavailable(f"needs Docker: {error}")
     yield client
