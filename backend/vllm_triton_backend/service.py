@@ -22,6 +22,7 @@ from vllm_triton_backend.metrics import MetricsExporter, Stats
 from vllm_triton_backend.requests import EmbedRequest, GenerateRequest, parse
 from vllm_triton_backend.responses import EmbedFormatter, GenerateFormatter
 from vllm_triton_backend.sampling import SamplingParser
+from vllm_triton_backend.server import can_unload
 from vllm_triton_backend.streams import Formatter, ResponseStream, SenderPool
 from vllm_triton_backend.watchdog import Watchdog, stub_shm_regions
 
@@ -233,7 +234,9 @@ class Service:
         return self._runner.alive
 
     def _unload(self) -> None:
-        """Upstream's ENABLE_VLLM_HEALTH_CHECK: take the model out of service (EXPLICIT mode)."""
+        """Upstream's ENABLE_VLLM_HEALTH_CHECK: take the model out of service, where models can."""
+        if not can_unload():
+            return
         try:
             pb_utils.unload_model(self._model_name)
         except Exception as error:
