@@ -1,41 +1,46 @@
-"""What a stub can tell about the server that started it."""
+"""What a stub can tell about the server that started it, from that server's command line.
+
+Asked before calls that the server would refuse, because refusals are not safe: the stub reads the
+text of one from shared memory that the server may have freed by then, and crashes now and then
+(python_backend, `Stub::SendMessage`; seen in Triton 24.10 about every second time).
+
+Where the parent is no tritonserver (Triton's in-process API), nothing is known and all is tried.
+"""
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
 
 def can_unload() -> bool:
-    """Whether the server takes models out on request, which it does under
-    `--model-control-mode=explicit` alone.
-
-    Asked before `pb_utils.unload_model`, because that must not be refused: the stub reads the
-    refusal's text from shared memory that the server may have freed by then, and crashes now and
-    then (python_backend, `Stub::SendMessage`; seen in Triton 24.10 about every second time).
-
-    True for a parent that is no tritonserver (Triton's in-process API): it cannot be told there.
-    """
-    try:
-        words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode("utf-8", "replace")
-    except OSError:
-        return True
-    return control_mode(words.split("\0")) in (None, "explicit")
+    """Whether the server takes models out on request: `pb_utils.unload_model`."""
+    arguments = _arguments_of_parent()
+    return arguments is None or value_of("--model-control-mode", arguments) == "explicit"
 
 
-def control_mode(command_line: list[str]) -> str | None:
-    """The model control mode of a tritonserver's command line; None if it is another program's.
+def has_metrics() -> bool:
+    """Whether the server exports metrics, and so lets models make some: `pb_utils.MetricFamily`."""
+    arguments = _arguments_of_parent()
+    return arguments is None or value_of("--allow-metrics", arguments) not in ("false", "0")
 
-    The last option counts, as it does for Triton.
-    """
-    program, *arguments = command_line
-    if Path(program).name != "tritonserver":
-        return None
-    mode = "none"
-    option = "--model-control-mode"
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+
+def value_of(option: str, arguments: list[str]) -> str | None:
+    """The value of the last `option VALUE` or `option=VALUE`, in lower case; None without one."""
+    value = None
+    for argument, following in itertools.pairwise([*arguments, ""]):
         if argument == option:
-            mode = following
+            value = following.lower()
         elif argument.startswith(f"{option}="):
-            mode = argument.removeprefix(f"{option}=")
-    return mode
+            value = argument.removeprefix(f"{option}=").lower()
+    return value
+
+
+def _arguments_of_parent() -> list[str] | None:
+    try:
+        line = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode("utf-8", "replace")
+    except OSError:
+        return None
+    program, *arguments = line.split("\0")
+    return arguments if Path(program).name == "tritonserver" else None

@@ -22,7 +22,7 @@ from vllm_triton_backend.metrics import MetricsExporter, Stats
 from vllm_triton_backend.requests import EmbedRequest, GenerateRequest, parse
 from vllm_triton_backend.responses import EmbedFormatter, GenerateFormatter
 from vllm_triton_backend.sampling import SamplingParser
-from vllm_triton_backend.server import can_unload
+from vllm_triton_backend.server import can_unload, has_metrics
 from vllm_triton_backend.streams import Formatter, ResponseStream, SenderPool
 from vllm_triton_backend.watchdog import Watchdog, stub_shm_regions
 
@@ -167,6 +167,9 @@ class Service:
         return service
 
     def _export_metrics(self, relay: StatsRelay, args: Mapping[str, str]) -> None:
+        if not has_metrics():
+            pb_utils.Logger.log_info("[vllm] No custom metrics: the server exports none")
+            return
         labels = {"model": args["model_name"], "version": args["model_version"]}
         try:
             relay.exporter = MetricsExporter(
@@ -176,7 +179,7 @@ class Service:
                 self._runner.is_idle,
             )
         except Exception as error:
-            # The server runs with --allow-metrics=false, or is too old for histograms.
+            # A server too old for histograms.
             pb_utils.Logger.log_warn(f"[vllm] REPORT_CUSTOM_METRICS has no effect: {error}")
 
     def accept(self, request: Any) -> None:

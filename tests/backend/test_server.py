@@ -1,4 +1,4 @@
-"""A stub that may not unload its model must know so: a refusal can crash it."""
+"""A stub that must not ask its server for something has to know so: a refusal can crash it."""
 
 from __future__ import annotations
 
@@ -13,33 +13,36 @@ BACKEND = Path(server.__file__).parents[1]
 
 
 @pytest.mark.parametrize(
-    ("command_line", "expected"),
+    ("arguments", "expected"),
     [
-        ("tritonserver --model-repository=/m", "none"),
-        ("/opt/tritonserver/bin/tritonserver --model-control-mode=explicit", "explicit"),
-        ("tritonserver --model-control-mode poll --strict-readiness=true", "poll"),
-        ("tritonserver --model-control-mode=explicit --model-control-mode none", "none"),
-        ("tritonserver --model-control-mode", ""),
-        ("python3 serve.py --model-control-mode=explicit", None),
+        ("", None),
+        ("--allow-metrics-of=true", None),
+        ("--allow-metrics=False --allow-http=true", "false"),
+        ("--allow-metrics 0", "0"),
+        ("--allow-metrics=false --allow-metrics true", "true"),
+        ("--allow-metrics", ""),
     ],
 )
-def test_control_mode(command_line: str, expected: str | None) -> None:
-    assert server.control_mode(command_line.split()) == expected
+def test_value_of(arguments: str, expected: str | None) -> None:
+    assert server.value_of("--allow-metrics", arguments.split()) == expected
 
 
 @pytest.mark.parametrize(
-    ("program", "option", "expected"),
+    ("program", "arguments", "expected"),
     [
-        ("tritonserver", "--model-control-mode=none", "False"),
-        ("tritonserver", "--model-control-mode=explicit", "True"),
-        ("python3", "--model-control-mode=none", "True"),
+        ("tritonserver", "--model-repository=/m", "False True"),
+        ("/opt/tritonserver/bin/tritonserver", "--model-control-mode=explicit", "True True"),
+        ("tritonserver", "--model-control-mode poll --allow-metrics=false", "False False"),
+        ("python3", "--model-control-mode=none --allow-metrics=false", "True True"),
     ],
 )
-def test_the_parent_is_asked(program: str, option: str, expected: str) -> None:
-    child = "from vllm_triton_backend.server import can_unload; print(can_unload())"
+def test_the_parent_is_asked(program: str, arguments: str, expected: str) -> None:
+    child = (
+        "from vllm_triton_backend import server; print(server.can_unload(), server.has_metrics())"
+    )
     parent = f"import subprocess; subprocess.run([{sys.executable!r}, '-c', {child!r}])"
     ran = subprocess.run(
-        [program, "-c", parent, option],
+        [program, "-c", parent, *arguments.split()],
         executable=sys.executable,
         env={"PYTHONPATH": str(BACKEND)},
         capture_output=True,
