@@ -6,6 +6,7 @@ When the stub is gone, by SIGKILL too, the pipe closes, and the watchdog ends wh
 * every process that carries the stub's mark in its environment: what was exec'ed below the stub,
   wherever it has been reparented to since, and what those forked
 * the shared memory that these processes mapped
+* the sockets over which they talked, which vLLM leaves in the temporary directory
 * Triton's own shared-memory region of this stub, once the server is gone as well
 
 Python's resource tracker also carries the mark and is spared: when the last engine process is
@@ -22,9 +23,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterable
@@ -48,8 +51,11 @@ class Watchdog:
         mark = uuid.uuid4().hex
         os.environ[MARK] = mark
         # Bytes: in the stub's C locale Python cannot encode a text for the command line.
+        # Unlike a socket's file, the directory of all sockets is known beforehand.
+        self._sockets = tempfile.mkdtemp(prefix="triton-vllm-")
+        os.environ.setdefault("VLLM_RPC_BASE_PATH", self._sockets)
         source = (_own_source() + "\nmain(sys.argv[1:])\n").encode()
-        arguments = [mark, str(os.getpid()), str(os.getppid()), *shm_regions]
+        arguments = [mark, str(os.getpid()), str(os.getppid()), self._sockets, *shm_regions]
         reader, self._writer = os.pipe()
         try:
             self._process = subprocess.Popen(
@@ -62,6 +68,7 @@ class Watchdog:
             )
         except BaseException:
             os.close(self._writer)
+            Path(self._sockets).rmdir()
             raise
         finally:
             os.close(reader)
@@ -105,7 +112,7 @@ def stub_shm_regions() -> list[str]:
 
 def main(arguments: list[str]) -> None:
     """Wait for the stub's end, then clean up."""
-    mark, stub, server, *regions = arguments
+    mark, stub, server, sockets, *regions = arguments
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     server_birth = birth(int(server))
@@ -119,6 +126,7 @@ def main(arguments: list[str]) -> None:
     for pid in marked(mark, spare):
         files |= shm_files(pid)
     end_marked(mark, spare)
+    shutil.rmtree(sockets, ignore_errors=True)
     deadline = time.monotonic() + _TRACKER_SECONDS
     while files and marked(mark, spare, trackers=True) and time.monotonic() < deadline:
         time.sleep(0.05)

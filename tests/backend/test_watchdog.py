@@ -15,15 +15,15 @@ from vllm_triton_backend import watchdog
 
 BACKEND = Path(watchdog.__file__).parents[1]
 
-# A "stub": starts the watchdog, then an "engine" that leaves its session, maps shared memory and
-# ignores SIGTERM, and says what it did.
+# A "stub": starts the watchdog, then an "engine" that leaves its session, maps shared memory, makes
+# a socket where vLLM would and ignores SIGTERM, and says what it did.
 STUB = f"""
-import subprocess, sys, time
+import os, subprocess, sys, time
 sys.path.insert(0, {str(BACKEND)!r})
 from vllm_triton_backend.watchdog import Watchdog
 dog = Watchdog()
 engine = subprocess.Popen([sys.executable, "-c", sys.argv[1]], start_new_session=True)
-print(engine.pid, dog._process.pid, flush=True)
+print(engine.pid, dog._process.pid, os.environ["VLLM_RPC_BASE_PATH"], flush=True)
 if sys.argv[2] == "close":
     sys.stdin.readline()
     dog.close()
@@ -31,8 +31,9 @@ if sys.argv[2] == "close":
 time.sleep(60)
 """
 ENGINE = """
-import mmap, os, signal, sys, time
+import mmap, os, signal, socket, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+socket.socket(socket.AF_UNIX).bind(os.environ["VLLM_RPC_BASE_PATH"] + "/socket")
 descriptor = os.open("/dev/shm/{name}", os.O_CREAT | os.O_RDWR)
 os.ftruncate(descriptor, 4096)
 area = mmap.mmap(descriptor, 4096)
@@ -52,7 +53,10 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("end", ["kill", "close"])
-def test_the_engine_and_its_shared_memory_go_with_the_stub(end: str) -> None:
+def test_the_engine_and_what_it_made_go_with_the_stub(
+    end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VLLM_RPC_BASE_PATH", raising=False)
     name = f"watchdog-test-{os.getpid()}-{end}"
     region = Path("/dev/shm", name)
     stub = subprocess.Popen(
@@ -64,8 +68,10 @@ def test_the_engine_and_its_shared_memory_go_with_the_stub(end: str) -> None:
     assert stub.stdout is not None
     assert stub.stdin is not None
     try:
-        engine, dog = map(int, stub.stdout.readline().split())
+        *pids, sockets = stub.stdout.readline().split()
+        engine, dog = map(int, pids)
         assert eventually(region.exists)
+        assert [path.name for path in Path(sockets).iterdir()] == ["socket"]
         if end == "kill":
             os.kill(stub.pid, signal.SIGKILL)
         else:
@@ -74,6 +80,7 @@ def test_the_engine_and_its_shared_memory_go_with_the_stub(end: str) -> None:
             assert stub.stdout.readline() == "closed -9\n"
         assert eventually(lambda: not alive(engine))
         assert eventually(lambda: not region.exists())
+        assert eventually(lambda: not Path(sockets).exists())
         assert eventually(lambda: not alive(dog))
     finally:
         stub.kill()
