@@ -203,7 +203,7 @@ class MetricsExporter:
             reports with engine steps, and an aborted request has none).
 
     Raises:
-        Exception: Triton's, when the server runs without metrics.
+        Exception: Triton's, when it is too old for histograms.
     """
 
     def __init__(
