@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -15,8 +14,6 @@ from pytest_vllm_triton.launchers.process import ProcessHandle, ProcessLauncher
 
 
 def main() -> None:
-    # Under nohup a program inherits that it ignores SIGHUP, and could not be killed by it.
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     given: dict[str, Any] = json.loads(sys.stdin.readline())
     launcher = ProcessLauncher(
         Path(given["tritonserver"]),

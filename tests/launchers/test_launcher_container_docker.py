@@ -20,6 +20,7 @@ import httpx
 import psutil
 import pytest
 from tiny_servers import CONFIG, ECHO, eventually, model, regions
+from victims import Victim, started
 
 from pytest_vllm_triton import assets
 from pytest_vllm_triton.errors import ServerFailed, UserError
@@ -434,20 +435,6 @@ def test_a_gpu_that_docker_cannot_give(
 # -- nothing is left -------------------------------------------------------------------------------
 
 
-class Victim:
-    """A program with a server in a container."""
-
-    def __init__(self, program: subprocess.Popen[str]) -> None:
-        self.program = program
-
-    def facts(self) -> dict[str, Any]:
-        assert self.program.stdout is not None
-        line = self.program.stdout.readline()
-        assert line, "the program died before it had a server"
-        facts: dict[str, Any] = json.loads(line)
-        return facts
-
-
 @pytest.fixture
 def victim(
     image: str, tmp_path: Path, backend_dir: Path, request: pytest.FixtureRequest
@@ -462,20 +449,8 @@ def victim(
         "code": code,
         "when": when,
     }
-    with subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("container_orphan_maker.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        # As a terminal's program: what pytest ignores must not be ignored by it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    ) as program:
-        assert program.stdin is not None
-        program.stdin.write(json.dumps(given) + "\n")
-        program.stdin.flush()
-        yield Victim(program)
-        program.kill()
+    with started("container_orphan_maker.py", given) as victim:
+        yield victim
 
 
 @pytest.mark.parametrize(
@@ -492,8 +467,7 @@ def test_ctrl_c_leaves_nothing(victim: Victim, docker_client: Any) -> None:
     facts = victim.facts()
     assert containers(docker_client, facts["run"])
 
-    victim.program.send_signal(signal.SIGINT)
-    victim.program.wait(30)
+    victim.kill(signal.SIGINT)
 
     assert containers(docker_client, facts["run"]) == []
     assert not regions(facts.get("prefix") or "pvt_nothing")

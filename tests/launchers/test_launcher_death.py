@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 from tiny_servers import CONFIG, ECHO, ENGINE, SHM, eventually, gone, regions
+from victims import Victim, started
 
 from pytest_vllm_triton.launchers.process import ProcessLauncher
 
@@ -26,27 +26,16 @@ class TritonPythonModel:
 """
 
 
-class Victim:
-    """A program that launches a server and is then killed."""
+class ProcessVictim(Victim):
+    """Its servers are processes, with their files below `work_dir`."""
 
     def __init__(self, program: subprocess.Popen[str], work_dir: Path) -> None:
-        self.program = program
+        super().__init__(program)
         self.work_dir = work_dir
-
-    def facts(self) -> dict[str, Any]:
-        assert self.program.stdout is not None
-        line = self.program.stdout.readline()
-        assert line, "the program died before it had a server"
-        facts: dict[str, Any] = json.loads(line)
-        return facts
 
     def engine(self, facts: dict[str, Any]) -> dict[str, Any]:
         engine: dict[str, Any] = json.loads(Path(facts["repository"], "m/engine.json").read_text())
         return engine
-
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        self.program.send_signal(number)
-        self.program.wait(10)
 
 
 @pytest.fixture
@@ -55,7 +44,7 @@ def victim(
     backend_dir: Path,
     kill_later: list[int],
     request: pytest.FixtureRequest,
-) -> Iterator[Victim]:
+) -> Iterator[ProcessVictim]:
     code, when = request.param
     given = {
         "tritonserver": str(launcher.tritonserver),
@@ -67,21 +56,11 @@ def victim(
         "code": code,
         "when": when,
     }
-    with subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("orphan_maker.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    ) as program:
-        assert program.stdin is not None
-        program.stdin.write(json.dumps(given) + "\n")
-        program.stdin.flush()
-        yield Victim(program, launcher.work_dir)
-        program.kill()
+    with started("orphan_maker.py", given) as victim:
+        yield ProcessVictim(victim.program, launcher.work_dir)
 
 
-def remains(victim: Victim, pids: list[int]) -> list[str]:
+def remains(victim: ProcessVictim, pids: list[int]) -> list[str]:
     """What of the victim's servers is still there."""
     left = [f"process {pid}" for pid in pids if not gone(pid)]
     for folder in victim.work_dir.iterdir():
@@ -95,7 +74,7 @@ def remains(victim: Victim, pids: list[int]) -> list[str]:
 
 @pytest.mark.parametrize("victim", [(ECHO, "serving")], indirect=True)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
-def test_a_killed_launching_process_leaves_nothing(victim: Victim, number: int) -> None:
+def test_a_killed_launching_process_leaves_nothing(victim: ProcessVictim, number: int) -> None:
     facts = victim.facts()
     pids = [*facts["pids"], facts["supervisor"]]
     assert len(pids) == 3
@@ -107,7 +86,7 @@ def test_a_killed_launching_process_leaves_nothing(victim: Victim, number: int) 
 
 
 @pytest.mark.parametrize("victim", [(ENGINE, "serving")], indirect=True)
-def test_engine_processes_that_are_deaf_to_sigterm_go_too(victim: Victim) -> None:
+def test_engine_processes_that_are_deaf_to_sigterm_go_too(victim: ProcessVictim) -> None:
     before = {path.name for path in SHM.iterdir()}
     facts = victim.facts()
     engine = victim.engine(facts)
@@ -123,7 +102,7 @@ def test_engine_processes_that_are_deaf_to_sigterm_go_too(victim: Victim) -> Non
 
 
 @pytest.mark.parametrize("victim", [(ENGINE, "serving")], indirect=True)
-def test_a_server_that_does_not_stop_is_killed(victim: Victim) -> None:
+def test_a_server_that_does_not_stop_is_killed(victim: ProcessVictim) -> None:
     facts = victim.facts()
     engine = victim.engine(facts)
     pids = [*facts["pids"], facts["supervisor"]]
@@ -139,7 +118,7 @@ def test_a_server_that_does_not_stop_is_killed(victim: Victim) -> None:
 
 @pytest.mark.parametrize("victim", [(ECHO, "forked")], indirect=True)
 def test_a_forked_child_that_lives_on_does_not_keep_the_server(
-    victim: Victim, kill_later: list[int]
+    victim: ProcessVictim, kill_later: list[int]
 ) -> None:
     facts = victim.facts()
     kill_later.append(facts["forked"])
@@ -152,7 +131,7 @@ def test_a_forked_child_that_lives_on_does_not_keep_the_server(
 
 
 @pytest.mark.parametrize("victim", [(SLOW, "booting")], indirect=True)
-def test_killed_while_the_server_boots(victim: Victim) -> None:
+def test_killed_while_the_server_boots(victim: ProcessVictim) -> None:
     assert victim.program.stdout is not None
     assert victim.program.stdout.readline() == "booting\n"
     assert remains(victim, [])
@@ -163,7 +142,7 @@ def test_killed_while_the_server_boots(victim: Victim) -> None:
 
 
 @pytest.mark.parametrize("victim", [(ENGINE, "exit"), (ENGINE, "crash")], indirect=True)
-def test_a_program_that_forgets_to_stop_its_server(victim: Victim) -> None:
+def test_a_program_that_forgets_to_stop_its_server(victim: ProcessVictim) -> None:
     facts = victim.facts()
     engine = victim.engine(facts)
     pids = [*facts["pids"], facts["supervisor"]]
@@ -175,7 +154,7 @@ def test_a_program_that_forgets_to_stop_its_server(victim: Victim) -> None:
 
 
 @pytest.mark.parametrize("victim", [(ECHO, "serving")], indirect=True)
-def test_supervisor_and_launching_process_killed_together(victim: Victim) -> None:
+def test_supervisor_and_launching_process_killed_together(victim: ProcessVictim) -> None:
     facts = victim.facts()
     os.kill(facts["supervisor"], signal.SIGKILL)
     victim.kill()
