@@ -290,7 +290,8 @@ class ContainerLauncher:
         )
         log.start()
         container.reload()
-        published = container.attrs["NetworkSettings"]["Ports"]
+        network = container.attrs["NetworkSettings"]
+        published = network["Ports"]
         ports = {
             port: int(published[f"{port}/tcp"][0]["HostPort"])
             for port in run.ports
@@ -301,19 +302,20 @@ class ContainerLauncher:
             ports = dict.fromkeys(run.ports, 0)
         else:
             run = replace(run, ports=ports)
-        metrics = f"{LOOPBACK}:{ports[METRICS]}"
+        own = docker_engine.bridge_address(network)
+        address = {p: f"{own}:{p}" if own else f"{LOOPBACK}:{ports[p]}" for p in ports}
         line = run.command_line()
         (folder / "docker-run.txt").write_text(shlex.join(line) + "\n")
         return ContainerHandle(
             endpoints=Endpoints(
-                http=f"http://{LOOPBACK}:{ports[HTTP]}",
-                grpc=f"{LOOPBACK}:{ports[GRPC]}",
-                metrics=None if metrics_off(spec.args) else f"http://{metrics}/metrics",
+                http=f"http://{address[HTTP]}",
+                grpc=address[GRPC],
+                metrics=None if metrics_off(spec.args) else f"http://{address[METRICS]}/metrics",
             ),
             log=ServerLog(folder / "triton.log"),
             spec=spec,
             backend_path=BACKEND_PATH,
-            metrics_address=metrics,
+            metrics_address=address[METRICS],
             shm_domain=_shm_domain(run, container),
             command=line,
             container=container,

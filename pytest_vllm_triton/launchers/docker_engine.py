@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.launchers.base import Progress
 from pytest_vllm_triton.launchers.docker_run import GpuRequest
@@ -121,6 +123,23 @@ class PullProgress:
 
 
 # --- GPUs ------------------------------------------------------------------------------------
+
+
+def bridge_address(network: Mapping[str, Any]) -> str | None:
+    """A container's own address, if it is on a bridge of this host; else None.
+
+    Better than the published ports, whose proxy can keep a connection that its client has closed
+    (seen with Docker 20.10), for which a Triton that is told to end then waits. Where Docker runs
+    in a machine or a network namespace of its own, the bridge is not this host's.
+
+    Args:
+        network: ``NetworkSettings`` of ``docker inspect``.
+    """
+    own = {address.address for of in psutil.net_if_addrs().values() for address in of}
+    for attached in network["Networks"].values():
+        if attached.get("IPAddress") and attached.get("Gateway") in own:
+            return str(attached["IPAddress"])
+    return None
 
 
 def host_has_gpu(devices: Path = Path("/dev")) -> bool:

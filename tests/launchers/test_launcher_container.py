@@ -230,6 +230,20 @@ def test_refused_limits() -> None:
     assert docker_engine.refused_limit("OCI runtime create failed") is None
 
 
+def test_bridge_address() -> None:
+    here = {"IPAddress": "10.9.8.7", "Gateway": "127.0.0.1"}
+    elsewhere = {"IPAddress": "172.17.0.2", "Gateway": "203.0.113.1"}
+    ended = {"IPAddress": "", "Gateway": "127.0.0.1"}
+    for networks, expected in (
+        ({"bridge": here}, "10.9.8.7"),
+        ({"bridge": elsewhere, "mine": here}, "10.9.8.7"),
+        ({"bridge": elsewhere}, None),
+        ({"bridge": ended}, None),
+        ({}, None),
+    ):
+        assert docker_engine.bridge_address({"Networks": networks}) == expected
+
+
 def test_pull_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr(docker_engine, "TELL_SECONDS", 0.0)
