@@ -15,7 +15,7 @@ from pytest_vllm_triton.models import other_known_answer_model
 from pytest_vllm_triton.state import TRANSCRIPT
 from pytest_vllm_triton.verdicts import untested
 
-from .experiments import Deaths, PlainLife, SecondModelLife
+from .experiments import BareLife, Deaths, PlainLife, SecondModelLife
 from .extra_models import ExtraModel, config_with, embedding_spec, lora_spec, needs_owned
 from .observe import Seen
 from .servers import ALTERNATE_MAX_MODEL_LEN, StrictServer
@@ -127,3 +127,11 @@ def plain_life(vllm_harness: Harness, vllm_server: ServerHandle) -> Seen:
     if not vllm_server.owned:
         untested("needs a server that the suite starts itself, not an attached one")
     return PlainLife(vllm_harness, vllm_server).run()
+
+
+@pytest.fixture(scope="session")
+def bare_life(vllm_harness: Harness, vllm_server: ServerHandle) -> Seen:
+    """What was seen of a server without metrics page and control API, whose engine was killed."""
+    if not vllm_server.owned:
+        untested("needs a server that the suite starts itself, not an attached one")
+    return BareLife(vllm_harness).run()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+import httpx
 from tritonclient.grpc import service_pb2
 
+from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import (
     GenerateRequest,
     Generation,
@@ -21,9 +22,10 @@ from pytest_vllm_triton.clients import (
     Response,
 )
 from pytest_vllm_triton.clients.repository import ModelRepository
+from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.known_answer import KnownAnswer
-from pytest_vllm_triton.launchers.base import ServerHandle, ServerProcess
+from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle, ServerProcess
 from pytest_vllm_triton.models import other_known_answer_model
 from pytest_vllm_triton.verdicts import untested
 
@@ -45,6 +47,8 @@ from .observe import (
 from .servers import EngineDeath, StrictServer, engine_process
 
 UNLOAD_SECONDS = 30.0
+# From an answer that the engine is unhealthy until the model is seen to be taken out.
+TAKEN_OUT_SECONDS = 2.0
 # An experiment that gives up early tells nothing, so its clients wait longer than those of a check.
 PATIENCE = 180.0
 # Time for processes that were told to end, on a busy machine.
@@ -56,8 +60,9 @@ EXIT_SECONDS = 30.0
 # More than the start of a Python process takes, less than a load: vLLM is imported in it.
 SHORT_STUB_TIMEOUT = 10
 SHARED_LOAD = 50
-# What vLLM says of a request that was in the engine when it died.
-IN_FLIGHT = "EngineCore encountered an issue"
+# How long a stream has to run for something to happen to it meanwhile, and its tokens at most.
+STREAM_SECONDS = 5.0
+STREAM_TOKENS = 1800
 
 SECOND = "second_model"
 SECOND_MAX_MODEL_LEN = 512
@@ -79,6 +84,14 @@ def greedy(prompt: str, tokens: int, *, stream: bool = False) -> GenerateRequest
     """A request whose answer has exactly this many tokens."""
     sampling = {"temperature": 0, "max_tokens": tokens, "ignore_eos": True}
     return GenerateRequest(prompt, stream=stream or None, sampling=sampling)
+
+
+def long_stream(client: GrpcClient, prompt: str) -> GenerateRequest:
+    """A stream of about five seconds on this server, or of as many tokens as fit."""
+    sample = STREAM_TOKENS // 18
+    seconds = client.generate(greedy(prompt, sample)).ok().seconds
+    tokens = int(sample * STREAM_SECONDS / seconds)
+    return greedy(prompt, min(max(tokens, sample), STREAM_TOKENS), stream=True)
 
 
 def told(oracle: KnownAnswer, request: GenerateRequest) -> str:
@@ -194,14 +207,14 @@ class SecondModelLife:
             stream.half_close()
             answers = iter(stream)
             responses.append(next(answers))
-            started = time.monotonic()
             unload = pool.submit(self.repository.unload, SECOND)
             until(lambda: not self.repository.is_ready(SECOND), UNLOAD_SECONDS)
             self._note_refusal("during the unload")
             seen.look("stream during the unload", lambda: [*responses, *answers])
+            ended = time.monotonic()
             seen["stream expected"] = told(self.oracle, request)
             seen["error of the unload"] = unload.result().error
-        seen["seconds of the unload"] = self._until_unavailable(started)
+        seen["seconds of the unload"] = self._until_unavailable(ended)
         self._note_state("unloaded")
         self._note_refusal("after the unload")
         seen["left after the unload"] = self._left_after_unload()
@@ -317,25 +330,26 @@ class Deaths:
         return seen
 
     def two_servers_under_load(self) -> None:
-        share_the_host(self.seen, self.shared, self.strict.handle, self.model)
+        share_the_host(self.seen, self.shared, self.strict.handle, self.strict.harness)
 
     def engine_dies_while_streaming(self) -> None:
         """The engine's own process, with ENABLE_VLLM_HEALTH_CHECK "1", which is not "true"."""
         seen = self.seen
-        request = GenerateRequest("Say alpha", stream=True, sampling=greedy("", 800).sampling)
+        request = long_stream(self.grpc, "Say alpha")
         full = self.grpc.generate(request.but(stream=False, exclude_input_in_output=True)).text
         processes = self._engine_processes()
-        responses: list[Response] = []
-        killed_at = 0.0
+        victim = engine_process(self.strict.handle)
         with self.grpc.open() as stream:
             stream.send(request)
             stream.half_close()
-            for response in stream:
-                responses.append(response)
-                if len(responses) == 3:
-                    engine_process(self.strict.handle).kill()
-                    killed_at = time.monotonic()
+            answers = iter(stream)
+            responses = [next(answers)]
+            victim.kill()
+            killed_at = time.monotonic()
+            responses += answers
             seconds = time.monotonic() - killed_at
+        if "".join(r.text for r in responses if r.error is None) == full:
+            untested("the stream had ended before the engine could be killed")
         in_flight = Generation(request, responses, stream.status, stream.seconds)
         seen["seconds until not ready"] = until(lambda: not self._is_ready(), NOTICED_SECONDS)
         later = self.grpc.generate(request)
@@ -345,7 +359,8 @@ class Deaths:
 
     def worker_dies_with_health_check(self) -> None:
         seen = self.seen
-        seen["error of the load after the engine's death"] = self._load("True")
+        error = seen["error of the load after the engine's death"] = self._load("True")
+        expect.equal("error of the load after the engine's death", error, None)
         seen.look("answer of a healthy engine", lambda: self.grpc.generate(greedy("tango", 8)))
         processes = self._engine_processes()
         workers = [process for process in processes if is_engine(process, WORKER)]
@@ -358,7 +373,7 @@ class Deaths:
             answer = self.grpc.until_error(greedy("tango", 8))
             seen["responses after the death"] = answer.responses
             seen["status after the death"] = answer.status
-            if not re.search(IN_FLIGHT, answer.error or ""):
+            if until(lambda: self._state() != "READY", TAKEN_OUT_SECONDS) is not None:
                 break
         seen["seconds until unloaded"] = until(lambda: not self._is_ready(), UNLOAD_SECONDS)
         seen["state after the death"] = self._state()
@@ -368,7 +383,8 @@ class Deaths:
 
     def stub_dies(self) -> None:
         seen = self.seen
-        seen["error of the load after the worker's death"] = self._load("false")
+        error = seen["error of the load after the worker's death"] = self._load("false")
+        expect.equal("error of the load after the worker's death", error, None)
         request = greedy("tango", 8)
         seen.look("text after the recovery", lambda: self.grpc.generate(request).text)
         engine = self._engine_processes()
@@ -376,9 +392,11 @@ class Deaths:
         main = server.main_process()
         assert main is not None
         regions = server.regions_of(engine) - server.regions_of([main])
-        for process in server.processes():
-            if is_stub(process, self.model):
-                process.kill()
+        stubs = [process for process in server.processes() if is_stub(process, self.model)]
+        if not stubs:
+            untested("no process of the server looks like the model's stub")
+        for process in stubs:
+            process.kill()
         seen["seconds until the engine of a killed stub is gone"] = until(
             lambda: not living(engine), GONE_SECONDS
         )
@@ -438,6 +456,7 @@ class PlainLife:
 
     It has the same shared-memory prefix as the shared server, as two servers have that are started
     without the option. Its first model has the health check on, its second one custom metrics.
+    Nothing is done to it before SIGTERM that a server must not be exposed to.
     """
 
     def __init__(self, harness: Harness, shared: ServerHandle) -> None:
@@ -457,22 +476,16 @@ class PlainLife:
         spec = harness.server_spec(
             harness.model_spec(config=_health_check_on()),
             second,
-            args=(
-                "--backend-config=python,default-max-batch-size=8",
-                f"--backend-config=python,stub-timeout-seconds={SHORT_STUB_TIMEOUT}",
-            ),
             control_mode="none",
             shm_prefix=self.shared.shm_prefix,
             shm_domain=self.shared.shm_domain,
         )
         self.handle = harness.boot(spec, "all models, no control API, until SIGTERM")
-        seen["boot seconds"] = self.handle.boot_seconds
         try:
             for step in (
                 self.health,
                 self.control_is_refused,
                 self.two_servers_under_load,
-                self.engine_dies,
                 self.sigterm_while_streaming,
             ):
                 seen.step(step)
@@ -494,8 +507,6 @@ class PlainLife:
                 text_or_error(grpc.generate(greedy("tango", 8))) for _ in range(10)
             ]
             seen["ready after them"] = http.get(http.path("ready")).status
-            config = http.get(f"/v2/models/{SECOND}/config").json()
-            seen["max_batch_size"] = config.get("max_batch_size")
         with self._http(SECOND) as http:
             request = greedy("venus", 8)
             seen["text of the second model"] = http.generate(request).text
@@ -517,37 +528,15 @@ class PlainLife:
             seen["text expected after load and unload"] = told(self.oracle, request)
 
     def two_servers_under_load(self) -> None:
-        share_the_host(self.seen, self.shared, self.handle, self.model)
-
-    def engine_dies(self) -> None:
-        """The first model's engine; this server cannot unload the model."""
-        seen = self.seen
-        stubs = [p for p in self.handle.processes() if is_stub(p, self.model)]
-        children = [child for stub in stubs for child in stub.children(recursive=True)]
-        engine = [process for process in children if is_engine(process)]
-        if not engine:
-            untested("no process of the server looks like one of vLLM's engine")
-        for process in engine:
-            process.kill()
-        until(lambda: not living(engine), GONE_SECONDS)
-        with self._http(self.model) as http, self._grpc(self.model) as grpc:
-            answers = [grpc.generate(greedy("tango", 8)), http.generate(greedy("tango", 8))]
-            seen["answers of a dead engine"] = answers
-            seen["live with a dead engine"] = http.get("/v2/health/live").status
-        seen["stubs that crashed"] = [described(stub) for stub in stubs if not living([stub])]
-        with self._grpc(SECOND) as grpc:
-            request = greedy("earth", 8)
-            seen["text beside a dead engine"] = text_or_error(grpc.generate(request))
-            seen["text expected beside a dead engine"] = told(self.oracle, request)
+        share_the_host(self.seen, self.shared, self.handle, self.harness)
 
     def sigterm_while_streaming(self) -> None:
         seen = self.seen
         handle = self.handle
         footprint = Footprint.of(handle)
         own = footprint.regions - self.shared.regions_of(self.shared.processes())
-        request = greedy("mars", 1800, stream=True)
         with self._grpc(SECOND) as streaming, self._grpc(SECOND) as late:
-            late.generate(greedy("mars", 1)).ok()  # connected before the server shuts down
+            request = long_stream(late, "mars")  # and connects before the server shuts down
             with streaming.open() as stream:
                 stream.send(request)
                 stream.half_close()
@@ -567,9 +556,11 @@ class PlainLife:
 
                 seen["seconds until requests are refused"] = until(is_refused, NOTICED_SECONDS)
                 seen.look("stream during the shutdown", lambda: [*responses, *answers])
+                stream_seconds = time.monotonic() - started
                 seen["stream expected"] = told(self.oracle, request)
         ended = until(lambda: handle.exit_code() is not None, EXIT_SECONDS + GONE_SECONDS)
-        seen["seconds until the exit"] = None if ended is None else time.monotonic() - started
+        seen["seconds until the exit"] = ended
+        seen["seconds of the stream after SIGTERM"] = stream_seconds
         seen["exit code"] = handle.exit_code()
         until(
             lambda: not living(footprint.processes) and not handle.regions_left(own), GONE_SECONDS
@@ -586,6 +577,111 @@ class PlainLife:
         return GrpcClient(self.handle.endpoints.grpc, model, deadline=PATIENCE)
 
 
+class BareLife:
+    """A server without metrics page and without control API, whose engine is then killed.
+
+    Its vLLM model asks for custom metrics and has the health check on; beside it is a model without
+    vLLM. The python backend has settings that are not for the vLLM backend: a batch size for models
+    that name none, and a time-out of stubs that is shorter than a load.
+    """
+
+    def __init__(self, harness: Harness) -> None:
+        self.harness = harness
+        self.model = harness.settings.model_name
+        self.seen = Seen()
+
+    def run(self) -> Seen:
+        harness, seen = self.harness, self.seen
+        config = config_with(REPORT_CUSTOM_METRICS="true", ENABLE_VLLM_HEALTH_CHECK="true")
+        echo = ModelSpec(ECHO, config=_ECHO_CONFIG, files=(("1/model.py", _ECHO_CODE.encode()),))
+        spec = harness.server_spec(
+            harness.model_spec(config=config),
+            echo,
+            args=(
+                "--allow-metrics=false",
+                "--backend-config=python,default-max-batch-size=8",
+                f"--backend-config=python,stub-timeout-seconds={SHORT_STUB_TIMEOUT}",
+            ),
+            control_mode="none",
+        )
+        try:
+            self.handle = harness.boot(spec, "no metrics page, no control API; its engine dies")
+        except ServerFailed as failure:
+            seen["boot error"] = failure.reason
+            return seen
+        seen["boot error"] = None
+        seen["boot seconds"] = self.handle.boot_seconds
+        try:
+            for step in (self.serve, self.engine_dies):
+                if not seen.step(step):
+                    break
+        finally:
+            self.handle.kill()
+            harness.forget(self.handle)
+        return seen
+
+    def serve(self) -> None:
+        seen = self.seen
+        with self._http(self.model) as http:
+            seen["/v2/health/ready"] = http.get("/v2/health/ready").status
+            seen["max_batch_size"] = http.get(http.path("config")).json().get("max_batch_size")
+            seen["answer"] = http.generate(greedy("Say alpha", 8))
+        seen["refusal of the metrics page"] = _refusal(str(self.handle.metrics_address))
+
+    def engine_dies(self) -> None:
+        """This server cannot unload the model."""
+        seen = self.seen
+        stubs = [p for p in self.handle.processes() if is_stub(p, self.model)]
+        children = [child for stub in stubs for child in stub.children(recursive=True)]
+        engine = [process for process in children if is_engine(process)]
+        if not engine:
+            untested("no process of the server looks like one of vLLM's engine")
+        for process in engine:
+            process.kill()
+        until(lambda: not living(engine), GONE_SECONDS)
+        with self._http(self.model) as http:
+            with GrpcClient(self.handle.endpoints.grpc, self.model, deadline=PATIENCE) as grpc:
+                answers = [grpc.generate(greedy("tango", 8)), http.generate(greedy("tango", 8))]
+            seen["answers of a dead engine"] = answers
+            seen["live with a dead engine"] = http.get("/v2/health/live").status
+            seen["stubs that crashed"] = [described(stub) for stub in stubs if not living([stub])]
+            tensor = {"name": "IN", "shape": [1], "datatype": "BYTES", "data": ["mars"]}
+            path = f"/v2/models/{ECHO}/infer"
+            echoed = http.request("POST", path, json_body={"inputs": [tensor]})
+            seen["answer of the other model"] = echoed.text
+
+    def _http(self, model: str) -> HttpClient:
+        return HttpClient(self.handle.endpoints.http, model, deadline=PATIENCE)
+
+
+ECHO = "echo_model"
+_ECHO_CONFIG = """
+backend: "python"
+max_batch_size: 0
+input [ { name: "IN" data_type: TYPE_STRING dims: [ 1 ] } ]
+output [ { name: "OUT" data_type: TYPE_STRING dims: [ 1 ] } ]
+instance_group [ { kind: KIND_CPU } ]
+"""
+_ECHO_CODE = """
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        inputs = [pb_utils.get_input_tensor_by_name(request, "IN") for request in requests]
+        outputs = [pb_utils.Tensor("OUT", tensor.as_numpy()) for tensor in inputs]
+        return [pb_utils.InferenceResponse([tensor]) for tensor in outputs]
+"""
+
+
+def _refusal(address: str) -> Exception | None:
+    """What asking for the metrics page brought: no answer is an exception, any answer None."""
+    try:
+        httpx.get(f"http://{address}/metrics", timeout=5.0, trust_env=False)
+    except httpx.TransportError as error:
+        return error
+    return None
+
+
 def _health_check_on() -> str:
     return """backend: "vllm"
 instance_group [{ kind: KIND_MODEL }]
@@ -594,8 +690,12 @@ parameters { key: "REPORT_CUSTOM_METRICS" value { string_value: "false" } }
 """
 
 
-def share_the_host(seen: Seen, one: ServerHandle, other: ServerHandle, model: str) -> None:
-    """50 requests to each of two servers at the same time; each server counts its own."""
+def share_the_host(seen: Seen, one: ServerHandle, other: ServerHandle, harness: Harness) -> None:
+    """50 requests to each of two servers at the same time; each server counts its own.
+
+    Of a model whose answers are not known, the answers are told apart by their prompts alone.
+    """
+    model, oracle = harness.settings.model_name, harness.model.known_answer
     seen["one /dev/shm"] = one.shm_domain == other.shm_domain
     servers = {"one": one, "other": other}
     clients = {
@@ -613,12 +713,18 @@ def share_the_host(seen: Seen, one: ServerHandle, other: ServerHandle, model: st
         }
         texts = {name: future.result() for name, future in running.items()}
     for name, server in servers.items():
-        alone = clients[name].generate(greedy("server", 16))
-        seen[f"texts of {name}"] = texts[name]
-        start = alone.text.removeprefix("server")
-        seen[f"texts expected of {name}"] = [f"{r.text_input!s}{start}" for r in requests[name]]
-        counted = requests_served(server, model) - before[name] - 1
-        seen[f"requests counted by {name}"] = counted
+        prompts = [str(request.text_input) for request in requests[name]]
+        if oracle is None:
+            pairs = zip(texts[name], prompts, strict=True)
+            seen[f"texts of {name}"] = [text[: len(prompt)] for text, prompt in pairs]
+            seen[f"texts expected of {name}"] = prompts
+        else:
+            seen[f"texts of {name}"] = texts[name]
+            seen[f"texts expected of {name}"] = [told(oracle, r) for r in requests[name]]
+        expected = before[name] + SHARED_LOAD
+        # Triton counts a request after its answer was sent.
+        until(lambda: requests_served(server, model) >= expected, NOTICED_SECONDS)  # noqa: B023
+        seen[f"requests counted by {name}"] = requests_served(server, model) - before[name]
         stubs = [process for process in server.processes() if is_stub(process)]
         seen[f"prefix of {name}"] = server.shm_prefix
         seen[f"regions of {name}'s stubs"] = {

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psutil
+import pytest
 
 from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient
 from pytest_vllm_triton.expect import Violation
@@ -22,6 +23,8 @@ STUB = "triton_python_backend_stub"
 # vLLM names its processes so; on one GPU the worker runs inside the engine's process.
 ENGINE = re.compile(r"VLLM::|EngineCore")
 WORKER = re.compile(r"VLLM::Worker")
+# What a part of an experiment may end with: an error, or that it cannot be done here.
+_ENDINGS = (Exception, pytest.skip.Exception)
 
 
 class Seen:
@@ -32,8 +35,8 @@ class Seen:
 
     def __init__(self) -> None:
         self._facts: dict[str, Any] = {}
-        self._errors: dict[str, Exception] = {}
-        self._broken_off: list[Exception] = []
+        self._endings: dict[str, BaseException] = {}
+        self._broken_off: dict[str, BaseException] = {}
 
     def __setitem__(self, name: str, fact: Any) -> None:
         self._facts[name] = fact
@@ -41,17 +44,20 @@ class Seen:
     def __getitem__(self, name: str) -> Any:
         if name in self._facts:
             return self._facts[name]
-        for error in [self._errors.get(name), *self._broken_off]:
-            if error is not None:
-                raise error
+        if name in self._endings:
+            raise self._endings[name]
+        for step, ending in self._broken_off.items():
+            if isinstance(ending, pytest.skip.Exception):
+                raise ending
+            raise Violation(name, "to be seen", f"the experiment broke off at '{step}': {ending}")
         raise Violation(name, "to be seen", "the experiment did not come that far")
 
     def look(self, name: str, see: Callable[[], Any]) -> None:
         """Keep what `see` returns or raises."""
         try:
             self._facts[name] = see()
-        except Exception as error:
-            self._errors[name] = error
+        except _ENDINGS as ending:
+            self._endings[name] = ending
 
     def step(self, act: Callable[[], None]) -> bool:
         """A part of the experiment: what it raises stands for all that it did not get to see.
@@ -60,8 +66,8 @@ class Seen:
         """
         try:
             act()
-        except Exception as error:
-            self._broken_off.append(error)
+        except _ENDINGS as ending:
+            self._broken_off[act.__name__.replace("_", " ")] = ending
             return False
         return True
 

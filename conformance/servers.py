@@ -41,7 +41,11 @@ class StrictServer:
                 shm_domain=self.shm_domain,
             )
             self._handle = self.harness.boot(spec, "strict configuration, and checks that harm it")
-            self.repository().load(self.model, {"config": self.config}).ok()
+            try:
+                self.repository().load(self.model, {"config": self.config}).ok()
+            except BaseException:
+                self.discard()
+                raise
         return self._handle
 
     @property

@@ -119,18 +119,14 @@ def test_dead_engine_is_not_ready(deaths: Seen, triton_http: HttpClient) -> None
 
 
 @pytest.mark.requirement("HLT-009")
-def test_dead_engine_that_cannot_be_unloaded(plain_life: Seen) -> None:
-    seen = plain_life
+def test_dead_engine_that_cannot_be_unloaded(bare_life: Seen) -> None:
+    seen = bare_life
     for answer in seen["answers of a dead engine"]:
         expect.that("error", answer.failed(), bool, "an error text")
         expect.between("seconds until it came", answer.seconds, 0, ANSWER_SECONDS)
     expect.equal("/v2/health/live", seen["live with a dead engine"], 200)
     expect.equal("stubs that crashed", seen["stubs that crashed"], [])
-    expect.equal(
-        "text of the other model",
-        seen["text beside a dead engine"],
-        seen["text expected beside a dead engine"],
-    )
+    expect.contains("answer of the other model", seen["answer of the other model"], '"mars"')
 
 
 @pytest.mark.requirement("HLT-010")

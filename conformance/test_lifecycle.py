@@ -158,7 +158,12 @@ def test_soak(second_model_life: Seen) -> None:
 def test_sigterm_leaves_nothing(plain_life: Seen) -> None:
     seen = plain_life
     expect.equal("exit code", seen["exit code"], 0)
-    expect.between("seconds until the exit", seen["seconds until the exit"], 0, EXIT_SECONDS)
+    expect.between(
+        "seconds from the end of the last stream until the exit",
+        seen["seconds until the exit"],
+        0,
+        EXIT_SECONDS,
+    )
     expect.equal("processes left", seen["processes left"], [])
 
 

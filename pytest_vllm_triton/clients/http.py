@@ -95,7 +95,14 @@ class HttpClient:
         self._transcript = transcript or Transcript()
         self._deadline = deadline
         # Plain HTTP on a known address: no certificates to load, no proxies to consult.
-        self._client = httpx.Client(base_url=url, timeout=deadline, verify=False, trust_env=False)
+        # Bodies are read as they come over the wire, so nothing may be compressed.
+        self._client = httpx.Client(
+            base_url=url,
+            headers={"Accept-Encoding": "identity"},
+            timeout=deadline,
+            verify=False,
+            trust_env=False,
+        )
 
     def __enter__(self) -> HttpClient:
         return self
