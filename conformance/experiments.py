@@ -65,6 +65,7 @@ STREAM_SECONDS = 5.0
 STREAM_TOKENS = 1800
 
 SECOND = "second_model"
+STREAM_ID = "stream"
 SECOND_MAX_MODEL_LEN = 512
 OVERRIDE_MAX_MODEL_LEN = 256
 # The engine's cache holds two of the longest sequences, and there are eight at a time: some have
@@ -78,6 +79,22 @@ SECOND_ARGUMENTS: dict[str, Any] = {
 SOAK_REQUESTS = 1000
 SOAK_STREAMS = 300
 SOAK_CONCURRENCY = 20
+# Requests without stream that are in the engine, or wait for it, when the model is unloaded.
+UNARY_AT_UNLOAD = 12
+# What a configuration says that was written for an early version of the backend.
+EARLY_CONFIG: dict[str, Any] = {
+    "input": [
+        {"name": "text_input", "data_type": "TYPE_STRING", "dims": [1]},
+        {"name": "stream", "data_type": "TYPE_BOOL", "dims": [1], "optional": True},
+        {
+            "name": "sampling_parameters",
+            "data_type": "TYPE_STRING",
+            "dims": [1],
+            "optional": True,
+        },
+    ],
+    "output": [{"name": "text_output", "data_type": "TYPE_STRING", "dims": [-1]}],
+}
 
 
 def greedy(prompt: str, tokens: int, *, stream: bool = False) -> GenerateRequest:
@@ -179,6 +196,7 @@ class SecondModelLife:
             seen["second texts beside the first"] = at_once(self.http.generate, both, 4)
             seen["second texts expected"] = [told(self.oracle, request) for request in both]
         seen["first texts beside the second"] = streams.texts
+        seen["files of the stub before the soak"] = self._stub_files()
         soak = [greedy(f"{i} {words[i % len(words)]}", 4) for i in range(SOAK_REQUESTS)]
         expected = [told(self.oracle, request) for request in soak]
         answers = at_once(self.http.generate, soak, SOAK_CONCURRENCY)
@@ -190,6 +208,7 @@ class SecondModelLife:
         seen["soak of streams"] = _differing(
             at_once(self.grpc.generate, short, SOAK_CONCURRENCY), expected
         )
+        seen["files of the stub after the soak"] = self._stub_files()
         # What server#7626 got stuck after: errors and cancelled streams.
         refused = GenerateRequest("venus", stream=True, sampling={"temperature": -1})
         seen["error before the unload"] = self.grpc.generate(refused).error
@@ -201,18 +220,26 @@ class SecondModelLife:
     def unload_while_streaming(self) -> None:
         seen = self.seen
         request = greedy("mars", 500, stream=True)
+        unary = {str(i): greedy(f"venus {i}", 200).but(id=str(i)) for i in range(UNARY_AT_UNLOAD)}
         responses: list[Response] = []
         with self.grpc.open() as stream, ThreadPoolExecutor(1) as pool:
-            stream.send(request)
+            for one in unary.values():
+                stream.send(one)
+            # Triton takes a stream's requests in order: when this one is answered, it has all.
+            stream.send(request.but(id=STREAM_ID))
             stream.half_close()
             answers = iter(stream)
-            responses.append(next(answers))
+            for response in answers:
+                responses.append(response)
+                if response.id == STREAM_ID:
+                    break
             unload = pool.submit(self.repository.unload, SECOND)
             until(lambda: not self.repository.is_ready(SECOND), UNLOAD_SECONDS)
             self._note_refusal("during the unload")
-            seen.look("stream during the unload", lambda: [*responses, *answers])
+            seen.look("answers during the unload", lambda: [*responses, *answers])
             ended = time.monotonic()
             seen["stream expected"] = told(self.oracle, request)
+            seen["unary expected"] = {i: told(self.oracle, one) for i, one in unary.items()}
             seen["error of the unload"] = unload.result().error
         seen["seconds of the unload"] = self._until_unavailable(ended)
         self._note_state("unloaded")
@@ -226,7 +253,7 @@ class SecondModelLife:
         seen = self.seen
         arguments = self._arguments(max_model_len=OVERRIDE_MAX_MODEL_LEN)
         text = json.dumps(arguments).encode()
-        config = {"backend": "vllm", "instance_group": [{"kind": "KIND_MODEL"}]}
+        config = {"backend": "vllm", "instance_group": [{"kind": "KIND_MODEL"}], **EARLY_CONFIG}
         seen["error of the second load"] = self.repository.load(
             SECOND,
             {
@@ -235,6 +262,10 @@ class SecondModelLife:
             },
         ).error
         self._note_state("loaded again")
+        seen.look(
+            "inputs and outputs of an early configuration",
+            lambda: self.http.get(self.http.path("config")).json(),
+        )
         request = greedy("venus", 32)
         seen["text after the second load"] = at_once(self.http.generate, [request], 1)
         seen["text expected after the second load"] = [told(self.oracle, request)]
@@ -268,6 +299,11 @@ class SecondModelLife:
         seen = self.seen
         seen.look(f"HTTP answer {when}", lambda: self.http.generate(greedy("venus", 4)))
         seen.look(f"gRPC answer {when}", lambda: self.grpc.generate(greedy("venus", 4)))
+
+    def _stub_files(self) -> int:
+        """Open files of the model's stub."""
+        stubs = [process for process in self.server.processes() if is_stub(process, SECOND)]
+        return stubs[0].num_fds() if stubs else 0
 
     def _until_unavailable(self, started: float) -> float | None:
         def unavailable() -> bool:
@@ -359,7 +395,7 @@ class Deaths:
 
     def worker_dies_with_health_check(self) -> None:
         seen = self.seen
-        error = seen["error of the load after the engine's death"] = self._load("True")
+        error = seen["error of the load after the engine's death"] = self._load("true")
         expect.equal("error of the load after the engine's death", error, None)
         seen.look("answer of a healthy engine", lambda: self.grpc.generate(greedy("tango", 8)))
         processes = self._engine_processes()
@@ -379,7 +415,9 @@ class Deaths:
         seen["state after the death"] = self._state()
         seen["HTTP answer of the next request"] = self.http.generate(greedy("tango", 8))
         seen["gRPC answer of the next request"] = self.grpc.generate(greedy("tango", 8))
-        until(lambda: self._state() == "UNAVAILABLE", UNLOAD_SECONDS)
+        seen["seconds until gone"] = until(
+            lambda: self._state() in ("UNAVAILABLE", None), UNLOAD_SECONDS
+        )
 
     def stub_dies(self) -> None:
         seen = self.seen
@@ -480,6 +518,7 @@ class PlainLife:
             shm_prefix=self.shared.shm_prefix,
             shm_domain=self.shared.shm_domain,
         )
+        self.regions_before = self.shared.all_regions()
         self.handle = harness.boot(spec, "all models, no control API, until SIGTERM")
         try:
             for step in (
@@ -534,7 +573,8 @@ class PlainLife:
         seen = self.seen
         handle = self.handle
         footprint = Footprint.of(handle)
-        own = footprint.regions - self.shared.regions_of(self.shared.processes())
+        others = self.shared.regions_of(self.shared.processes())
+        own = footprint.regions - self.regions_before - others
         with self._grpc(SECOND) as streaming, self._grpc(SECOND) as late:
             request = long_stream(late, "mars")  # and connects before the server shuts down
             with streaming.open() as stream:
@@ -567,6 +607,9 @@ class PlainLife:
         )
         seen["processes left"] = living(footprint.processes)
         seen["regions left"] = handle.regions_left(own)
+        seen["regions of the other server that are gone"] = sorted(
+            others - set(self.shared.regions_left(others))
+        )
         with GrpcClient(self.shared.endpoints.grpc, self.model) as bystander:
             seen["other server afterwards"] = bystander.generate(greedy("tango", 8)).error
 

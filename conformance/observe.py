@@ -125,7 +125,7 @@ class Footprint:
     Attributes:
         server: whose it is.
         processes: it and its descendants.
-        regions: shared memory that they have mapped.
+        regions: shared memory that they have mapped, or that is named as the server's.
         files: number of tritonserver's open file descriptors.
     """
 
@@ -141,7 +141,10 @@ class Footprint:
         with contextlib.suppress(psutil.Error):
             main = server.main_process()
             files = 0 if main is None else main.num_fds()
-        return cls(server, frozenset(processes), frozenset(server.regions_of(processes)), files)
+        regions = server.regions_of(processes)
+        if server.shm_prefix:
+            regions |= {n for n in server.all_regions() if n.startswith(server.shm_prefix)}
+        return cls(server, frozenset(processes), frozenset(regions), files)
 
     def beyond(self, other: Footprint) -> Footprint:
         """What this one has and the other has not."""

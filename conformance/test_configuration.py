@@ -15,6 +15,7 @@ from pytest_vllm_triton.launchers.base import ModelSpec
 from pytest_vllm_triton.models import other_known_answer_model
 from pytest_vllm_triton.transcript import Transcript
 
+from .observe import Seen
 from .servers import ALTERNATE_MAX_MODEL_LEN, StrictServer
 
 Generate = Callable[[GenerateRequest], Generation]
@@ -78,6 +79,15 @@ def test_inputs_and_outputs(triton_http: HttpClient) -> None:
         expect.equal(f"output {name} (datatype, shape)", outputs.get(name), declared)
     required = [name for name, (_, _, is_optional) in inputs.items() if not is_optional]
     expect.equal("required inputs", required, ["text_input"])
+
+
+@pytest.mark.requirement("CFG-002")
+def test_configuration_of_an_early_version(second_model_life: Seen) -> None:
+    """It names three inputs and one output; the others are added."""
+    config = second_model_life["inputs and outputs of an early configuration"]
+    for kind, contract in (("input", INPUTS), ("output", OUTPUTS)):
+        names = {entry["name"] for entry in config[kind]}
+        expect.equal(f"{kind}s that are not declared", sorted(set(contract) - names), [])
 
 
 @pytest.mark.requirement("CFG-003")

@@ -73,6 +73,12 @@ def test_unhealthy_engine_unloads_the_model(deaths: Seen) -> None:
         f"at most {UNLOAD_SECONDS:g}",
     )
     expect.different("state in the index", deaths["state after the death"], "READY")
+    expect.that(
+        "seconds until the unload is complete",
+        deaths["seconds until gone"],
+        lambda seconds: seconds is not None,
+        f"at most {UNLOAD_SECONDS:g}",
+    )
 
 
 @pytest.mark.requirement("HLT-005")

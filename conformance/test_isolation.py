@@ -81,6 +81,11 @@ def test_killed_server_disturbs_no_other(deaths: Seen) -> None:
 def test_stopped_server_disturbs_no_other(plain_life: Seen) -> None:
     """It had the same prefix as the other."""
     expect.equal("error of the other server", plain_life["other server afterwards"], None)
+    expect.equal(
+        "regions of the other server that are gone",
+        plain_life["regions of the other server that are gone"],
+        [],
+    )
 
 
 @pytest.mark.requirement("SHM-007")

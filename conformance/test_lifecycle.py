@@ -6,10 +6,19 @@ import pytest
 
 from pytest_vllm_triton import expect
 
-from .experiments import EXIT_SECONDS, NOTICED_SECONDS, SOAK_REQUESTS, SOAK_STREAMS, UNLOAD_SECONDS
+from .experiments import (
+    EXIT_SECONDS,
+    NOTICED_SECONDS,
+    SOAK_REQUESTS,
+    SOAK_STREAMS,
+    STREAM_ID,
+    UNLOAD_SECONDS,
+)
 from .observe import Footprint, Seen, is_stub
 
 REFUSAL_SECONDS = 10.0
+# Far fewer than the requests of the soak.
+STUB_FILES = 50
 
 
 @pytest.mark.requirement("LIF-001")
@@ -93,12 +102,23 @@ def test_mended_model_loads(second_model_life: Seen) -> None:
 @pytest.mark.requirement("LIF-006")
 def test_unload_lets_a_stream_end(second_model_life: Seen) -> None:
     seen = second_model_life
-    responses = seen["stream during the unload"]
+    responses = [r for r in seen["answers during the unload"] if r.id == STREAM_ID]
     expect.equal("errors", [r.error for r in responses if r.error], [])
     expect.equal("text", "".join(r.text for r in responses), seen["stream expected"])
     flags = [response.final for response in responses]
     expect.equal("final flags", flags, [False] * (len(flags) - 1) + [True])
     expect.equal("state of the model then", seen["state when unloaded"], "UNAVAILABLE")
+
+
+@pytest.mark.requirement("LIF-006")
+def test_unload_lets_requests_beside_a_stream_end(second_model_life: Seen) -> None:
+    """Some run and some wait for a place in the engine."""
+    seen = second_model_life
+    texts = {
+        r.id: r.error or r.text for r in seen["answers during the unload"] if r.outputs or r.error
+    }
+    texts.pop(STREAM_ID, None)
+    expect.equal("texts of the requests without stream", texts, seen["unary expected"])
 
 
 @pytest.mark.requirement("LIF-007")
@@ -152,6 +172,12 @@ def test_soak(second_model_life: Seen) -> None:
     expect.equal(f"wrong answers among {SOAK_REQUESTS}", seen["soak"], [])
     expect.equal(f"wrong streams among {SOAK_STREAMS}", seen["soak of streams"], [])
     expect.between("seconds of the unload", seen["seconds of the unload"], 0, UNLOAD_SECONDS)
+    expect.between(
+        "further open files of the stub",
+        seen["files of the stub after the soak"] - seen["files of the stub before the soak"],
+        -1000,
+        STUB_FILES,
+    )
 
 
 @pytest.mark.requirement("LIF-010")

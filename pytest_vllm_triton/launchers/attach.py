@@ -118,8 +118,8 @@ class AttachedHandle(ServerHandle):
     def regions_of(self, processes: Iterable[ServerProcess]) -> set[str]:
         return set()
 
-    def regions_left(self, names: Iterable[str]) -> list[str]:
-        return []
+    def all_regions(self) -> set[str]:
+        return set()
 
     def stop(self, timeout: float | None = None) -> int | None:
         """Nothing: it is not ours to stop."""

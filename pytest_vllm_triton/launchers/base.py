@@ -285,8 +285,12 @@ class ServerHandle(ABC):
         """Names of the shared-memory regions that these processes of it have mapped or open."""
 
     @abstractmethod
+    def all_regions(self) -> set[str]:
+        """Names of all that is in the /dev/shm that the server uses, whosever it is."""
+
     def regions_left(self, names: Iterable[str]) -> list[str]:
         """Those of the names that are still in the /dev/shm that the server uses."""
+        return sorted(self.all_regions().intersection(names))
 
     @property
     def leaves_shm_when_killed(self) -> bool:

@@ -68,11 +68,11 @@ class ContainerHandle(ServerHandle):
         ours = [process for process in processes if isinstance(process, InsideProcess)]
         return {name for process in ours for name in process.regions()}
 
-    def regions_left(self, names: Iterable[str]) -> list[str]:
+    def all_regions(self) -> set[str]:
         if self.shm_domain == HOST_SHM:
-            return sorted(supervisor.list_regions().intersection(names))
+            return supervisor.list_regions()
         owner = self.inside if self.shm is None else self.shm
-        return sorted(owner.look().shm.intersection(names))
+        return set(owner.look().shm)
 
     @property
     def leaves_shm_when_killed(self) -> bool:

@@ -230,8 +230,8 @@ class ProcessHandle(ServerHandle):
                 names |= {named[key] for key in used if key in named}
         return names
 
-    def regions_left(self, names: Iterable[str]) -> list[str]:
-        return sorted(supervisor.list_regions().intersection(names))
+    def all_regions(self) -> set[str]:
+        return supervisor.list_regions()
 
     def stop(self, timeout: float | None = None) -> int | None:
         grace = self.exit_timeout + STOP_MARGIN_SECONDS if timeout is None else timeout

@@ -45,8 +45,8 @@ class Handle(ServerHandle):
     def regions_of(self, processes: Iterable[ServerProcess]) -> set[str]:
         return set()
 
-    def regions_left(self, names: Iterable[str]) -> list[str]:
-        return []
+    def all_regions(self) -> set[str]:
+        return set()
 
     def stop(self, timeout: float | None = None) -> int | None:
         return self.code
