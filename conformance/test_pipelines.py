@@ -18,6 +18,8 @@ from .extra_models import needs_owned
 
 PROMPT = "Say alpha"
 GREEDY = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}
+# Too many tokens for one response of a stream (STR-005).
+SEVERAL_RESPONSES = 400
 ENSEMBLE, CALLER = "ensemble_model", "calling_model"
 CALLERS = 2
 
@@ -144,7 +146,7 @@ def test_ensemble_answers(triton_http: HttpClient, triton_grpc: GrpcClient, ense
 
 @pytest.mark.requirement("PIP-001")
 def test_ensemble_streams(triton_http: HttpClient, triton_grpc: GrpcClient, ensemble: str) -> None:
-    request = asked(PROMPT, stream=True)
+    request = asked(PROMPT, stream=True, max_tokens=SEVERAL_RESPONSES)
     expected = triton_grpc.generate(request).text
     for client in (triton_http, triton_grpc):
         answer = client.for_model(ensemble).generate(request)
@@ -186,7 +188,7 @@ def called(client: HttpClient, model: str, request: GenerateRequest) -> dict[str
 @pytest.mark.requirement("PIP-002")
 @pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 def test_called_by_a_python_model(triton_http: HttpClient, caller: str, stream: bool) -> None:
-    request = asked(PROMPT, stream=stream)
+    request = asked(PROMPT, stream=stream, max_tokens=SEVERAL_RESPONSES)
     expected = triton_http.generate(request).text
     found = called(triton_http, caller, request)
     expect.equal("errors", found["errors"], [])

@@ -30,7 +30,8 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 @pytest.mark.requirement("STR-001")
 def test_server_sent_events(triton_http: HttpClient) -> None:
-    body = {"text_input": PROMPT, "stream": True, "parameters": {"max_tokens": 20}}
+    parameters = {"max_tokens": 20, "temperature": 0, "ignore_eos": True}
+    body = {"text_input": PROMPT, "stream": True, "parameters": parameters}
     answer = triton_http.request("POST", triton_http.path("generate_stream"), json_body=body)
     expect.equal("HTTP status", answer.status, 200)
     expect.equal(
