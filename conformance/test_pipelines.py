@@ -13,6 +13,7 @@ from pytest_vllm_triton.clients import GenerateRequest, GrpcClient, HttpClient
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle
+from pytest_vllm_triton.models import ModelUnderTest
 
 from .extra_models import needs_owned
 
@@ -102,7 +103,11 @@ def pipelines(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[Mode
     """The shared server's repository with both models around the vLLM model, not loaded yet."""
     server = needs_owned(vllm_server)
     assert server.model_repository is not None
-    opened = ModelRepository(server.endpoints.http, server.model_repository)
+    opened = ModelRepository(
+        server.endpoints.http,
+        server.model_repository,
+        deadline=vllm_harness.settings.boot_timeout,
+    )
     model = vllm_harness.settings.model_name
     opened.add(ModelSpec(ENSEMBLE, config=_ENSEMBLE % model))
     opened.add(
@@ -209,7 +214,9 @@ def test_python_model_sees_the_error(triton_http: HttpClient, caller: str) -> No
 
 
 @pytest.mark.requirement("PIP-002")
-def test_several_python_models_at_once(triton_http: HttpClient, caller: str) -> None:
+def test_several_python_models_at_once(
+    triton_http: HttpClient, caller: str, vllm_model: ModelUnderTest
+) -> None:
     """Two instances call at the same time, 16 requests in all."""
     prompts = [f"{index} {word}" for index, word in enumerate(("lima", "tango", "Ünï", "a") * 4)]
     requests = [asked(prompt, stream=index % 2 == 0) for index, prompt in enumerate(prompts)]
@@ -222,4 +229,5 @@ def test_several_python_models_at_once(triton_http: HttpClient, caller: str) -> 
 
     with ThreadPoolExecutor(CALLERS) as pool:
         texts = list(pool.map(call, requests))
-    expect.equal("texts, by request", texts, expected)
+    told = vllm_model.told_in_a_batch
+    expect.equal("texts, by request", [*map(told, texts)], [*map(told, expected)])
