@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pytest_vllm_triton.clients.repository import LoadAnswer, ModelRepository
+from pytest_vllm_triton.clients.repository import LOAD_SECONDS, LoadAnswer, ModelRepository
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.known_answer import (
     BACKWARDS,
@@ -50,12 +50,14 @@ class ExtraModel:
     """A model that is loaded into the shared server when first asked for, and again after `unload`.
 
     Attributes:
+        deadline: seconds that a load may take.
         load_error: the error of the last load; None when it succeeded.
         is_loaded: whether it is loaded now.
     """
 
     server: ServerHandle
     spec: ModelSpec
+    deadline: float = LOAD_SECONDS
     load_error: str | None = field(default=None, init=False)
     is_loaded: bool = field(default=False, init=False)
     _repository: ModelRepository | None = field(default=None, init=False)
@@ -65,7 +67,7 @@ class ExtraModel:
         if self._repository is None:
             assert self.server.model_repository is not None
             self._repository = ModelRepository(
-                self.server.endpoints.http, self.server.model_repository
+                self.server.endpoints.http, self.server.model_repository, deadline=self.deadline
             )
             self._repository.add(self.spec)
         return self._repository

@@ -108,20 +108,25 @@ def test_unsupported_dimensions(generate: Generate) -> None:
 @pytest.mark.requirement("EMB-007")
 @pytest.mark.parametrize(
     "content",
-    ["{bad", "", "[]", "{}", '{"input": []}', '{"input": ""}', '{"input": {"a": 1}}'],
+    ["{bad", "", "[]", "{}", '{"input": []}', '{"input": {"a": 1}}'],
 )
 def test_bad_embedding_request(generate: Generate, content: str) -> None:
     error = generate(GenerateRequest(inputs={"embedding_request": content})).failed()
-    expect.contains("error", error, "embedding_request")
-    for leak in ("NoneType", "Traceback", "object has no attribute"):
-        expect.lacks("error", error, leak)
+    expect.clean_error(error)
     expect.equal("error of the next request", generate(embedding(TEXT)).error, None)
 
 
 @pytest.mark.requirement("EMB-007")
-def test_unknown_pooling_parameter(generate: Generate) -> None:
-    error = generate(embedding(TEXT, colour="red")).failed()
-    expect.contains("error", error, "colour")
+@pytest.mark.parametrize(
+    "request_", [embedding(""), embedding(TEXT, colour="red")], ids=["empty", "unknown-key"]
+)
+def test_odd_embedding_request(generate: Generate, request_: GenerateRequest) -> None:
+    """A backend may take it or refuse it."""
+    answer = generate(request_)
+    if answer.error is None:
+        expect.equal("dimensions", len(vector_of(answer)), HIDDEN)
+    else:
+        expect.clean_error(answer.error)
 
 
 @pytest.mark.requirement("EMB-008")

@@ -20,7 +20,7 @@ from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.state import TRANSCRIPT
 from pytest_vllm_triton.transcript import Transcript
 
-from .observe import Seen
+from .observe import Seen, is_engine, is_stub
 from .servers import ALTERNATE_MAX_MODEL_LEN, EngineDeath, StrictServer
 
 Generate = Callable[[GenerateRequest], Generation]
@@ -28,6 +28,7 @@ Generate = Callable[[GenerateRequest], Generation]
 PROMPT = "What is Triton Inference Server?"
 GOOD = GenerateRequest(PROMPT, sampling={"temperature": 0}, exclude_input_in_output=True)
 ANSWER_SECONDS = 10.0
+TOO_LONG = r"(?i)length|long|exceed|too many"
 
 
 @pytest.fixture
@@ -53,12 +54,6 @@ def refused_by_server(answer: HttpAnswer, part: str) -> None:
     expect.contains("error", answer.error, part)
 
 
-def clean(error: str) -> None:
-    """An error text for a client: the reason, not the inside of a Python program."""
-    for leak in ("NoneType", "Traceback", "object has no attribute"):
-        expect.lacks("error", error, leak)
-
-
 @pytest.mark.requirement("ERR-001")
 def test_empty_object(triton_http: HttpClient) -> None:
     refused(post(triton_http, {}), "expected number of inputs between 1 and", "text_input")
@@ -69,7 +64,7 @@ def test_prompt_missing(generate: Generate) -> None:
     for request in (GenerateRequest(stream=False), GenerateRequest(stream=True)):
         error = generate(request).failed()
         expect.contains("error", error, "text_input")
-        clean(error)
+        expect.clean_error(error)
 
 
 @pytest.mark.requirement("ERR-003")
@@ -132,7 +127,7 @@ def test_unknown_model_version_and_method(triton_http: HttpClient) -> None:
 def test_unknown_sampling_parameter_is_named(generate: Generate) -> None:
     error = generate(GOOD.but(sampling={"foo": 1})).failed()
     expect.contains("error", error, "foo")
-    clean(error)
+    expect.clean_error(error)
 
 
 @pytest.mark.requirement("ERR-010")
@@ -143,18 +138,28 @@ def test_unknown_sampling_parameter_is_named(generate: Generate) -> None:
 def test_out_of_range_value_is_explained(generate: Generate, name: str, value: float) -> None:
     error = generate(GOOD.but(sampling={name: value})).failed()
     expect.contains("error", error, name)
-    expect.contains("error", error, str(value))
-    clean(error)
+    expect.clean_error(error)
 
 
 @pytest.mark.requirement("ERR-011")
 @pytest.mark.parametrize(
-    ("name", "value"), [("max_tokens", "abc"), ("temperature", "warm"), ("stop", 5), ("n", [1])]
+    ("name", "value"), [("max_tokens", "abc"), ("temperature", "warm"), ("n", [1])]
 )
 def test_unconvertible_value_is_named(generate: Generate, name: str, value: Any) -> None:
     error = generate(GOOD.but(sampling={name: value})).failed()
     expect.contains("error", error, name)
-    clean(error)
+    expect.clean_error(error)
+
+
+@pytest.mark.requirement("ERR-011")
+def test_number_for_a_text(generate: Generate) -> None:
+    """A backend may convert it; if not, it says so."""
+    answer = generate(GOOD.but(sampling={"stop": 5}))
+    if answer.error is None:
+        answer.ok()
+    else:
+        expect.contains("error", answer.error, "stop")
+        expect.clean_error(answer.error)
 
 
 @pytest.mark.requirement("ERR-012")
@@ -162,7 +167,7 @@ def test_unconvertible_value_is_named(generate: Generate, name: str, value: Any)
 def test_sampling_parameters_must_be_json(generate: Generate, text: str) -> None:
     error = generate(GOOD.but(sampling=text)).failed()
     expect.contains("error", error, "sampling_parameters")
-    clean(error)
+    expect.clean_error(error)
 
 
 @pytest.mark.requirement("ERR-013")
@@ -170,7 +175,7 @@ def test_sampling_parameters_must_be_json(generate: Generate, text: str) -> None
 def test_sampling_parameters_must_be_an_object(generate: Generate, text: str) -> None:
     error = generate(GOOD.but(sampling=text)).failed()
     expect.contains("error", error, "sampling_parameters")
-    clean(error)
+    expect.clean_error(error)
 
 
 @pytest.mark.requirement("ERR-014")
@@ -178,8 +183,7 @@ def test_sampling_parameters_must_be_an_object(generate: Generate, text: str) ->
 def test_invalid_utf8(triton_grpc: GrpcClient, name: str) -> None:
     field = {"text_input": "text_input", "sampling_parameters": "sampling"}[name]
     error = triton_grpc.generate(GOOD.but(**{field: b"\xff\xfe\x80"})).failed()
-    expect.contains("error", error, name)
-    clean(error)
+    expect.clean_error(error)
     expect.equal("status of the next request", triton_grpc.generate(GOOD).ok().status, "OK")
 
 
@@ -199,7 +203,7 @@ def test_too_long_prompt(triton_grpc: GrpcClient, alternate_model: str, stream: 
         responses = list(opened)
     errors = [r.error for r in responses if r.error is not None]
     expect.equal("number of errors", len(errors), 1)
-    expect.matches("error", errors[0], r"(?i)length|too long|longer than")
+    expect.matches("error", errors[0], rf"{TOO_LONG}|{ALTERNATE_MAX_MODEL_LEN}")
     texts = {r.id: r.text for r in responses if r.error is None}
     expect.equal("texts of the good requests", texts, {"before": expected, "after": expected})
 
@@ -209,7 +213,7 @@ def test_empty_prompt(generate: Generate) -> None:
     answer = generate(GOOD.but(text_input=""))
     expect.between("seconds", answer.seconds, 0, 5)
     if answer.error is not None:
-        clean(answer.error)
+        expect.clean_error(answer.error)
     expect.equal("error of the next request", generate(GOOD).error, None)
 
 
@@ -217,7 +221,7 @@ def test_empty_prompt(generate: Generate) -> None:
 def test_bad_requests_leave_the_model_as_it_was(
     generate: Generate, triton_http: HttpClient, vllm_server: ServerHandle
 ) -> None:
-    before = {process.pid for process in vllm_server.processes()}
+    before = {p.pid for p in vllm_server.processes() if is_stub(p) or is_engine(p)}
     expected = generate(GOOD).text
     bad = [
         GenerateRequest(stream=True),
@@ -236,7 +240,7 @@ def test_bad_requests_leave_the_model_as_it_was(
         expect.equal("HTTP status of /ready", ready.status, 200)
         expect.equal("text of the next request", generate(GOOD).text, expected)
     after = {process.pid for process in vllm_server.processes()}
-    expect.equal("processes of the server", after, before)
+    expect.equal("stubs and engines that are gone", before - after, set())
 
 
 @pytest.mark.requirement("ERR-018")
@@ -264,15 +268,23 @@ def test_an_error_is_one_final_response(
         GOOD.but(sampling={"max_tokens": "abc"}),
         GOOD.but(stream=True, exclude_input_in_output=False),
         GenerateRequest(stream=False),
-        GenerateRequest(" a" * 5000),
     ],
-    ids=["unknown", "range", "json", "type", "echo", "prompt", "length"],
+    ids=["unknown", "range", "json", "type", "echo", "prompt"],
 )
 def test_client_mistakes_are_invalid_argument(
     triton_grpc: GrpcClient, request_: GenerateRequest
 ) -> None:
     """Over HTTP older servers answer 400 to every code, so the code is read from gRPC."""
     answer = triton_grpc.until_error(request_)
+    expect.equal(f"gRPC status ({answer.error})", answer.status, "INVALID_ARGUMENT")
+
+
+@pytest.mark.requirement("ERR-019")
+def test_too_long_prompt_is_an_invalid_argument(
+    triton_grpc: GrpcClient, alternate_model: str
+) -> None:
+    request = GenerateRequest(" venus" * (ALTERNATE_MAX_MODEL_LEN + 9))
+    answer = triton_grpc.for_model(alternate_model).until_error(request)
     expect.equal(f"gRPC status ({answer.error})", answer.status, "INVALID_ARGUMENT")
 
 
@@ -317,7 +329,8 @@ def test_forwarded_headers(strict_server: StrictServer, transcript: Transcript) 
 def test_large_prompt_grows_shared_memory(generate: Generate) -> None:
     """2 MiB: twice the default region, and longer than any model takes, so refused by length."""
     error = generate(GOOD.but(text_input="a " * (1 << 20))).failed()
-    expect.matches("error", error, r"(?i)length|too long|longer than")
+    expect.matches("error", error, TOO_LONG)
+    expect.clean_error(error)
     expect.equal("error of the next request", generate(GOOD).error, None)
 
 

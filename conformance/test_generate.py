@@ -40,16 +40,28 @@ def test_first_inference_of_the_readme(triton_http: HttpClient) -> None:
     expect.equal("type of text_output", type(value["text_output"]), str)
 
 
-@pytest.mark.requirement("GEN-001")
-@pytest.mark.parametrize("n", [1, 2])
-def test_text_output_has_an_element_per_sequence(triton_grpc: GrpcClient, n: int) -> None:
+def each_has_elements(client: GrpcClient, n: int, *, stream: bool) -> None:
     """Over HTTP the shape does not show: generate writes an array of one element as a scalar."""
-    for stream in (False, True):
-        sampling = {**HOT, "n": n, "max_tokens": 4}
-        answer = triton_grpc.generate(ONE.but(stream=stream, sampling=sampling)).ok()
-        for response in answer.data:
-            tensor = response.outputs["text_output"]
-            expect.equal("datatype and shape", (tensor.datatype, tensor.shape), ("BYTES", (n,)))
+    sampling = {**HOT, "n": n, "max_tokens": 4}
+    for response in client.generate(ONE.but(stream=stream, sampling=sampling)).ok().data:
+        tensor = response.outputs["text_output"]
+        expect.equal("datatype and shape", (tensor.datatype, tensor.shape), ("BYTES", (n,)))
+
+
+@pytest.mark.requirement("GEN-001")
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+def test_text_output_has_one_element(triton_grpc: GrpcClient, stream: bool) -> None:
+    each_has_elements(triton_grpc, 1, stream=stream)
+
+
+@pytest.mark.requirement("GEN-019")
+def test_text_output_has_an_element_per_sequence(triton_grpc: GrpcClient) -> None:
+    each_has_elements(triton_grpc, 2, stream=False)
+
+
+@pytest.mark.requirement("STR-013")
+def test_each_delta_has_an_element_per_sequence(triton_grpc: GrpcClient) -> None:
+    each_has_elements(triton_grpc, 2, stream=True)
 
 
 @pytest.mark.requirement("GEN-002")

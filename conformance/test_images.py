@@ -40,19 +40,18 @@ RED = encoded(png(8, 8, (255, 0, 0)))
 
 @pytest.mark.requirement("IMG-002")
 @pytest.mark.parametrize(
-    ("images", "part"),
+    "images",
     [
-        (["!!! no base64 !!!"], "image"),
-        ([encoded(b"these bytes are no image")], "image"),
-        ([encoded(png(8, 8, (0, 0, 0))[:40])], "image"),
-        ([RED, "???"], "image"),
+        ["!!! no base64 !!!"],
+        [encoded(b"these bytes are no image")],
+        [encoded(png(8, 8, (0, 0, 0))[:40])],
+        [RED, "???"],
     ],
     ids=["base64", "bytes", "truncated", "second"],
 )
-def test_what_is_no_image(generate: Generate, images: list[str], part: str) -> None:
+def test_what_is_no_image(generate: Generate, images: list[str]) -> None:
     error = generate(GOOD.but(inputs={"image": images})).failed()
-    expect.contains("error", error, part)
-    clean(error)
+    expect.clean_error(error)
     expect.equal("error of the next request", generate(GOOD).error, None)
 
 
@@ -60,12 +59,5 @@ def test_what_is_no_image(generate: Generate, images: list[str], part: str) -> N
 def test_image_for_a_text_model(generate: Generate, known_answer: KnownAnswer) -> None:
     """The known-answer model knows no images; a good one is refused all the same."""
     error = generate(GOOD.but(inputs={"image": [RED]})).failed()
-    expect.matches("error", error, r"(?i)image|multi-?modal")
-    clean(error)
+    expect.clean_error(error)
     expect.equal("error of the next request", generate(GOOD).error, None)
-
-
-def clean(error: str) -> None:
-    """An error text for a client: the reason, not the inside of a Python program."""
-    for leak in ("NoneType", "Traceback", "object has no attribute"):
-        expect.lacks("error", error, leak)

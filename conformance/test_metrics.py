@@ -268,7 +268,7 @@ def test_models_are_counted_apart(
 ) -> None:
     request = GenerateRequest("venus", sampling={"temperature": 0, "max_tokens": 9})
     for one, other in ((alternate_model, lora_model), (lora_model, alternate_model)):
-        untouched = metrics_page(vllm_server).of(other)
+        untouched = quiet_page(vllm_server, other)
         traffic = sent(vllm_server, one, [request])
         grown = traffic.growth.of("vllm:prompt_tokens_total")
         expect.equal(f"growth of {one}'s prompt tokens", grown, sum(traffic.input_tokens))

@@ -84,9 +84,11 @@ def test_finish_reason_stop_at_stop_string(generate: Generate, stream: bool) -> 
 
 @pytest.mark.requirement("OUT-004")
 def test_finish_reason_in_a_stream(generate: Generate) -> None:
-    reasons = generate(asking(True, "finish_reason")).all_values("finish_reason")
+    """Of many tokens, as a few may come in one response."""
+    request = asking(True, "finish_reason", max_tokens=200)
+    reasons = generate(request).all_values("finish_reason")
     expect.equal("last finish_reason", reasons[-1], "length")
-    expect.equal("earlier ones", set(reasons[:-1]), {""})
+    expect.equal("earlier ones that are not empty", set(reasons[:-1]) - {""}, set())
 
 
 @pytest.mark.requirement("OUT-005")
@@ -310,7 +312,9 @@ def test_outputs_of_n_sequences_are_aligned(
             expect.equal(f"tokens {index}", sum(counts), alone.last("num_output_tokens"))
             reasons = [r.value("finish_reason", index) for r in together.data]
             expect.contains(f"finish reasons {index}", reasons, alone.last("finish_reason"))
-            logprob = together.data[-1].value("cumulative_logprob", index)
+            # Nothing says what is sent for a sequence that ended before the other one.
+            last = [r for r in together.data if r.value("num_output_tokens", index)][-1]
+            logprob = last.value("cumulative_logprob", index)
             right = alone.last("cumulative_logprob")
             expect.between(f"cumulative_logprob {index}", logprob, right - 0.01, right + 0.01)
         different |= together.text_of(0) != together.text_of(1)

@@ -13,11 +13,14 @@ from pytest_vllm_triton.clients import GenerateRequest, GrpcClient, HttpClient
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle
+from pytest_vllm_triton.models import ModelUnderTest
 
 from .extra_models import needs_owned
 
 PROMPT = "Say alpha"
 GREEDY = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}
+# Too many tokens for one response of a stream (STR-005).
+SEVERAL_RESPONSES = 400
 ENSEMBLE, CALLER = "ensemble_model", "calling_model"
 CALLERS = 2
 
@@ -100,7 +103,11 @@ def pipelines(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[Mode
     """The shared server's repository with both models around the vLLM model, not loaded yet."""
     server = needs_owned(vllm_server)
     assert server.model_repository is not None
-    opened = ModelRepository(server.endpoints.http, server.model_repository)
+    opened = ModelRepository(
+        server.endpoints.http,
+        server.model_repository,
+        deadline=vllm_harness.settings.boot_timeout,
+    )
     model = vllm_harness.settings.model_name
     opened.add(ModelSpec(ENSEMBLE, config=_ENSEMBLE % model))
     opened.add(
@@ -144,7 +151,7 @@ def test_ensemble_answers(triton_http: HttpClient, triton_grpc: GrpcClient, ense
 
 @pytest.mark.requirement("PIP-001")
 def test_ensemble_streams(triton_http: HttpClient, triton_grpc: GrpcClient, ensemble: str) -> None:
-    request = asked(PROMPT, stream=True)
+    request = asked(PROMPT, stream=True, max_tokens=SEVERAL_RESPONSES)
     expected = triton_grpc.generate(request).text
     for client in (triton_http, triton_grpc):
         answer = client.for_model(ensemble).generate(request)
@@ -186,7 +193,7 @@ def called(client: HttpClient, model: str, request: GenerateRequest) -> dict[str
 @pytest.mark.requirement("PIP-002")
 @pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 def test_called_by_a_python_model(triton_http: HttpClient, caller: str, stream: bool) -> None:
-    request = asked(PROMPT, stream=stream)
+    request = asked(PROMPT, stream=stream, max_tokens=SEVERAL_RESPONSES)
     expected = triton_http.generate(request).text
     found = called(triton_http, caller, request)
     expect.equal("errors", found["errors"], [])
@@ -207,7 +214,9 @@ def test_python_model_sees_the_error(triton_http: HttpClient, caller: str) -> No
 
 
 @pytest.mark.requirement("PIP-002")
-def test_several_python_models_at_once(triton_http: HttpClient, caller: str) -> None:
+def test_several_python_models_at_once(
+    triton_http: HttpClient, caller: str, vllm_model: ModelUnderTest
+) -> None:
     """Two instances call at the same time, 16 requests in all."""
     prompts = [f"{index} {word}" for index, word in enumerate(("lima", "tango", "Ünï", "a") * 4)]
     requests = [asked(prompt, stream=index % 2 == 0) for index, prompt in enumerate(prompts)]
@@ -220,4 +229,5 @@ def test_several_python_models_at_once(triton_http: HttpClient, caller: str) -> 
 
     with ThreadPoolExecutor(CALLERS) as pool:
         texts = list(pool.map(call, requests))
-    expect.equal("texts, by request", texts, expected)
+    told = vllm_model.told_in_a_batch
+    expect.equal("texts, by request", [*map(told, texts)], [*map(told, expected)])

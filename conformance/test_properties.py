@@ -7,6 +7,7 @@ makes more of them. Of a violation the simplest input that shows it is reported.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,8 +28,8 @@ TOKENS = 8
 STORY = " alpha bravo charlie delta"
 
 PROTOCOLS = st.sampled_from(["http", "grpc"])
-# Every character that UTF-8 can carry. Triton's HTTP front end ends a text at U+0000.
-TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
+# Every character that UTF-8 can carry.
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 PIECES = (
     *("alpha", "Tango", "</s>", "<s>", "你好", "e\u0301", "\r\n", "\t", '"', "\\"),
     # One sign of three characters, joined by two that show nothing.
@@ -80,13 +81,33 @@ NAMES = st.sampled_from(
     )
 )
 ODD = ("[" * 5000, '{"stop": ["\\ud800"]}', '{"seed": 1, "seed": 2}', '{"n": 1e400}', "NaN")
+
+
+def is_cheap(sampling: Any) -> bool:
+    """Whether it is no order to generate for long: many sequences or tokens, which vLLM takes."""
+    if not isinstance(sampling, dict):
+        return True
+    n, tokens = (_number(sampling.get(name, 1)) for name in ("n", "max_tokens"))
+    return not 8 < n <= 16384 and not tokens > 64
+
+
+def _number(value: Any) -> float:
+    """What a backend may take the value for; null: no limit."""
+    try:
+        return math.inf if value is None else float(value)
+    except (TypeError, ValueError):
+        return 0.0
+    except OverflowError:
+        return math.inf
+
+
 BROKEN = st.one_of(
     TEXTS,
-    JSON.map(json.dumps),
+    JSON.filter(is_cheap).map(json.dumps),
     st.tuples(st.dictionaries(NAMES, JSON, min_size=1, max_size=2), st.just({"max_tokens": 4})).map(
         lambda pair: json.dumps({**pair[0], **pair[1]})
     ),
-    JSON.map(lambda value: json.dumps({"max_tokens": value})),
+    JSON.map(lambda value: {"max_tokens": value}).filter(is_cheap).map(json.dumps),
     st.sampled_from(ODD),
 )
 
@@ -175,8 +196,8 @@ def test_any_sampling_parameters_are_survived(
         expect.between("seconds until the answer", answer.seconds, 0, ANSWER_SECONDS)
         errors = sum(response.error is not None for response in answer.responses)
         expect.equal("responses with data, and errors", len(answer.data) + errors, 1)
-        for leak in ("NoneType", "Traceback", "object has no attribute"):
-            expect.lacks("error", answer.error or "", leak)
+        if answer.error is not None:
+            expect.clean_error(answer.error)
         expect.equal("the next answer", clients["grpc"].generate(good).ok().text, told)
 
     for_all(is_survived)

@@ -18,6 +18,7 @@ from pytest_vllm_triton.clients import (
 )
 from pytest_vllm_triton.clients.http import http_body, text_of_event
 from pytest_vllm_triton.known_answer import KnownAnswer
+from pytest_vllm_triton.models import ModelUnderTest
 
 Generate = Callable[[GenerateRequest], Generation]
 
@@ -30,7 +31,8 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 @pytest.mark.requirement("STR-001")
 def test_server_sent_events(triton_http: HttpClient) -> None:
-    body = {"text_input": PROMPT, "stream": True, "parameters": {"max_tokens": 20}}
+    parameters = {"max_tokens": 20, "temperature": 0, "ignore_eos": True}
+    body = {"text_input": PROMPT, "stream": True, "parameters": parameters}
     answer = triton_http.request("POST", triton_http.path("generate_stream"), json_body=body)
     expect.equal("HTTP status", answer.status, 200)
     expect.equal(
@@ -172,7 +174,7 @@ def test_final_flag_is_on_the_last_data(triton_grpc: GrpcClient, empty_final: bo
 
 
 @pytest.mark.requirement("STR-010")
-def test_two_requests_on_one_stream(triton_grpc: GrpcClient) -> None:
+def test_two_requests_on_one_stream(triton_grpc: GrpcClient, vllm_model: ModelUnderTest) -> None:
     prompts = {"a": PROMPT, "b": "Say lima"}
     expected = {
         key: triton_grpc.generate(UNARY.but(text_input=prompt)).text
@@ -181,14 +183,20 @@ def test_two_requests_on_one_stream(triton_grpc: GrpcClient) -> None:
     responses: dict[str, list[Response]] = {key: [] for key in prompts}
     with triton_grpc.open() as stream:
         for key, prompt in prompts.items():
-            stream.send(STREAM.but(text_input=prompt, id=key))
+            stream.send(STREAM.but(text_input=prompt, id=key, returns=("num_output_tokens",)))
         stream.half_close()
         for response in stream:
             expect.one_of("request id", response.id, list(prompts))
             responses[response.id].append(response)
     for key, received in responses.items():
         text = "".join(response.text for response in received)
-        expect.equal(f"joined text_output of request {key}", text, expected[key])
+        expect.equal(
+            f"joined text_output of request {key}",
+            vllm_model.told_in_a_batch(text),
+            vllm_model.told_in_a_batch(expected[key]),
+        )
+        tokens = sum(response.value("num_output_tokens") for response in received)
+        expect.equal(f"tokens of request {key}", tokens, GREEDY["max_tokens"])
         expect.equal(f"last flag of request {key}", received[-1].final, True)
 
 
@@ -220,20 +228,29 @@ def test_server_survives_a_closed_connection(triton_http: HttpClient) -> None:
 
 
 @pytest.mark.requirement("STR-015")
-def test_slow_reader_loses_nothing(triton_grpc: GrpcClient, triton_http: HttpClient) -> None:
+def test_slow_reader_loses_nothing(
+    triton_grpc: GrpcClient, triton_http: HttpClient, vllm_model: ModelUnderTest
+) -> None:
     """While one reader stands still, others are served; then it reads everything."""
     sampling = {"temperature": 0, "max_tokens": 400, "ignore_eos": True}
     expected = triton_grpc.generate(UNARY.but(sampling=sampling)).text
-    body = json.dumps(http_body(STREAM.but(sampling=sampling))).encode()
+    request = STREAM.but(sampling=sampling, returns=("num_output_tokens",))
+    body = json.dumps(http_body(request)).encode()
     with triton_http.opened("POST", triton_http.path("generate_stream"), body) as stream:
         events = iter(stream.events())
         pieces = [*itertools.islice(events, 1)]
-        others = [triton_grpc.generate(STREAM.but(sampling=sampling)) for _ in range(2)]
+        others = [triton_grpc.generate(request) for _ in range(2)]
         pieces += events
     text = "".join(text_of_event(event) for _, event in pieces)
-    expect.equal("text of the slow reader", text, expected)
+    told = vllm_model.told_in_a_batch
+    expect.equal("text of the slow reader", told(text), told(expected))
+    events_told = [json.loads(event.removeprefix(b"data: ")) for _, event in pieces]
+    tokens = sum(event["num_output_tokens"] for event in events_told)
+    expect.equal("tokens of the slow reader", tokens, sampling["max_tokens"])
     for other in others:
-        expect.equal("text of another reader", other.text, expected)
+        expect.equal("text of another reader", told(other.text), told(expected))
+        tokens = sum(other.all_values("num_output_tokens"))
+        expect.equal("tokens of another reader", tokens, sampling["max_tokens"])
 
 
 @pytest.mark.requirement("STR-016")

@@ -93,6 +93,13 @@ def that(what: str, actual: T, is_right: Callable[[T], bool], expected: str) -> 
         raise Violation(what, _Words(expected), actual)
 
 
+def clean_error(error: str) -> None:
+    """The error tells a client a reason, and nothing of the inside of a Python program."""
+    that("error", error.strip(), bool, "a reason")
+    for leak in ("NoneType", "Traceback", "object has no attribute"):
+        lacks("error", error, leak)
+
+
 def _common(one: str, other: str) -> int:
     """The number of characters that both texts begin with."""
     pairs = enumerate(zip(one, other, strict=False))

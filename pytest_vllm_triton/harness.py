@@ -226,14 +226,20 @@ class Harness:
         Args:
             name: the model's name.
             engine_args: merged over the sample's and the user's; None as a value removes a key.
+                If they name another ``model``, the user's are left out: they are for his model.
             config: text of config.pbtxt (default: the sample's).
             fields: further fields of `ModelSpec`.
         """
+        from pytest_vllm_triton.models import TINY_MODEL_ARGS
+
         sample = assets.fixtures_dir() / "model_repository" / "vllm_model"
         merged = json.loads((sample / "1" / "model.json").read_text(encoding="utf-8"))
-        merged["model"] = str(self.model.path)
-        merged.update(self.model.engine_args)
-        merged.update(self.settings.model_json)
+        if "model" in (engine_args or {}):
+            merged.update(TINY_MODEL_ARGS)
+        else:
+            merged["model"] = str(self.model.path)
+            merged.update(self.model.engine_args)
+            merged.update(self.settings.model_json)
         merged.update(engine_args or {})
         if config is None:
             config = (sample / "config.pbtxt").read_text(encoding="utf-8")

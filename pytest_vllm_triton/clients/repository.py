@@ -15,7 +15,7 @@ from pytest_vllm_triton.launchers.repository import write_model
 from pytest_vllm_triton.transcript import Transcript
 
 # Loading imports vLLM and boots an engine; unloading may drain requests first.
-_LOAD_SECONDS = 240.0
+LOAD_SECONDS = 240.0
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,17 @@ class ModelRepository:
         url: the server's HTTP address.
         folder: its model repository.
         transcript: where requests and answers are noted.
+        deadline: seconds that a load or an unload may take.
     """
 
-    def __init__(self, url: str, folder: Path, transcript: Transcript | None = None) -> None:
-        self._http = HttpClient(url, "", transcript, deadline=_LOAD_SECONDS)
+    def __init__(
+        self,
+        url: str,
+        folder: Path,
+        transcript: Transcript | None = None,
+        deadline: float = LOAD_SECONDS,
+    ) -> None:
+        self._http = HttpClient(url, "", transcript, deadline=deadline)
         self._folder = folder
         self._added: list[str] = []
 

@@ -1,0 +1,47 @@
+"""What stands in the model.json of the model under test, and of the suite's own models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pytest_vllm_triton.harness import Harness
+from pytest_vllm_triton.models import TINY_MODEL_ARGS, ModelUnderTest
+from pytest_vllm_triton.state import SETTINGS
+
+MakeHarness = Callable[[ModelUnderTest], Harness]
+
+
+@pytest.fixture
+def harness(pytester: pytest.Pytester) -> MakeHarness:
+    """One of a user who gave --vllm-model-json."""
+
+    def make(model: ModelUnderTest) -> Harness:
+        config = pytester.parseconfigure('--vllm-model-json={"max_num_seqs": 3, "dtype": "half"}')
+        made = Harness(config.stash[SETTINGS], lambda: pytester.path)
+        config._ensure_unconfigure()
+        made.model = model
+        return made
+
+    return make
+
+
+def test_model_under_test(harness: MakeHarness) -> None:
+    made = harness(
+        ModelUnderTest("mine", Path("/mine"), engine_args={"max_num_seqs": 8, "seed": 1})
+    )
+    given = made.model_spec(engine_args={"dtype": None}).engine_args
+    assert given["model"] == "/mine"
+    assert (given["max_num_seqs"], given["seed"]) == (3, 1)
+    assert "dtype" not in given
+
+
+def test_arguments_for_the_users_model_are_not_for_another(harness: MakeHarness) -> None:
+    mine = ModelUnderTest("mine", Path("/mine"), engine_args={"seed": 1})
+    given = harness(mine).model_spec("tiny", {"model": "/tiny", "max_model_len": 200}).engine_args
+    assert given["model"] == "/tiny"
+    assert given["max_model_len"] == 200
+    assert given["gpu_memory_utilization"] == TINY_MODEL_ARGS["gpu_memory_utilization"]
+    assert not {"max_num_seqs", "dtype", "seed"} & set(given)
