@@ -30,7 +30,7 @@ from pytest_vllm_triton.clients import (
 from pytest_vllm_triton.clients.grpc import infer_request
 from pytest_vllm_triton.clients.http import http_body
 from pytest_vllm_triton.launchers.base import ServerHandle
-from pytest_vllm_triton.models import ModelUnderTest
+from pytest_vllm_triton.models import ModelUnderTest, other_known_answer_model
 from pytest_vllm_triton.verdicts import untested
 
 from .observe import is_engine, is_stub
@@ -53,12 +53,14 @@ class OneAtATime:
         grpc, http: its clients.
         short_seconds: what a short request takes when the engine is idle.
         long_seconds: about what a long one takes.
+        told: what it is answered.
     """
 
     grpc: GrpcClient
     http: HttpClient
     short_seconds: float
     long_seconds: float
+    told: str
 
     @property
     def enough(self) -> int:
@@ -70,11 +72,13 @@ class OneAtATime:
 
     def is_free(self, after: str, within: float = ABORTED_SECONDS) -> None:
         """The engine takes the next request at once, so nothing runs or waits before it."""
-        seconds = self.grpc.generate(SHORT).ok().seconds
+        answer = self.grpc.generate(SHORT).ok()
+        seconds = answer.seconds
         limit = within + self.short_seconds
         expect.between(
             f"seconds until a short request is answered after {after}", seconds, 0, limit
         )
+        expect.equal(f"text of a short request after {after}", answer.text, PROMPT + self.told)
 
 
 @pytest.fixture
@@ -85,7 +89,10 @@ def engine(triton_grpc: GrpcClient, triton_http: HttpClient, alternate_model: st
     expected = client.generate(probe).ok().seconds * 3900 / 200
     if expected < 2 * NOTICED_SECONDS:
         untested(f"the long request takes {expected:.1f} s here: too short to tell")
-    return OneAtATime(client, triton_http.for_model(alternate_model), short, expected)
+    oracle = other_known_answer_model().known_answer
+    assert oracle is not None
+    told = oracle.answer(PROMPT, max_tokens=4).text
+    return OneAtATime(client, triton_http.for_model(alternate_model), short, expected, told)
 
 
 def first_response(stream: GrpcStream) -> None:
@@ -222,6 +229,7 @@ def test_queued_request_is_removed(engine: OneAtATime) -> None:
 
 @pytest.mark.requirement("CAN-009")
 def test_the_others_go_on(triton_grpc: GrpcClient, vllm_model: ModelUnderTest) -> None:
+    """One of them has the same id as the cancelled one: ids are the client's own affair."""
     sampling = {"temperature": 0, "max_tokens": 300, "ignore_eos": True}
     prompts = ["Say alpha", "Say lima", "Say tango", "Say uniform"]
     requests = [GenerateRequest(p, stream=True, sampling=sampling) for p in prompts]
@@ -230,7 +238,7 @@ def test_the_others_go_on(triton_grpc: GrpcClient, vllm_model: ModelUnderTest) -
         for request, name in zip(requests[1:], "123", strict=True):
             others.send(request.but(id=name))
         others.half_close()
-        doomed.send(requests[0])
+        doomed.send(requests[0].but(id="1"))
         first_response(doomed)
         doomed.cancel()
         texts = {"1": "", "2": "", "3": ""}

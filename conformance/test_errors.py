@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -125,9 +126,11 @@ def test_unknown_model_version_and_method(triton_http: HttpClient) -> None:
 
 @pytest.mark.requirement("ERR-009")
 def test_unknown_sampling_parameter_is_named(generate: Generate) -> None:
-    error = generate(GOOD.but(sampling={"foo": 1})).failed()
-    expect.contains("error", error, "foo")
-    expect.clean_error(error)
+    """Also among the request parameters: a number is no forwarded header."""
+    for request in (GOOD.but(sampling={"foo": 1}), GOOD.but(sampling=None, parameters={"foo": 1})):
+        error = generate(request).failed()
+        expect.contains("error", error, "foo")
+        expect.clean_error(error)
 
 
 @pytest.mark.requirement("ERR-010")
@@ -136,9 +139,11 @@ def test_unknown_sampling_parameter_is_named(generate: Generate) -> None:
     [("temperature", -1), ("top_p", 1.1), ("n", 0), ("max_tokens", 0), ("top_k", -5)],
 )
 def test_out_of_range_value_is_explained(generate: Generate, name: str, value: float) -> None:
-    error = generate(GOOD.but(sampling={name: value})).failed()
-    expect.contains("error", error, name)
-    expect.clean_error(error)
+    given = {name: value}
+    for request in (GOOD.but(sampling=given), GOOD.but(sampling=None, parameters=given)):
+        error = generate(request).failed()
+        expect.contains("error", error, name)
+        expect.clean_error(error)
 
 
 @pytest.mark.requirement("ERR-011")
@@ -268,8 +273,16 @@ def test_an_error_is_one_final_response(
         GOOD.but(sampling={"max_tokens": "abc"}),
         GOOD.but(stream=True, exclude_input_in_output=False),
         GenerateRequest(stream=False),
+        GOOD.but(text_input=b"\xff"),
+        GOOD.but(sampling="[1]"),
+        GOOD.but(sampling={"lora_name": "x"}),
+        GenerateRequest(inputs={"embedding_request": '{"input": "a"}'}),
+        GOOD.but(inputs={"image": ["no base64"]}),
     ],
-    ids=["unknown", "range", "json", "type", "echo", "prompt"],
+    ids=[
+        *("unknown", "range", "json", "type", "echo", "prompt"),
+        *("utf-8", "list", "lora", "embedding", "image"),
+    ],
 )
 def test_client_mistakes_are_invalid_argument(
     triton_grpc: GrpcClient, request_: GenerateRequest
@@ -318,11 +331,18 @@ def test_forwarded_headers(strict_server: StrictServer, transcript: Transcript) 
         "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         "Authorization": "Bearer secret",
         "User-Agent": "curl/8",
+        "Priority": "u=1, i",
     }
-    body = {"text_input": PROMPT, "parameters": {"max_tokens": 5, "temperature": 0}}
+    body = {
+        "text_input": PROMPT,
+        "return_num_output_tokens": True,
+        "parameters": {"max_tokens": 5, "temperature": 0, "ignore_eos": True},
+    }
     for path in (client.path("generate"), client.path("generate_stream")):
         answer = client.request("POST", path, json_body=body, headers=headers)
         expect.equal(f"HTTP status ({answer.error})", answer.status, 200)
+        content = answer.events[0][1].removeprefix(b"data: ") if answer.events else answer.content
+        expect.equal("num_output_tokens", json.loads(content).get("num_output_tokens"), 5)
 
 
 @pytest.mark.requirement("ERR-023")

@@ -101,6 +101,62 @@ def test_greedy_text_is_the_known_answer(
 
 
 @pytest.mark.requirement("GEN-005")
+@pytest.mark.parametrize(
+    ("prompt", "sampling", "meaning"),
+    [
+        (
+            "Say alpha",
+            {"stop": ["delta"], "include_stop_str_in_output": True},
+            {"stop": ["delta"], "include_stop": True},
+        ),
+        (
+            "Say xray",
+            {"skip_special_tokens": False, "ignore_eos": True},
+            {"skip_special_tokens": False, "ignore_eos": True},
+        ),
+        ("Say xray", {"min_tokens": 12}, {"min_tokens": 12}),
+    ],
+    ids=["include_stop_str_in_output", "skip_special_tokens", "min_tokens"],
+)
+def test_parameters_change_the_text_as_vllm_does(
+    generate: Generate,
+    known_answer: KnownAnswer,
+    prompt: str,
+    sampling: Mapping[str, Any],
+    meaning: Mapping[str, Any],
+) -> None:
+    request = ONE.but(text_input=prompt, sampling={"temperature": 0, **sampling})
+    expect.equal("text_output", generate(request).text, known_answer.answer(prompt, **meaning).text)
+
+
+@pytest.mark.requirement("GEN-005")
+@pytest.mark.parametrize("name", ["presence_penalty", "frequency_penalty", "repetition_penalty"])
+def test_penalties_change_the_text(
+    generate: Generate, known_answer: KnownAnswer, name: str
+) -> None:
+    """Of the two words that are allowed, the first is the better one again and again: logits of 4
+    and 3, and of 2 once it has been said."""
+    words = [known_answer.story_ids[0], known_answer.story_ids[2]]
+    sampling = {"temperature": 0, "max_tokens": 2, "allowed_token_ids": words}
+    request = ONE.but(text_input="Say zulu")
+    without = generate(request.but(sampling=sampling)).text
+    expect.equal("text without a penalty", without, " alpha alpha")
+    answer = generate(request.but(sampling={**sampling, name: 2.0}))
+    expect.equal(f"text with {name}", answer.text, " alpha charlie")
+
+
+@pytest.mark.requirement("GEN-005")
+@pytest.mark.parametrize(("name", "value"), [("top_k", 1), ("top_p", 0.001), ("min_p", 1.0)])
+def test_narrow_sampling_is_greedy(
+    generate: Generate, known_answer: KnownAnswer, name: str, value: float
+) -> None:
+    """Hot sampling that is left with one token to choose from."""
+    request = ONE.but(sampling={"temperature": 2.0, "max_tokens": 24, name: value})
+    expected = known_answer.answer(PROMPT, max_tokens=24).text
+    expect.equal(f"text with {name}={value}", generate(request).text, expected)
+
+
+@pytest.mark.requirement("GEN-005")
 def test_greedy_text_is_that_of_vllm_itself(
     triton_http: HttpClient, vllm_harness: Harness, vllm_model: ModelUnderTest
 ) -> None:
@@ -134,8 +190,21 @@ def test_greedy_repeats_are_identical(generate: Generate) -> None:
 def test_token_limits_are_exact(
     generate: Generate, sampling: Mapping[str, Any], count: int
 ) -> None:
-    request = ONE.but(sampling={"temperature": 0, **sampling}, returns=("num_output_tokens",))
+    """Near the story's end, where its EOS comes before the 20th token."""
+    request = ONE.but(
+        text_input="Say xray",
+        sampling={"temperature": 0, **sampling},
+        returns=("num_output_tokens",),
+    )
     expect.equal("num_output_tokens", generate(request).last("num_output_tokens"), count)
+
+
+@pytest.mark.requirement("GEN-007")
+def test_long_answers_are_not_cut(triton_grpc: GrpcClient) -> None:
+    """More than 1024 tokens, a limit that servers like to have."""
+    sampling = {"temperature": 0, "max_tokens": 1100, "ignore_eos": True}
+    answer = triton_grpc.generate(ONE.but(sampling=sampling, returns=("num_output_tokens",)))
+    expect.equal("num_output_tokens", answer.last("num_output_tokens"), 1100)
 
 
 @pytest.mark.requirement("GEN-007")
@@ -207,6 +276,26 @@ def test_request_parameters_alone_set_the_sampling(generate: Generate) -> None:
         expect.equal("num_output_tokens", answer.last("num_output_tokens"), count)
 
 
+@pytest.mark.requirement("GEN-011")
+def test_request_parameters_mean_what_the_tensor_means(generate: Generate) -> None:
+    """A float, without which the text would be nearly greedy, and integers."""
+    hot = {"temperature": 1.9, "seed": 5, "max_tokens": 24}
+    request = GenerateRequest(PROMPT, exclude_input_in_output=True)
+    expect.equal(
+        "text with request parameters",
+        generate(request.but(parameters=hot)).text,
+        generate(request.but(sampling=hot)).text,
+    )
+
+
+@pytest.mark.requirement("GEN-011")
+def test_text_among_the_request_parameters(generate: Generate) -> None:
+    full = generate(ONE).text
+    stop = full[len(full) // 2 :][:3]
+    request = ONE.but(sampling=None, parameters={**GREEDY, "stop": stop})
+    expect.equal(f"text with stop={stop!r}", generate(request).text, full[: full.index(stop)])
+
+
 @pytest.mark.requirement("GEN-012")
 def test_the_tensor_wins_over_request_parameters(triton_grpc: GrpcClient) -> None:
     request = GenerateRequest(
@@ -219,34 +308,53 @@ def test_the_tensor_wins_over_request_parameters(triton_grpc: GrpcClient) -> Non
     # What the tensor does not mention is not taken from the parameters either.
     answer = triton_grpc.generate(request.but(parameters={"n": 2, "foo": 1})).ok()
     expect.equal("number of texts", len(answer.data[0].values("text_output")), 1)
+    triton_grpc.generate(request.but(parameters={"lora_name": "x"})).ok()
+
+
+@pytest.mark.requirement("GEN-012")
+def test_the_empty_tensor_wins_too(generate: Generate) -> None:
+    request = ONE.but(sampling={}, parameters={"max_tokens": 1}, returns=("num_output_tokens",))
+    count = generate(request).last("num_output_tokens")
+    expect.that("num_output_tokens", count, lambda tokens: tokens > 1, "more than 1")
 
 
 @pytest.mark.requirement("GEN-013")
-def test_stop_string_ends_the_text_before_it(generate: Generate) -> None:
+@pytest.mark.parametrize("form", ["list", "text", "second"])
+def test_stop_string_ends_the_text_before_it(generate: Generate, form: str) -> None:
     """The stop string is taken from the middle of the model's own greedy text."""
     full = generate(ONE).text
     stop = full[len(full) // 2 :][:3]
-    request = ONE.but(sampling={**GREEDY, "stop": [stop]}, returns=("finish_reason",))
+    given = {"list": [stop], "text": stop, "second": ["never seen", stop]}[form]
+    request = ONE.but(sampling={**GREEDY, "stop": given}, returns=("finish_reason",))
     answer = generate(request)
-    expect.equal(f"text with stop={[stop]!r}", answer.text, full[: full.index(stop)])
+    expect.equal(f"text with stop={given!r}", answer.text, full[: full.index(stop)])
     expect.equal("finish_reason", answer.last("finish_reason"), "stop")
 
 
 @pytest.mark.requirement("GEN-013")
 def test_stop_token_ids_end_the_text(generate: Generate, known_answer: KnownAnswer) -> None:
     answer = known_answer.answer("Say alpha", max_tokens=8)
-    stop_at = answer.token_ids[4]
-    expected = known_answer.answer("Say alpha", stop_token_ids=[stop_at])
+    stop_at = [known_answer.bos_token_id, answer.token_ids[4]]
+    expected = known_answer.answer("Say alpha", stop_token_ids=stop_at)
     request = ONE.but(
-        text_input="Say alpha", sampling={"temperature": 0, "stop_token_ids": [stop_at]}
+        text_input="Say alpha", sampling={"temperature": 0, "stop_token_ids": stop_at}
     )
     expect.equal("text_output", generate(request).text, expected.text)
 
 
 @pytest.mark.requirement("GEN-014")
-def test_equal_seeds_give_equal_texts(generate: Generate) -> None:
-    request = ONE.but(sampling={**HOT, "max_tokens": 24, "seed": 1234})
+@pytest.mark.parametrize("seed", [0, 1234])
+def test_equal_seeds_give_equal_texts(generate: Generate, seed: int) -> None:
+    request = ONE.but(sampling={**HOT, "max_tokens": 24, "seed": seed})
     expect.equal("second text with the same seed", generate(request).text, generate(request).text)
+
+
+@pytest.mark.requirement("GEN-014")
+def test_no_seed_gives_other_texts(generate: Generate, known_answer: KnownAnswer) -> None:
+    """24 times one of four words that are equally probable, whatever the word before."""
+    words = [known_answer.story_ids[index] for index in (6, 8, 10, 12)]
+    request = ONE.but(sampling={"allowed_token_ids": words, "max_tokens": 24, "ignore_eos": True})
+    expect.different("second text without a seed", generate(request).text, generate(request).text)
 
 
 @pytest.mark.requirement("GEN-014")
@@ -319,13 +427,21 @@ CHOICES = ["Positive", "Negative"]
 
 
 @pytest.mark.requirement("GEN-017")
-def test_structured_choice_as_json_text(generate: Generate) -> None:
-    sampling = {
-        "temperature": 0,
-        "max_tokens": 64,
-        "structured_outputs": '{"choice": ["Positive", "Negative"]}',
-    }
-    expect.one_of("text_output", generate(ONE.but(sampling=sampling)).text, CHOICES)
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+@pytest.mark.parametrize(
+    ("structure", "texts"),
+    [
+        ('{"choice": ["Positive", "Negative"]}', CHOICES),
+        ('{"regex": "(yes|no)"}', ["yes", "no"]),
+    ],
+    ids=["choice", "regex"],
+)
+def test_structured_output_as_json_text(
+    generate: Generate, stream: bool, structure: str, texts: list[str]
+) -> None:
+    sampling = {"temperature": 0, "max_tokens": 64, "structured_outputs": structure}
+    answer = generate(ONE.but(stream=stream, sampling=sampling))
+    expect.one_of("text_output", answer.text, texts)
 
 
 @pytest.mark.requirement("GEN-018")

@@ -64,6 +64,22 @@ def test_every_prompt_gets_its_own_stream(generate: Generate, known_answer: Know
         expect.equal(f"joined text_output after {prompt!r}", generate(request).text, expected)
 
 
+@pytest.mark.requirement("STR-002")
+@pytest.mark.parametrize("prompt", [PROMPT, " alpha"])
+def test_equal_pieces_are_all_sent(
+    generate: Generate, known_answer: KnownAnswer, prompt: str
+) -> None:
+    sampling = {
+        "temperature": 0,
+        "max_tokens": 8,
+        "allowed_token_ids": known_answer.story_ids[:1],
+        "ignore_eos": True,
+    }
+    for request in (STREAM, UNARY):
+        text = generate(request.but(text_input=prompt, sampling=sampling)).text
+        expect.equal(f"text_output (stream={request.stream})", text, " alpha" * 8)
+
+
 @pytest.mark.requirement("STR-003")
 def test_responses_are_deltas(generate: Generate) -> None:
     answer = generate(STREAM)
@@ -166,8 +182,21 @@ def test_text_that_ends_inside_a_character(generate: Generate, known_answer: Kno
 
 @pytest.mark.requirement("STR-009")
 @pytest.mark.parametrize("empty_final", [False, True], ids=["default", "empty-final-enabled"])
-def test_final_flag_is_on_the_last_data(triton_grpc: GrpcClient, empty_final: bool) -> None:
-    answer = triton_grpc.generate(STREAM, empty_final=empty_final)
+@pytest.mark.parametrize(
+    "request_",
+    [
+        STREAM,
+        UNARY,
+        STREAM.but(text_input="Say alpha", sampling={"temperature": 0, "max_tokens": 64}),
+        STREAM.but(text_input="Say zulu", sampling={"temperature": 0, "max_tokens": 64}),
+        STREAM.but(sampling={"temperature": 0, "max_tokens": 1}),
+    ],
+    ids=["length", "unary", "to the end", "empty", "one token"],
+)
+def test_final_flag_is_on_the_last_data(
+    triton_grpc: GrpcClient, request_: GenerateRequest, empty_final: bool
+) -> None:
+    answer = triton_grpc.generate(request_, empty_final=empty_final)
     flags = [response.final for response in answer.ok().responses]
     expect.equal("triton_final_response flags", flags, [False] * (len(flags) - 1) + [True])
     expect.contains("outputs of the last response", answer.responses[-1].outputs, "text_output")
