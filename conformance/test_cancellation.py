@@ -29,6 +29,7 @@ from pytest_vllm_triton.clients import (
 )
 from pytest_vllm_triton.clients.grpc import infer_request
 from pytest_vllm_triton.clients.http import http_body
+<<<<<<< HEAD
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.models import ModelUnderTest, other_known_answer_model
 from pytest_vllm_triton.verdicts import untested
@@ -36,6 +37,14 @@ from pytest_vllm_triton.verdicts import untested
 from .observe import is_engine, is_stub
 
 # Where the requirement says 2 s, and where it says 5 s or nothing.
+=======
+from pytest_vllm_triton.launchers.base import ServerHandle, ServerLog
+from pytest_vllm_triton.verdicts import untested
+
+from .metrics_page import MetricsPage, settled_page
+from .observe import until
+
+>>>>>>> fceb5f5e4716030cf4f3de88525abf527179ed22
 NOTICED_SECONDS = 2.0
 ABORTED_SECONDS = 5.0
 PATIENCE = 60.0
@@ -43,6 +52,12 @@ PROMPT = "mercury"
 SHORT = GenerateRequest(PROMPT, sampling={"temperature": 0, "max_tokens": 4})
 LONG = GenerateRequest(PROMPT, sampling={"temperature": 0, "max_tokens": 3900, "ignore_eos": True})
 LONG_STREAM = LONG.but(stream=True)
+# The same with two sequences.
+LONG_TWICE = LONG.but(sampling={"temperature": 1, "n": 2, "max_tokens": 3900, "ignore_eos": True})
+NUMBER_OF_SEQUENCES = pytest.mark.parametrize("request_", [LONG, LONG_TWICE], ids=["1", "2"])
+LOG_SECONDS, GAUGE_SECONDS = 5.0, 10.0
+CANCELLING = "[vllm] Cancelling the request"
+CANCELLED = "[vllm] Successfully cancelled the request"
 
 
 @dataclass(frozen=True)
@@ -124,18 +139,35 @@ def test_unary_call_ends_as_cancelled(engine: OneAtATime) -> None:
 
 
 @pytest.mark.requirement("CAN-002")
-def test_cancelled_unary_request_leaves_the_engine(engine: OneAtATime) -> None:
+@NUMBER_OF_SEQUENCES
+def test_cancelled_unary_request_leaves_the_engine(
+    engine: OneAtATime, request_: GenerateRequest
+) -> None:
     with engine.grpc.open() as stream:
-        stream.send(LONG)
+        stream.send(request_)
         engine_is_busy(engine)
         stream.cancel()
         engine.is_free("cancelling a unary request", NOTICED_SECONDS)
 
 
-@pytest.mark.requirement("CAN-003")
-def test_cancelled_stream_leaves_the_engine(engine: OneAtATime) -> None:
+@pytest.mark.requirement("CAN-002")
+def test_cancellation_is_in_the_log(engine: OneAtATime, vllm_server: ServerHandle) -> None:
+    log = log_of(vllm_server)
+    since = log.position()
     with engine.grpc.open() as stream:
-        stream.send(LONG_STREAM)
+        stream.send(LONG)
+        engine_is_busy(engine)
+        stream.cancel()
+    until(lambda: CANCELLED in log.read(since), LOG_SECONDS)
+    for line in (CANCELLING, CANCELLED):
+        expect.contains("log since the request", log.read(since), line)
+
+
+@pytest.mark.requirement("CAN-003")
+@NUMBER_OF_SEQUENCES
+def test_cancelled_stream_leaves_the_engine(engine: OneAtATime, request_: GenerateRequest) -> None:
+    with engine.grpc.open() as stream:
+        stream.send(request_.but(stream=True))
         responses = iter(stream)
         next(responses)
         stream.cancel()
@@ -273,6 +305,21 @@ def test_cancel_after_the_end_does_nothing(engine: OneAtATime) -> None:
     engine.is_free("a cancel that came too late")
 
 
+@pytest.mark.requirement("CAN-011")
+def test_cancel_after_the_end_is_not_in_the_log(
+    engine: OneAtATime, vllm_server: ServerHandle
+) -> None:
+    log = log_of(vllm_server)
+    since = log.position()
+    with engine.grpc.open() as stream:
+        stream.send(SHORT)
+        stream.half_close()
+        list(stream)
+        stream.cancel()
+    engine.is_free("a cancel that came too late")
+    expect.lacks("log since the request", log.read(since), CANCELLING)
+
+
 @pytest.mark.requirement("CAN-012")
 def test_storm_of_cancels(
     triton_grpc: GrpcClient, engine: OneAtATime, vllm_server: ServerHandle
@@ -290,6 +337,14 @@ def test_storm_of_cancels(
             waiting.pop(0)[1].cancel()
     for _, stream in waiting:
         stream.cancel()
+
+    def in_the_engine(page: MetricsPage) -> float:
+        names = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+        return sum(page.of(engine.grpc.model).value(name) for name in names)
+
+    # Before any further request, whose steps would correct the gauges.
+    page = settled_page(vllm_server, lambda page: in_the_engine(page) == 0, GAUGE_SECONDS)
+    expect.equal("requests that run or wait", in_the_engine(page), 0)
     engine.is_free("100 cancelled requests")
     after = {process.pid for process in vllm_server.processes()}
     expect.equal("stubs and engines that are gone", before - after, set())
@@ -305,6 +360,12 @@ def test_closed_event_stream(engine: OneAtATime) -> None:
     # One request only: a second one would get no headers before the first has ended.
     within = min(ABORTED_SECONDS, engine.long_seconds / 2)
     engine.is_free("closing the connection of an event stream", within)
+
+
+def log_of(server: ServerHandle) -> ServerLog:
+    if server.log is None:
+        untested("the server's log cannot be read")
+    return server.log
 
 
 def engine_is_busy(engine: OneAtATime) -> None:

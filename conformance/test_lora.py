@@ -36,6 +36,12 @@ def asked(adapter: str | None, **more: Any) -> GenerateRequest:
     return GenerateRequest(PROMPT, sampling=sampling, exclude_input_in_output=True).but(**more)
 
 
+def asked_by_parameter(adapter: str) -> GenerateRequest:
+    """The same by request parameters instead of the tensor."""
+    parameters = {"temperature": 0, "max_tokens": LENGTH, "lora_name": adapter}
+    return asked(None).but(sampling=None, parameters=parameters)
+
+
 def told(adapter: str | None) -> str:
     return oracle(adapter).answer(PROMPT, max_tokens=LENGTH).text
 
@@ -76,16 +82,14 @@ def test_streamed_adapter(generate: Generate) -> None:
 @pytest.mark.requirement("LOR-003")
 @pytest.mark.parametrize("adapter", ["backwards", "leaps"])
 def test_adapter_by_parameter(generate: Generate, adapter: str) -> None:
-    request = asked(None).but(
-        sampling=None,
-        parameters={"temperature": 0, "max_tokens": LENGTH, "lora_name": adapter},
-    )
-    expect.equal(f"text with {adapter}", generate(request).text, told(adapter))
+    text = generate(asked_by_parameter(adapter)).text
+    expect.equal(f"text with {adapter}", text, told(adapter))
 
 
 @pytest.mark.requirement("LOR-004")
-def test_unknown_adapter(generate: Generate) -> None:
-    answer = generate(asked("nobody"))
+@pytest.mark.parametrize("ask", [asked, asked_by_parameter], ids=["tensor", "parameter"])
+def test_unknown_adapter(generate: Generate, ask: Callable[[str], GenerateRequest]) -> None:
+    answer = generate(ask("nobody"))
     error = answer.failed()
     expect.contains("error", error, "LoRA nobody is not supported, we currently support [")
     for known in ("'backwards'", "'leaps'"):
@@ -104,6 +108,8 @@ def test_adapter_of_a_model_without_lora(triton_http: HttpClient, triton_grpc: G
     for answer in (
         triton_http.generate(asked("backwards")),
         triton_grpc.generate(asked("backwards", stream=True, exclude_input_in_output=None)),
+        triton_http.generate(asked_by_parameter("backwards")),
+        triton_grpc.generate(asked_by_parameter("backwards")),
     ):
         expect.contains("error", answer.failed(), "LoRA feature is not enabled.")
 
@@ -132,6 +138,13 @@ def test_no_adapter_means_the_base_model(generate: Generate) -> None:
     expect.equal("text without lora_name", generate(asked(None)).text, told(None))
     null = asked(None).but(sampling={"temperature": 0, "max_tokens": LENGTH, "lora_name": None})
     expect.equal("text with lora_name null", generate(null).text, told(None))
+
+
+@pytest.mark.requirement("LOR-008")
+def test_tensor_without_adapter_wins(generate: Generate) -> None:
+    """Where the tensor is given, request parameters are not merged into it."""
+    request = asked(None, parameters={"lora_name": "backwards"})
+    expect.equal("text without lora_name in the tensor", generate(request).text, told(None))
 
 
 @pytest.mark.requirement("LOR-009")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
@@ -53,6 +54,8 @@ FAMILIES = {
     "vllm:request_params_n": ("histogram", "Histogram of the n request parameter."),
 }
 HISTOGRAMS = [name for name, (kind, _) in FAMILIES.items() if kind == "histogram"]
+# 1, 2 and 5 times the powers of ten up to the LoRA model's max_model_len of 2048.
+TOKEN_BOUNDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 # Upper bounds from upstream's metrics.py.
 BOUNDS = {
     "vllm:time_to_first_token_seconds": (
@@ -64,6 +67,8 @@ BOUNDS = {
     ),
     "vllm:e2e_request_latency_seconds": (1, 2.5, 5, 10, 15, 20, 30, 40, 50, 60),
     "vllm:request_params_n": (1, 2, 5, 10, 20),
+    "vllm:request_prompt_tokens": TOKEN_BOUNDS,
+    "vllm:request_generation_tokens": TOKEN_BOUNDS,
 }
 COUNTED = ("num_input_tokens", "num_output_tokens")
 
@@ -103,6 +108,24 @@ def sent(server: ServerHandle, model: str, requests: list[GenerateRequest], n: i
         for index, request in enumerate(requests):
             client = grpc if index % 2 else http
             answers.append(client.generate(counted(request)).ok())
+    return on_the_page(server, before, answers, n)
+
+
+def sent_at_once(server: ServerHandle, model: str, requests: list[GenerateRequest]) -> Traffic:
+    """The same, all requests together."""
+    before = quiet_page(server, model)
+    with (
+        GrpcClient(server.endpoints.grpc, model, Transcript()) as grpc,
+        ThreadPoolExecutor(len(requests)) as pool,
+    ):
+        answers = [answer.ok() for answer in pool.map(grpc.generate, map(counted, requests))]
+    return on_the_page(server, before, answers)
+
+
+def on_the_page(
+    server: ServerHandle, before: MetricsPage, answers: list[Generation], n: int = 1
+) -> Traffic:
+    """Wait until the requests with these answers are on the page."""
     inputs = tuple(int(answer.last("num_input_tokens")) for answer in answers)
     outputs = tuple(sum(answer.all_values("num_output_tokens")) for answer in answers)
     growth = grown_page(
@@ -113,6 +136,7 @@ def sent(server: ServerHandle, model: str, requests: list[GenerateRequest], n: i
             ("vllm:prompt_tokens_total", sum(inputs)),
             ("vllm:request_params_n_sum", n * len(answers)),
             ("vllm:e2e_request_latency_seconds_count", len(answers)),
+            ("vllm:time_to_first_token_seconds_count", len(answers)),
             ("vllm:time_per_output_token_seconds_count", sum(outputs) - n * len(answers)),
             ("vllm:request_prompt_tokens_sum", sum(inputs)),
             ("vllm:request_generation_tokens_sum", sum(outputs)),
@@ -123,7 +147,10 @@ def sent(server: ServerHandle, model: str, requests: list[GenerateRequest], n: i
 
 @pytest.fixture(scope="module")
 def traffic(vllm_server: ServerHandle, lora_extra: ExtraModel) -> Traffic:
-    """Five requests of unequal length, streamed and not, over HTTP and gRPC."""
+    """Requests of unequal length, streamed and not, over HTTP and gRPC.
+
+    The last prompt is found in the prefix cache: it is longer than a block and comes twice.
+    """
     sampling = {"temperature": 0, "ignore_eos": True}
     return sent(
         vllm_server,
@@ -134,8 +161,17 @@ def traffic(vllm_server: ServerHandle, lora_extra: ExtraModel) -> Traffic:
             GenerateRequest("alpha", stream=True, sampling={**sampling, "max_tokens": 40}),
             GenerateRequest("say alpha", stream=True, sampling={**sampling, "max_tokens": 300}),
             GenerateRequest("alpha beta " * 20, sampling={**sampling, "max_tokens": 5}),
+            *[GenerateRequest("alpha beta " * 100, sampling={**sampling, "max_tokens": 2})] * 2,
         ],
     )
+
+
+@pytest.fixture(scope="module")
+def batch(vllm_server: ServerHandle, lora_extra: ExtraModel) -> Traffic:
+    """32 requests that share the steps of the engine."""
+    sampling = {"temperature": 0, "ignore_eos": True, "max_tokens": 64}
+    requests = [GenerateRequest(f"number {i} alpha", sampling=sampling) for i in range(32)]
+    return sent_at_once(vllm_server, lora_extra.served(), requests)
 
 
 @pytest.mark.requirement("MET-001")
@@ -182,6 +218,20 @@ def test_help_type_and_labels(traffic: Traffic, lora_model: str) -> None:
 
 
 @pytest.mark.requirement("MET-003")
+def test_label_is_the_version_that_is_served(
+    vllm_server: ServerHandle, alternate_model: str
+) -> None:
+    """The alternate model has a version 3 and no other."""
+    page = settled_page(vllm_server, lambda p: bool(p.vllm_lines(alternate_model)))
+    versions = {
+        sample.labels.get("version")
+        for sample in page.samples_of(model=alternate_model)
+        if sample.name.startswith("vllm:")
+    }
+    expect.equal("versions of the alternate model", versions, {"3"})
+
+
+@pytest.mark.requirement("MET-003")
 def test_page_is_prometheus_text(traffic: Traffic) -> None:
     page = traffic.growth.after
     try:
@@ -210,6 +260,27 @@ def test_token_counters(traffic: Traffic) -> None:
 
 @pytest.mark.requirement("MET-005")
 def test_latency_histograms(traffic: Traffic) -> None:
+    latencies_are_counted(traffic)
+    growth = traffic.growth
+    first, each, whole = (
+        growth.of(f"vllm:{name}_seconds_sum")
+        for name in ("time_to_first_token", "time_per_output_token", "e2e_request_latency")
+    )
+    slack = 0.05 * traffic.requests
+    expect.between(
+        "seconds to the first token and between tokens, of those of the whole requests",
+        first + each,
+        0.5 * whole - slack,
+        whole + slack,
+    )
+
+
+@pytest.mark.requirement("MET-005")
+def test_latencies_of_a_batch(batch: Traffic) -> None:
+    latencies_are_counted(batch)
+
+
+def latencies_are_counted(traffic: Traffic) -> None:
     growth = traffic.growth
     for name, count in (
         ("vllm:time_to_first_token_seconds", traffic.requests),
@@ -222,7 +293,9 @@ def test_latency_histograms(traffic: Traffic) -> None:
 
 
 @pytest.mark.requirement("MET-006")
-def test_token_histograms(traffic: Traffic) -> None:
+@pytest.mark.parametrize("requests", ["traffic", "batch"])
+def test_token_histograms(request: pytest.FixtureRequest, requests: str) -> None:
+    traffic: Traffic = request.getfixturevalue(requests)
     for name, tokens in (
         ("vllm:request_prompt_tokens", traffic.input_tokens),
         ("vllm:request_generation_tokens", traffic.output_tokens),

@@ -78,7 +78,10 @@ class SampleClient:
             self.samples = beside if (beside / "client.py").is_file() else self.samples
         self._folder = folder
         self.server = server.endpoints.grpc
-        self._default = ("-u", server.endpoints.grpc, "-m", harness.settings.model_name)
+        self._default = ["-u", server.endpoints.grpc]
+        # The client's own default is vllm_model.
+        if harness.settings.model_name != "vllm_model":
+            self._default += ["-m", harness.settings.model_name]
         prompts = (self.samples / "prompts.txt").read_bytes()
         (folder / "prompts.txt").write_bytes(prompts)
         self.prompts = [line for line in prompts.decode().splitlines() if line.strip()]
@@ -132,6 +135,11 @@ def test_default_run(client: SampleClient, vllm_model: ModelUnderTest) -> None:
         text = expected_text(vllm_model, prompt)
         if text is not None:
             expect.equal("section", section, (prompt + text).strip())
+
+
+@pytest.mark.requirement("CLI-001")
+def test_default_address(client: SampleClient) -> None:
+    expect.contains("output of --help", client.run("--help").stdout, "localhost:8001")
 
 
 @pytest.mark.requirement("CLI-001")
