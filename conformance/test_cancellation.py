@@ -29,22 +29,14 @@ from pytest_vllm_triton.clients import (
 )
 from pytest_vllm_triton.clients.grpc import infer_request
 from pytest_vllm_triton.clients.http import http_body
-<<<<<<< HEAD
-from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.launchers.base import ServerHandle, ServerLog
 from pytest_vllm_triton.models import ModelUnderTest, other_known_answer_model
 from pytest_vllm_triton.verdicts import untested
 
-from .observe import is_engine, is_stub
+from .metrics_page import MetricsPage, settled_page
+from .observe import is_engine, is_stub, until
 
 # Where the requirement says 2 s, and where it says 5 s or nothing.
-=======
-from pytest_vllm_triton.launchers.base import ServerHandle, ServerLog
-from pytest_vllm_triton.verdicts import untested
-
-from .metrics_page import MetricsPage, settled_page
-from .observe import until
-
->>>>>>> fceb5f5e4716030cf4f3de88525abf527179ed22
 NOTICED_SECONDS = 2.0
 ABORTED_SECONDS = 5.0
 PATIENCE = 60.0
