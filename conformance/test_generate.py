@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,13 +19,25 @@ from pytest_vllm_triton.verdicts import not_applicable, untested
 Generate = Callable[[GenerateRequest], Generation]
 
 PROMPT = "What is Triton Inference Server?"
-GREEDY = {"temperature": 0, "max_tokens": 24}
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
 ONE = GenerateRequest(PROMPT, sampling=GREEDY, exclude_input_in_output=True)
 
 
 # The highest temperature that vLLM takes: two random texts of any model differ, even of the
 # known-answer model, which is sure of its story.
 HOT: dict[str, Any] = {"temperature": 2.0, "ignore_eos": True}
+
+# What changes the text of any model and leaves nothing to chance.
+PARAMETERS_OF_ANY_MODEL: list[dict[str, Any]] = [
+    {"presence_penalty": 2.0},
+    {"frequency_penalty": 2.0},
+    {"repetition_penalty": 2.0},
+    {"min_tokens": 12},
+    {"ignore_eos": True, "skip_special_tokens": False},
+    {"temperature": 1.0, "seed": 7},
+    {"temperature": 1.0, "seed": 7, "top_k": 5},
+    {"temperature": 1.0, "seed": 7, "top_p": 0.5},
+]
 
 
 @pytest.mark.requirement("GEN-001")
@@ -85,19 +98,24 @@ def test_exclude_true_removes_exactly_the_prompt(generate: Generate) -> None:
     expect.equal("prompt + text without the prompt", PROMPT + without, with_prompt)
 
 
+@pytest.fixture
+def story(vllm_model: ModelUnderTest) -> KnownAnswer:
+    """The oracle of GEN-005 where the model under test has a known answer."""
+    if vllm_model.known_answer is None:
+        not_applicable("for other models vLLM itself is the oracle")
+    return vllm_model.known_answer
+
+
 @pytest.mark.requirement("GEN-005")
 @pytest.mark.parametrize(
     "prompt", [PROMPT, "Say alpha", "Say mike", "Ünï ¢ödé 你好", "a\nb\tc tango"]
 )
 def test_greedy_text_is_the_known_answer(
-    generate: Generate, vllm_model: ModelUnderTest, prompt: str
+    generate: Generate, story: KnownAnswer, prompt: str
 ) -> None:
-    known_answer = vllm_model.known_answer
-    if known_answer is None:
-        not_applicable("for other models vLLM itself is the oracle")
     sampling = {"temperature": 0, "max_tokens": 64}
     answer = generate(ONE.but(text_input=prompt, sampling=sampling))
-    expect.equal("text_output", answer.text, known_answer.answer(prompt, max_tokens=64).text)
+    expect.equal("text_output", answer.text, story.answer(prompt, max_tokens=64).text)
 
 
 @pytest.mark.requirement("GEN-005")
@@ -120,23 +138,21 @@ def test_greedy_text_is_the_known_answer(
 )
 def test_parameters_change_the_text_as_vllm_does(
     generate: Generate,
-    known_answer: KnownAnswer,
+    story: KnownAnswer,
     prompt: str,
     sampling: Mapping[str, Any],
     meaning: Mapping[str, Any],
 ) -> None:
     request = ONE.but(text_input=prompt, sampling={"temperature": 0, **sampling})
-    expect.equal("text_output", generate(request).text, known_answer.answer(prompt, **meaning).text)
+    expect.equal("text_output", generate(request).text, story.answer(prompt, **meaning).text)
 
 
 @pytest.mark.requirement("GEN-005")
 @pytest.mark.parametrize("name", ["presence_penalty", "frequency_penalty", "repetition_penalty"])
-def test_penalties_change_the_text(
-    generate: Generate, known_answer: KnownAnswer, name: str
-) -> None:
+def test_penalties_change_the_text(generate: Generate, story: KnownAnswer, name: str) -> None:
     """Of the two words that are allowed, the first is the better one again and again: logits of 4
     and 3, and of 2 once it has been said."""
-    words = [known_answer.story_ids[0], known_answer.story_ids[2]]
+    words = [story.story_ids[0], story.story_ids[2]]
     sampling = {"temperature": 0, "max_tokens": 2, "allowed_token_ids": words}
     request = ONE.but(text_input="Say zulu")
     without = generate(request.but(sampling=sampling)).text
@@ -148,16 +164,16 @@ def test_penalties_change_the_text(
 @pytest.mark.requirement("GEN-005")
 @pytest.mark.parametrize(("name", "value"), [("top_k", 1), ("top_p", 0.001), ("min_p", 1.0)])
 def test_narrow_sampling_is_greedy(
-    generate: Generate, known_answer: KnownAnswer, name: str, value: float
+    generate: Generate, story: KnownAnswer, name: str, value: float
 ) -> None:
     """Hot sampling that is left with one token to choose from."""
     request = ONE.but(sampling={"temperature": 2.0, "max_tokens": 24, name: value})
-    expected = known_answer.answer(PROMPT, max_tokens=24).text
+    expected = story.answer(PROMPT, max_tokens=24).text
     expect.equal(f"text with {name}={value}", generate(request).text, expected)
 
 
 @pytest.mark.requirement("GEN-005")
-def test_greedy_text_is_that_of_vllm_itself(
+def test_text_is_that_of_vllm_itself(
     triton_http: HttpClient, vllm_harness: Harness, vllm_model: ModelUnderTest
 ) -> None:
     """Any other model: the same checkpoint and arguments run by vLLM without Triton."""
@@ -165,10 +181,14 @@ def test_greedy_text_is_that_of_vllm_itself(
         not_applicable("the known answer is the stronger oracle")
     if vllm_harness.server_python is None or vllm_model.path is None:
         untested("needs the embedded runtime or an image, to run vLLM without Triton")
-    prompts = [PROMPT, "The capital of France is", "def main():"]
-    reference = vllm_harness.reference_texts(prompts, {"temperature": 0.0, "max_tokens": 24})
-    for prompt, text in zip(prompts, reference, strict=True):
-        expect.equal("text_output", triton_http.generate(ONE.but(text_input=prompt)).text, text)
+    asked = [
+        *((prompt, GREEDY) for prompt in (PROMPT, "The capital of France is", "def main():")),
+        *((PROMPT, {**GREEDY, **parameter}) for parameter in PARAMETERS_OF_ANY_MODEL),
+    ]
+    reference = vllm_harness.reference_texts(asked)
+    for (prompt, sampling), text in zip(asked, reference, strict=True):
+        answer = triton_http.generate(ONE.but(text_input=prompt, sampling=sampling))
+        expect.equal(f"text_output with {json.dumps(sampling)}", answer.text, text)
 
 
 @pytest.mark.requirement("GEN-006")
@@ -350,10 +370,8 @@ def test_equal_seeds_give_equal_texts(generate: Generate, seed: int) -> None:
 
 
 @pytest.mark.requirement("GEN-014")
-def test_no_seed_gives_other_texts(generate: Generate, known_answer: KnownAnswer) -> None:
-    """24 times one of four words that are equally probable, whatever the word before."""
-    words = [known_answer.story_ids[index] for index in (6, 8, 10, 12)]
-    request = ONE.but(sampling={"allowed_token_ids": words, "max_tokens": 24, "ignore_eos": True})
+def test_no_seed_gives_other_texts(generate: Generate) -> None:
+    request = ONE.but(sampling={**HOT, "max_tokens": 24})
     expect.different("second text without a seed", generate(request).text, generate(request).text)
 
 

@@ -315,19 +315,18 @@ class Harness:
         """A server that was ended by others; its log is not looked at any more."""
         self.servers.remove(server)
 
-    def reference_texts(self, prompts: Sequence[str], sampling: Mapping[str, Any]) -> list[str]:
-        """What vLLM itself, without Triton, generates for these prompts with the same arguments.
+    def reference_texts(self, requests: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+        """What vLLM itself, without Triton, generates with the same engine arguments.
 
         Needs `server_python`.
 
         Args:
-            sampling: keyword arguments of vLLM's SamplingParams.
+            requests: prompts, each with keyword arguments of vLLM's SamplingParams.
         """
         assert self.server_python is not None
         job = {
             "engine_args": self.model_spec().engine_args,
-            "prompts": list(prompts),
-            "sampling": dict(sampling),
+            "requests": list(requests),
         }
         script = Path(__file__).with_name("reference_engine.py").read_text(encoding="utf-8")
         done = self.server_python.run_python(

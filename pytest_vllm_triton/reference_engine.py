@@ -1,8 +1,8 @@
 """Run by the servers' Python: what vLLM generates without Triton.
 
-Argument: {"engine_args": {...}, "prompts": [...], "sampling": {...}} as JSON. On a line of standard
-output of its own it writes "reference texts: " and a JSON list. Imports nothing of this package,
-which is not there.
+Argument: {"engine_args": {...}, "requests": [[prompt, sampling], ...]} as JSON. On a line of
+standard output of its own it writes "reference texts: " and a JSON list. Imports nothing of this
+package, which is not there.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ def main() -> None:
     from vllm import LLM, SamplingParams
 
     engine = LLM(**job["engine_args"])
-    outputs = engine.generate(job["prompts"], SamplingParams(**job["sampling"]))
-    texts = [output.outputs[0].text for output in outputs]
+    # One by one, as the check sends them: in a batch, 16-bit sums may differ in their last bit.
+    texts = [
+        engine.generate(prompt, SamplingParams(**sampling))[0].outputs[0].text
+        for prompt, sampling in job["requests"]
+    ]
     # In one piece, on a line of its own: vLLM's processes write there too, until they end.
     os.write(1, f"\nreference texts: {json.dumps(texts)}\n".encode())
 
