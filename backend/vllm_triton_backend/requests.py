@@ -19,8 +19,14 @@ _TRACE_HEADERS = ("traceparent", "tracestate")
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which additional outputs the request asks for (`return_*` inputs)."""
+    """Which outputs the request asks for: by its `return_*` inputs, and by naming outputs.
 
+    A tensor that the client does not name must not be built: the server would drop it in
+    `ResponseSender.send`, which does not hold the interpreter lock, and freeing a NumPy array
+    without it crashes the stub.
+    """
+
+    text_output: bool = True
     finish_reason: bool = False
     cumulative_logprob: bool = False
     logprobs: bool = False
@@ -86,12 +92,18 @@ def parse(request: Any, sampling: SamplingParser) -> GenerateRequest | EmbedRequ
         for name in FLAG_INPUTS
         if name not in flags and isinstance(parameters.get(name), bool)
     )
+    named = set(request.requested_output_names())  # all of the model's if the client names none
+
+    def wants(output: str) -> bool:
+        return flags.get(f"return_{output}", False) and output in named
+
     wanted = Wanted(
-        finish_reason=flags.get("return_finish_reason", False),
-        cumulative_logprob=flags.get("return_cumulative_logprob", False),
-        logprobs=flags.get("return_logprobs", False),
-        num_input_tokens=flags.get("return_num_input_tokens", False),
-        num_output_tokens=flags.get("return_num_output_tokens", False),
+        text_output="text_output" in named,
+        finish_reason=wants("finish_reason"),
+        cumulative_logprob=wants("cumulative_logprob"),
+        logprobs=wants("logprobs"),
+        num_input_tokens=wants("num_input_tokens"),
+        num_output_tokens=wants("num_output_tokens"),
     )
     common: dict[str, Any] = {
         "request_id": request.request_id() or "",

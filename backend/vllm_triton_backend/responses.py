@@ -4,7 +4,7 @@ Tensors (contract of upstream's docs/additional_outputs.md; n = number of sequen
 
 | name               | dtype  | shape | when                                                   |
 |--------------------|--------|-------|--------------------------------------------------------|
-| text_output        | BYTES  | [n]   | always; deltas when streaming                          |
+| text_output        | BYTES  | [n]   | always, if requested; deltas when streaming            |
 | finish_reason      | BYTES  | [n]   | return_finish_reason; "" until the sequence ends       |
 | cumulative_logprob | FP32   | [n]   | return_cumulative_logprob and sampling `logprobs`      |
 | logprobs           | BYTES  | [n]   | return_logprobs; JSON of the new tokens, "null" if none|
@@ -78,7 +78,7 @@ class GenerateFormatter:
             return None
         if self._prefix:
             texts = [self._prefix + text for text in texts]
-        tensors = [_strings("text_output", texts)]
+        tensors = [_strings("text_output", texts)] if wanted.text_output else []
         if wanted != _NOTHING:
             tensors += self._additional(counts, logprobs)
         return pb_utils.InferenceResponse(output_tensors=tensors)
@@ -113,7 +113,9 @@ class EmbedFormatter:
             return None
         *_, output = outputs
         vector = output.outputs.data.tolist()
-        tensors = [_strings("text_output", [json.dumps(vector)])]
+        tensors = []
+        if self._wanted.text_output:
+            tensors.append(_strings("text_output", [json.dumps(vector)]))
         if self._wanted.num_input_tokens:
             count = len(output.prompt_token_ids)
             tensors.append(_array("num_input_tokens", [count], np.uint32))

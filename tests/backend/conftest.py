@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "backend"))
+
+OUTPUT_NAMES = (
+    *("text_output", "finish_reason", "cumulative_logprob", "logprobs"),
+    *("num_input_tokens", "num_output_tokens"),
+)
 
 
 class Tensor:
@@ -52,8 +58,14 @@ sys.modules.setdefault("triton_python_backend_utils", _stand_in())
 class FakeRequest:
     """A pb_utils.InferenceRequest from keyword arguments: bool, str and bytes become tensors."""
 
-    def __init__(self, parameters: str = "{}", request_id: str = "", **inputs: Any) -> None:
-        self._parameters, self._id = parameters, request_id
+    def __init__(
+        self,
+        parameters: str = "{}",
+        request_id: str = "",
+        named: Sequence[str] = OUTPUT_NAMES,
+        **inputs: Any,
+    ) -> None:
+        self._parameters, self._id, self._named = parameters, request_id, named
         self._tensors = []
         for name, value in inputs.items():
             if isinstance(value, bool):
@@ -71,6 +83,9 @@ class FakeRequest:
 
     def request_id(self) -> str:
         return self._id
+
+    def requested_output_names(self) -> list[str]:
+        return list(self._named)
 
     def timeout(self) -> int:
         return 0

@@ -48,6 +48,21 @@ def test_echo_contract(flags: dict[str, bool], echo: bool) -> None:
     assert generate(text_input="Hi", **flags).echo_prompt is echo
 
 
+@pytest.mark.parametrize(
+    ("named", "wanted"),
+    [
+        (["text_output"], Wanted()),
+        (["finish_reason"], Wanted(text_output=False, finish_reason=True)),
+        (["finish_reason", "logprobs"], Wanted(text_output=False, finish_reason=True)),
+    ],
+)
+def test_outputs_that_the_client_does_not_name_are_not_wanted(
+    named: list[str], wanted: Wanted
+) -> None:
+    request = generate(text_input="Hi", named=named, return_finish_reason=True)
+    assert request.wanted == wanted
+
+
 def test_streaming_refuses_to_echo() -> None:
     assert refused(text_input="Hi", stream=True, exclude_input_in_output=False) == STREAM_ECHO
 
