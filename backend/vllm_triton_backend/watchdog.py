@@ -3,8 +3,9 @@
 A tiny process of its own session holds the read end of a pipe whose write end only the stub has.
 When the stub is gone, by SIGKILL too, the pipe closes, and the watchdog ends what the stub left:
 
-* every process that carries the stub's mark in its environment: what was exec'ed below the stub,
-  wherever it has been reparented to since, and what those forked
+* every process that carries the stub's mark, wherever it has been reparented to since: in its
+  environment, if it was exec'ed below the stub, or as an open file, if it was only forked (vLLM
+  forks its engine on GPUs), for the environment that the kernel shows is that of the last exec
 * the shared memory that these processes mapped
 * the sockets over which they talked, which vLLM leaves in the temporary directory
 * Triton's own shared-memory region of this stub, once the server is gone as well
@@ -56,7 +57,11 @@ class Watchdog:
         os.environ.setdefault("VLLM_RPC_BASE_PATH", self._sockets)
         source = (_own_source() + "\nmain(sys.argv[1:])\n").encode()
         arguments = [mark, str(os.getpid()), str(os.getppid()), self._sockets, *shm_regions]
+        # Forked children inherit it; for exec'ed ones it is closed.
+        self._file_mark = os.memfd_create(mark)
         reader, self._writer = os.pipe()
+        # Where a forked child held the pipe, the stub's death would not close it.
+        os.register_at_fork(after_in_child=self._forget_pipe)
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", source, *arguments],
@@ -67,11 +72,17 @@ class Watchdog:
                 close_fds=True,
             )
         except BaseException:
-            os.close(self._writer)
+            self._forget_pipe()
+            os.close(self._file_mark)
             Path(self._sockets).rmdir()
             raise
         finally:
             os.close(reader)
+
+    def _forget_pipe(self) -> None:
+        if self._writer >= 0:
+            os.close(self._writer)
+            self._writer = -1
 
     def close(self, timeout: float = _TERM_SECONDS + _KILL_SECONDS + _TRACKER_SECONDS + 1) -> None:
         """Let the watchdog end whatever is left of the engine now, and wait for it."""
@@ -79,13 +90,13 @@ class Watchdog:
             return
         with contextlib.suppress(OSError):
             os.write(self._writer, PEACE)
-        os.close(self._writer)
-        self._writer = -1
+        self._forget_pipe()
         try:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        os.close(self._file_mark)
 
 
 def _own_source() -> str:
@@ -157,15 +168,13 @@ def end_marked(mark: str, spare: set[int]) -> None:
 
 
 def marked(mark: str, spare: set[int], trackers: bool = False) -> set[int]:
-    """Living processes with `mark` in their environment, less `spare`; resource trackers only
-    with `trackers`."""
-    wanted = f"{MARK}={mark}".encode()
+    """Living processes that carry `mark`, less `spare`; resource trackers only with `trackers`."""
     found = set()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) in spare:
             continue
         try:
-            if wanted not in (entry / "environ").read_bytes().split(b"\0"):
+            if not (_in_environment(entry, mark) or _in_open_files(entry, mark)):
                 continue
             if not trackers and b"resource_tracker" in (entry / "cmdline").read_bytes():
                 continue
@@ -173,6 +182,18 @@ def marked(mark: str, spare: set[int], trackers: bool = False) -> set[int]:
             continue
         found.add(int(entry.name))
     return found
+
+
+def _in_environment(process: Path, mark: str) -> bool:
+    return f"{MARK}={mark}".encode() in (process / "environ").read_bytes().split(b"\0")
+
+
+def _in_open_files(process: Path, mark: str) -> bool:
+    for file in (process / "fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            if os.readlink(file).startswith(f"/memfd:{mark}"):
+                return True
+    return False
 
 
 def shm_files(pid: int) -> set[str]:

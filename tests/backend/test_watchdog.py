@@ -22,12 +22,19 @@ import os, subprocess, sys, time
 sys.path.insert(0, {str(BACKEND)!r})
 from vllm_triton_backend.watchdog import Watchdog
 dog = Watchdog()
-engine = subprocess.Popen([sys.executable, "-c", sys.argv[1]], start_new_session=True)
-print(engine.pid, dog._process.pid, os.environ["VLLM_RPC_BASE_PATH"], flush=True)
-if sys.argv[2] == "close":
+code, end, birth = sys.argv[1:]
+if birth == "exec":
+    engine = subprocess.Popen([sys.executable, "-c", code], start_new_session=True).pid
+else:
+    engine = os.fork()
+    if engine == 0:
+        os.setsid()
+        exec(code)
+print(engine, dog._process.pid, os.environ["VLLM_RPC_BASE_PATH"], flush=True)
+if end == "close":
     sys.stdin.readline()
     dog.close()
-    print("closed", engine.wait(1), flush=True)
+    print("closed", os.waitstatus_to_exitcode(os.waitpid(engine, 0)[1]), flush=True)
 time.sleep(60)
 """
 ENGINE = """
@@ -53,14 +60,16 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("end", ["kill", "close"])
+@pytest.mark.parametrize("birth", ["exec", "fork"])
 def test_the_engine_and_what_it_made_go_with_the_stub(
-    end: str, monkeypatch: pytest.MonkeyPatch
+    birth: str, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """vLLM forks its engine where it may, as on GPUs, and else starts a new Python."""
     monkeypatch.delenv("VLLM_RPC_BASE_PATH", raising=False)
-    name = f"watchdog-test-{os.getpid()}-{end}"
+    name = f"watchdog-test-{os.getpid()}-{birth}-{end}"
     region = Path("/dev/shm", name)
     stub = subprocess.Popen(
-        [sys.executable, "-c", STUB, ENGINE.format(name=name), end],
+        [sys.executable, "-c", STUB, ENGINE.format(name=name), end, birth],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
