@@ -220,7 +220,16 @@ class Engine:
 
     def max_model_len(self) -> int | None:
         """Longest prompt plus answer, in tokens; None when this vLLM does not say."""
-        return getattr(getattr(self._engine, "model_config", None), "max_model_len", None)
+        return getattr(self._model_config, "max_model_len", None)
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether the model is multimodal; True when this vLLM does not say."""
+        return bool(getattr(self._model_config, "is_multimodal_model", True))
+
+    @property
+    def _model_config(self) -> Any:
+        return getattr(self._engine, "model_config", None)
 
     def shutdown(self) -> None:
         """Stop the engine's processes."""

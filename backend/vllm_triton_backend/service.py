@@ -204,6 +204,9 @@ class Service:
             check_task(self._engine.tasks, "embed", self._model_name)
             return self._embed_params(request), None, EmbedFormatter(request.wanted)
         check_task(self._engine.tasks, "generate", self._model_name)
+        if request.images and not self._engine.takes_images:
+            # vLLM 0.25 would fail with an AttributeError.
+            raise invalid(f"Model {self._model_name} does not take images")
         adapter = None
         if request.lora_name is not None:
             if self._loras is None:
