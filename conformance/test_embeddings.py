@@ -101,8 +101,8 @@ def test_dimensions(generate: Generate, dimensions: int, in_list: bool) -> None:
 @pytest.mark.requirement("EMB-004")
 def test_unsupported_dimensions(generate: Generate) -> None:
     error = generate(embedding(TEXT, dimensions=HIDDEN - 1)).failed()
+    expect.clean_error(error)
     expect.contains("error", error.lower(), "dimensions")
-    expect.contains("error", error, str(HIDDEN - 1))
 
 
 @pytest.mark.requirement("EMB-007")
