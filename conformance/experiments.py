@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -63,6 +64,8 @@ SHARED_LOAD = 50
 # How long a stream has to run for something to happen to it meanwhile, and its tokens at most.
 STREAM_SECONDS = 5.0
 STREAM_TOKENS = 1800
+# Streams at the same time when the engine is killed.
+KILLED_STREAMS = 3
 
 SECOND = "second_model"
 STREAM_ID = "stream"
@@ -320,6 +323,16 @@ class SecondModelLife:
         return Footprint.of(self.server).beyond(before).left()
 
 
+def _parts(request: GenerateRequest, number: int) -> list[GenerateRequest]:
+    """The request, and some that end earlier: streams of them do not all end at the same time."""
+    assert isinstance(request.sampling, dict)
+    tokens = int(request.sampling["max_tokens"])
+    return [
+        request.but(sampling={**request.sampling, "max_tokens": tokens * (i + 1) // number})
+        for i in range(number)
+    ]
+
+
 def _differing(answers: list[str], expected: list[str]) -> list[str]:
     """Those answers that are not what was expected."""
     pairs = zip(answers, expected, strict=True)
@@ -375,23 +388,42 @@ class Deaths:
         full = self.grpc.generate(request.but(stream=False, exclude_input_in_output=True)).text
         processes = self._engine_processes()
         victim = engine_process(self.strict.handle)
-        with self.grpc.open() as stream:
-            stream.send(request)
-            stream.half_close()
-            answers = iter(stream)
-            responses = [next(answers)]
+        begun = threading.Event()
+        with ThreadPoolExecutor(KILLED_STREAMS) as pool:
+            streams = [
+                pool.submit(self._stream_until_error, part, begun)
+                for part in _parts(request, KILLED_STREAMS)
+            ]
+            begun.wait(PATIENCE)
             victim.kill()
             killed_at = time.monotonic()
-            responses += answers
-            seconds = time.monotonic() - killed_at
-        if "".join(r.text for r in responses if r.error is None) == full:
-            untested("the stream had ended before the engine could be killed")
-        in_flight = Generation(request, responses, stream.status, stream.seconds)
+            endings = [stream.result() for stream in streams]
+        in_flight = max((ending for ending, _ in endings), key=lambda ending: len(ending.data))
+        seconds = max(0.0, *(ended_at - killed_at for _, ended_at in endings))
         seen["seconds until not ready"] = until(lambda: not self._is_ready(), NOTICED_SECONDS)
         later = self.grpc.generate(request)
         seen["engine death"] = EngineDeath(in_flight, seconds, later, full)
         until(lambda: not living(processes), GONE_SECONDS)
         seen["left of a killed engine"] = living(processes)
+
+    def _stream_until_error(
+        self, request: GenerateRequest, begun: threading.Event
+    ) -> tuple[Generation, float]:
+        """The first of these streams that ends with an error, and when it did.
+
+        A kill may take its time (a `docker exec`), so there must be another stream when one ends.
+        """
+        while True:
+            with self.grpc.open() as stream:
+                stream.send(request)
+                stream.half_close()
+                responses = []
+                for response in stream:
+                    responses.append(response)
+                    begun.set()
+            if not responses or responses[-1].error is not None:
+                answer = Generation(request, responses, stream.status, stream.seconds)
+                return answer, time.monotonic()
 
     def worker_dies_with_health_check(self) -> None:
         seen = self.seen
