@@ -235,20 +235,23 @@ class Instance:
     """Where Triton put this model instance (`args` of `initialize`).
 
     kind is "GPU", "MODEL" or "CPU"; device_id is Triton's ordinal; index counts the instances of
-    the model from 0 (the last number in Triton's instance name).
+    the model from 0 (the last number in Triton's instance name); count is how many there are.
     """
 
     kind: str
     device_id: int
     index: int
+    count: int = 1
 
     @classmethod
-    def from_args(cls, args: Mapping[str, str]) -> Instance:
+    def from_args(cls, args: Mapping[str, str], model_config: Mapping[str, Any]) -> Instance:
         tail = args.get("model_instance_name", "").rsplit("_", 1)[-1]
+        groups = model_config.get("instance_group") or ()
         return cls(
             kind=args.get("model_instance_kind", "CPU"),
             device_id=int(args.get("model_instance_device_id", "0") or 0),
             index=int(tail) if tail.isdigit() else 0,
+            count=sum(int(group.get("count", 1)) for group in groups) or 1,
         )
 
 
@@ -257,11 +260,14 @@ def visible_devices(
     engine_args: Mapping[str, Any],
     parameters: Parameters,
     parent_visible: str | None,
+    gpu_count: int,
 ) -> str | None:
     """The CUDA_VISIBLE_DEVICES that this instance's engine must run with; None: leave it alone.
 
     Triton's ordinals count the devices that the *server* sees, so they are mapped through the
     server's own CUDA_VISIBLE_DEVICES (`parent_visible`), which may hold UUIDs or MIG names.
+    Several KIND_MODEL instances take turns with the server's `gpu_count` GPUs: left alone, vLLM
+    would put each of them on the first ones (server#6855).
 
     Raises:
         LoadError: KIND_GPU with a model of several GPUs (upstream's message), GPU_DEVICE_IDS with
@@ -273,28 +279,49 @@ def visible_devices(
             "KIND_GPU is currently for single-GPU models, please specify KIND_MODEL "
             "in the model's 'instance_group' for multi-GPU models"
         )
-    slices = parameters.gpu_device_ids
-    if slices:
-        if instance.kind != "MODEL":
-            raise LoadError(
-                "parameter GPU_DEVICE_IDS needs KIND_MODEL in the model's 'instance_group', "
-                f"got KIND_{instance.kind}"
-            )
-        if len(slices) > 1 and instance.index >= len(slices):
-            raise LoadError(
-                f"parameter GPU_DEVICE_IDS has {len(slices)} slices, but this is instance "
-                f"{instance.index + 1} of the model"
-            )
-        ids = slices[instance.index] if len(slices) > 1 else slices[0]
-        if world > 1 and len(ids) != world:
-            raise LoadError(
-                f"parameter GPU_DEVICE_IDS gives {len(ids)} GPUs to an instance, but "
-                f"tensor_parallel_size x pipeline_parallel_size is {world}"
-            )
-        return ",".join(_physical(device, parent_visible) for device in ids)
-    if instance.kind == "GPU" and instance.device_id >= 0:
-        return _physical(instance.device_id, parent_visible)
-    return None
+    if parameters.gpu_device_ids:
+        chosen = _chosen_devices(instance, world, parameters.gpu_device_ids)
+    elif instance.kind == "MODEL" and instance.count > 1 and gpu_count > world:
+        chosen = _turn(instance, world, range(gpu_count))
+    elif instance.kind == "GPU" and instance.device_id >= 0:
+        chosen = (instance.device_id,)
+    else:
+        return None
+    return ",".join(_physical(device, parent_visible) for device in chosen)
+
+
+def _chosen_devices(
+    instance: Instance, world: int, slices: Sequence[Sequence[int]]
+) -> Sequence[int]:
+    """What GPU_DEVICE_IDS gives to this instance."""
+    if instance.kind != "MODEL":
+        raise LoadError(
+            "parameter GPU_DEVICE_IDS needs KIND_MODEL in the model's 'instance_group', "
+            f"got KIND_{instance.kind}"
+        )
+    if len(slices) == 1:
+        ids = slices[0]
+        if instance.count > 1 and len(ids) > world:
+            ids = _turn(instance, world, ids)
+    elif instance.index < len(slices):
+        ids = slices[instance.index]
+    else:
+        raise LoadError(
+            f"parameter GPU_DEVICE_IDS has {len(slices)} slices, but this is instance "
+            f"{instance.index + 1} of the model"
+        )
+    if world > 1 and len(ids) != world:
+        raise LoadError(
+            f"parameter GPU_DEVICE_IDS gives {len(ids)} GPUs to an instance, but "
+            f"tensor_parallel_size x pipeline_parallel_size is {world}"
+        )
+    return ids
+
+
+def _turn(instance: Instance, world: int, devices: Sequence[int]) -> Sequence[int]:
+    """The part of the devices, `world` of them, whose turn it is with this instance."""
+    first = instance.index % (len(devices) // world) * world
+    return devices[first : first + world]
 
 
 def parallel_size(engine_args: Mapping[str, Any]) -> int:
@@ -355,3 +382,10 @@ def check_completed(model_config: Mapping[str, Any]) -> None:
 def environment_devices() -> str | None:
     """The server's CUDA_VISIBLE_DEVICES, None when it is not set."""
     return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def count_gpus(parent_visible: str | None, devices: Path = Path("/dev")) -> int:
+    """How many GPUs the server sees, without asking CUDA, which must not be initialized yet."""
+    if parent_visible is not None:
+        return len([name for name in parent_visible.split(",") if name.strip()])
+    return len(list(devices.glob("nvidia[0-9]*")))

@@ -129,8 +129,13 @@ class Service:
         version_dir = Path(pb_utils.get_model_dir())
         parameters = config.Parameters.from_model_config(model_config)
         engine_args = config.read_engine_args(version_dir)
+        visible = config.environment_devices()
         devices = config.visible_devices(
-            config.Instance.from_args(args), engine_args, parameters, config.environment_devices()
+            config.Instance.from_args(args, model_config),
+            engine_args,
+            parameters,
+            visible,
+            config.count_gpus(visible),
         )
         enable_lora = config.pop_bool(engine_args, "enable_lora")
         if enable_lora:

@@ -191,7 +191,7 @@ def _in_environment(process: Path, mark: str) -> bool:
 def _in_open_files(process: Path, mark: str) -> bool:
     for file in (process / "fd").iterdir():
         with contextlib.suppress(OSError):  # closed meanwhile
-            if os.readlink(file).startswith(f"/memfd:{mark}"):
+            if str(file.readlink()).startswith(f"/memfd:{mark}"):
                 return True
     return False
 

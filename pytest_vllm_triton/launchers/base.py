@@ -12,7 +12,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from pytest_vllm_triton.gpus import Gpu
 
 Progress = Callable[[str], None]
 
@@ -287,6 +290,24 @@ class ServerHandle(ABC):
     @abstractmethod
     def all_regions(self) -> set[str]:
         """Names of all that is in the /dev/shm that the server uses, whosever it is."""
+
+    def gpus(self) -> tuple[Gpu, ...]:
+        """The GPUs that it sees, in the order in which it counts them; none where that is not known."""
+        return ()
+
+    def gpu_memory(self, processes: Iterable[ServerProcess]) -> list[int]:
+        """Bytes that these processes of it hold of each of its `gpus`.
+
+        Raises:
+            MemoryUnknown: the driver does not tell.
+        """
+        from pytest_vllm_triton.gpus import memory_of
+
+        return memory_of(self._host_pids(processes), self.gpus())
+
+    def _host_pids(self, processes: Iterable[ServerProcess]) -> list[int]:
+        """The process ids by which this host, and so its GPU driver, knows these processes."""
+        return [process.pid for process in processes]
 
     def regions_left(self, names: Iterable[str]) -> list[str]:
         """Those of the names that are still in the /dev/shm that the server uses."""

@@ -323,6 +323,7 @@ class ContainerLauncher:
             shm=self._shm_of(run),
             follower=log,
             exit_timeout=exit_timeout(spec.args),
+            given_gpus=None if run.gpus.names == ("all",) else ",".join(run.gpus.names),
         )
 
     def _shm_of(self, run: ContainerRun) -> Inside | None:

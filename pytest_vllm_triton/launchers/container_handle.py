@@ -8,8 +8,10 @@ import signal
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from pytest_vllm_triton.gpus import VISIBLE_DEVICES, Gpu, list_gpus, visible_gpus
 from pytest_vllm_triton.launchers import leftovers, supervisor
 from pytest_vllm_triton.launchers.base import HOST_SHM, ServerHandle, ServerProcess, StopReport
 from pytest_vllm_triton.launchers.container_log import LogFollower
@@ -20,6 +22,15 @@ from pytest_vllm_triton.launchers.inside import Inside, InsideProcess
 DRAIN_SECONDS = 10.0
 
 
+def _pid_inside(host_pid: int) -> int | None:
+    """By which number a process of this host goes in its innermost namespace."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{host_pid}/status").read_text().splitlines():
+            if line.startswith("NSpid:"):
+                return int(line.split()[-1])
+    return None
+
+
 @dataclass
 class ContainerHandle(ServerHandle):
     """A tritonserver in a container.
@@ -27,6 +38,7 @@ class ContainerHandle(ServerHandle):
     Attributes:
         container: the Docker SDK's object.
         shm: a look into the container whose /dev/shm this one shares; None: it shares none.
+        given_gpus: names of the GPUs that Docker gave it, as in CUDA_VISIBLE_DEVICES; None: all.
     """
 
     container: Any = None
@@ -34,6 +46,7 @@ class ContainerHandle(ServerHandle):
     shm: Inside | None = None
     follower: LogFollower = None  # type: ignore[assignment] # required, but follows defaults
     exit_timeout: float = EXIT_TIMEOUT_SECONDS
+    given_gpus: str | None = None
     out_of_memory: bool = False
     _ending: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
@@ -73,6 +86,17 @@ class ContainerHandle(ServerHandle):
             return supervisor.list_regions()
         owner = self.inside if self.shm is None else self.shm
         return set(owner.look().shm)
+
+    def gpus(self) -> tuple[Gpu, ...]:
+        # Docker hands over GPUs in the host's order, in whichever they were asked for.
+        given = visible_gpus(self.given_gpus, list_gpus())
+        own = dict(self.spec.env).get(VISIBLE_DEVICES) if self.spec is not None else None
+        return visible_gpus(own, sorted(given, key=lambda gpu: gpu.index))
+
+    def _host_pids(self, processes: Iterable[ServerProcess]) -> list[int]:
+        wanted = {process.pid for process in processes}
+        rows = self.container.top(ps_args="-eo pid")["Processes"]
+        return [int(row[0]) for row in rows if _pid_inside(int(row[0])) in wanted]
 
     @property
     def leaves_shm_when_killed(self) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_vllm_triton.errors import UserError
+from pytest_vllm_triton.gpus import VISIBLE_DEVICES, Gpu, list_gpus, visible_gpus
 from pytest_vllm_triton.launchers import supervisor
 from pytest_vllm_triton.launchers.base import (
     HOST_SHM,
@@ -160,6 +161,7 @@ class ProcessLauncher:
                 shm_domain=HOST_SHM,
                 command=command,
                 environment=_difference(environment),
+                visible_gpus=environment.get(VISIBLE_DEVICES),
                 process=process,
                 exit_timeout=exit_timeout(spec.args),
             )
@@ -185,10 +187,15 @@ class ProcessLauncher:
 
 @dataclass
 class ProcessHandle(ServerHandle):
-    """A tritonserver process, its descendants, and the supervisor over them."""
+    """A tritonserver process, its descendants, and the supervisor over them.
+
+    Attributes:
+        visible_gpus: its CUDA_VISIBLE_DEVICES; None where that is not set.
+    """
 
     process: Supervised = None  # type: ignore[assignment] # required, but follows defaults
     exit_timeout: float = EXIT_TIMEOUT_SECONDS
+    visible_gpus: str | None = None
 
     @property
     def server_pid(self) -> int | None:
@@ -232,6 +239,9 @@ class ProcessHandle(ServerHandle):
 
     def all_regions(self) -> set[str]:
         return supervisor.list_regions()
+
+    def gpus(self) -> tuple[Gpu, ...]:
+        return visible_gpus(self.visible_gpus, list_gpus())
 
     def stop(self, timeout: float | None = None) -> int | None:
         grace = self.exit_timeout + STOP_MARGIN_SECONDS if timeout is None else timeout

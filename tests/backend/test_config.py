@@ -80,10 +80,18 @@ def test_bad_gpu_device_ids(text: str) -> None:
 
 
 def _devices(
-    kind: str, device: int = 0, *, visible: str | None = None, ids: str = "", **engine: object
+    kind: str,
+    device: int = 0,
+    *,
+    visible: str | None = None,
+    ids: str = "",
+    count: int = 1,
+    gpus: int = 0,
+    **engine: object,
 ) -> str | None:
+    instance = Instance(kind, device, device, count)
     parameters = Parameters(gpu_device_ids=config.parse_gpu_device_ids(ids))
-    return config.visible_devices(Instance(kind, device, device), engine, parameters, visible)
+    return config.visible_devices(instance, engine, parameters, visible, gpus)
 
 
 def test_kind_gpu_takes_the_gpu_that_triton_assigned() -> None:
@@ -98,6 +106,40 @@ def test_gpu_device_ids_choose_the_gpus_of_an_instance() -> None:
     assert _devices("MODEL", ids="2,3", tensor_parallel_size=2) == "2,3"
     assert _devices("MODEL", 1, ids="0,1;2,3", tensor_parallel_size=2) == "2,3"
     assert _devices("MODEL", ids="1", visible="5,7") == "7"
+
+
+def test_kind_model_instances_take_turns_with_the_gpus() -> None:
+    def spread(count: int, **options: object) -> list[str | None]:
+        return [_devices("MODEL", i, count=count, **options) for i in range(count)]  # type: ignore[arg-type]
+
+    assert spread(2, gpus=2) == ["0", "1"]
+    assert spread(3, gpus=2) == ["0", "1", "0"]
+    assert spread(2, gpus=4, tensor_parallel_size=2) == ["0,1", "2,3"]
+    assert spread(2, gpus=2, visible="7,5") == ["7", "5"]
+    assert spread(2, ids="1,0") == ["1", "0"]
+    # Where there is nothing to choose from, vLLM chooses.
+    assert spread(2, gpus=1) == [None, None]
+    assert spread(2, gpus=2, tensor_parallel_size=2) == [None, None]
+    assert spread(1, gpus=2) == [None]
+
+
+def test_instance_of_triton_arguments() -> None:
+    args = {
+        "model_instance_kind": "MODEL",
+        "model_instance_device_id": "0",
+        "model_instance_name": "my_model_0_1",
+    }
+    groups = {"instance_group": [{"count": 2, "kind": "KIND_MODEL"}]}
+    assert Instance.from_args(args, groups) == Instance("MODEL", 0, 1, 2)
+    assert Instance.from_args(args, {}).count == 1
+
+
+def test_gpus_are_those_that_the_server_sees(tmp_path: Path) -> None:
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert config.count_gpus(None, tmp_path) == 2
+    assert config.count_gpus("3", tmp_path) == 1
+    assert config.count_gpus("", tmp_path) == 0
 
 
 @pytest.mark.parametrize("key", ["tensor_parallel_size", "pipeline_parallel_size"])
