@@ -38,13 +38,15 @@ def repository(
 def alternate_model(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[str]:
     """The name of a second model on the shared server, as different as a model can be.
 
-    Version 3 only, no instance_group, another checkpoint (whose known answer tells another story),
+    Version 3 only, no instance_group (which would mean several instances where there are several
+    GPUs, so there it names one), another checkpoint (whose known answer tells another story),
     another max_model_len, custom metrics, and one sequence at a time (so that a second request
     shows when the first has left the engine): one boot of an engine serves several checks.
     """
     needs_owned(vllm_server)
     assert vllm_server.model_repository is not None
     other = other_known_answer_model()
+    group = "kind: KIND_GPU gpus: [ 0 ]" if len(vllm_server.gpus()) > 1 else None
     spec = vllm_harness.model_spec(
         "alternate_model",
         {
@@ -54,7 +56,7 @@ def alternate_model(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterato
             # A string, as users write it; LoRA stays off.
             "enable_lora": "false",
         },
-        config=config_with(REPORT_CUSTOM_METRICS="true"),
+        config=config_with(group, REPORT_CUSTOM_METRICS="true"),
         version=3,
     )
     opened = ModelRepository(vllm_server.endpoints.http, vllm_server.model_repository)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pytest_vllm_triton.clients.repository import LOAD_SECONDS, LoadAnswer, ModelRepository
 from pytest_vllm_triton.harness import Harness
@@ -37,9 +38,16 @@ MISSING_ADAPTER, LARGE_ADAPTER = "missing", "large"
 LARGE = AdapterSpec(LEAPS.links, rank=4 * MAX_LORA_RANK)
 
 
-def config_with(**parameters: str) -> str:
-    """The shortest config.pbtxt with these parameters."""
+def config_with(group: str | None = "kind: KIND_MODEL", /, **parameters: str) -> str:
+    """The shortest config.pbtxt with these parameters.
+
+    Args:
+        group: what stands in its instance_group. None: there is none, which means an instance on
+            each GPU that there is.
+    """
     lines = ['backend: "vllm"']
+    if group is not None:
+        lines.append(f"instance_group [{{ {group} }}]")
     for name, value in parameters.items():
         lines.append(f'parameters {{ key: "{name}" value {{ string_value: "{value}" }} }}')
     return "\n".join(lines) + "\n"
@@ -99,7 +107,7 @@ class ExtraModel:
             self._repository.close()
 
 
-def lora_spec(harness: Harness) -> ModelSpec:
+def lora_spec(harness: Harness, name: str = LORA_MODEL, **engine_args: Any) -> ModelSpec:
     """The known-answer model with adapters, good and bad ones, and with custom metrics."""
     cache = cache_home() / "checkpoints"
     paths = {
@@ -115,7 +123,7 @@ def lora_spec(harness: Harness) -> ModelSpec:
     paths[LARGE_ADAPTER] = str(build_adapter(BASE, LARGE, cache))
     files["1/multi_lora.json"] = json.dumps(paths).encode()
     return harness.model_spec(
-        LORA_MODEL,
+        name,
         {
             "model": str(known_answer_model().path),
             "max_model_len": 2048,
@@ -123,6 +131,7 @@ def lora_spec(harness: Harness) -> ModelSpec:
             "max_lora_rank": MAX_LORA_RANK,
             # vLLM 0.32 on CPUs goes wrong with fewer places than adapters.
             "max_loras": len(paths) + 3,
+            **engine_args,
         },
         config=config_with(REPORT_CUSTOM_METRICS="true"),
         files=files,

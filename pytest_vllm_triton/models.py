@@ -27,9 +27,13 @@ _HUB_TIMEOUT_SECONDS = 10.0
 _SURE_CHARACTERS = 40
 
 # What model.json says of a known-answer checkpoint, and of the suite's other tiny ones: a length
-# below what the checkpoint allows, so that a prompt that is too long stays a small one; and a part
-# of a GPU's memory that leaves room for further models.
-TINY_MODEL_ARGS: Mapping[str, Any] = {"max_model_len": 2048, "gpu_memory_utilization": 0.1}
+# below what the checkpoint allows, so that a prompt that is too long stays a small one; and a cache
+# of a fixed size, because engines that start together on one GPU cannot measure what is free there.
+TINY_MODEL_ARGS: Mapping[str, Any] = {
+    "max_model_len": 2048,
+    "gpu_memory_utilization": 0.1,
+    "kv_cache_memory_bytes": 1 << 30,
+}
 
 
 @dataclass(frozen=True)

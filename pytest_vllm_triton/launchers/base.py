@@ -292,18 +292,24 @@ class ServerHandle(ABC):
         """Names of all that is in the /dev/shm that the server uses, whosever it is."""
 
     def gpus(self) -> tuple[Gpu, ...]:
-        """The GPUs that it sees, in the order in which it counts them; none where that is not known."""
+        """The GPUs that it sees, in the order in which it counts them; none if not known."""
         return ()
 
-    def gpu_memory(self, processes: Iterable[ServerProcess]) -> list[int]:
-        """Bytes that these processes of it hold of each of its `gpus`.
+    def gpu_names(self) -> list[str]:
+        """What the variable CUDA_VISIBLE_DEVICES of a server like this one calls its `gpus`."""
+        return [str(gpu.index) for gpu in self.gpus()]
+
+    def gpu_memory(
+        self, processes: Iterable[ServerProcess], gpus: Sequence[Gpu] | None = None
+    ) -> list[int]:
+        """Bytes that these processes of it hold of each of the GPUs (default: of its `gpus`).
 
         Raises:
             MemoryUnknown: the driver does not tell.
         """
         from pytest_vllm_triton.gpus import memory_of
 
-        return memory_of(self._host_pids(processes), self.gpus())
+        return memory_of(self._host_pids(processes), self.gpus() if gpus is None else gpus)
 
     def _host_pids(self, processes: Iterable[ServerProcess]) -> list[int]:
         """The process ids by which this host, and so its GPU driver, knows these processes."""

@@ -93,6 +93,9 @@ class ContainerHandle(ServerHandle):
         own = dict(self.spec.env).get(VISIBLE_DEVICES) if self.spec is not None else None
         return visible_gpus(own, sorted(given, key=lambda gpu: gpu.index))
 
+    def gpu_names(self) -> list[str]:
+        return [str(number) for number, _ in enumerate(self.gpus())]
+
     def _host_pids(self, processes: Iterable[ServerProcess]) -> list[int]:
         wanted = {process.pid for process in processes}
         rows = self.container.top(ps_args="-eo pid")["Processes"]
