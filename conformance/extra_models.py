@@ -107,7 +107,7 @@ class ExtraModel:
             self._repository.close()
 
 
-def lora_spec(harness: Harness, name: str = LORA_MODEL, **engine_args: Any) -> ModelSpec:
+def lora_spec(harness: Harness, model: str = LORA_MODEL, **engine_args: Any) -> ModelSpec:
     """The known-answer model with adapters, good and bad ones, and with custom metrics."""
     cache = cache_home() / "checkpoints"
     paths = {
@@ -123,7 +123,7 @@ def lora_spec(harness: Harness, name: str = LORA_MODEL, **engine_args: Any) -> M
     paths[LARGE_ADAPTER] = str(build_adapter(BASE, LARGE, cache))
     files["1/multi_lora.json"] = json.dumps(paths).encode()
     return harness.model_spec(
-        name,
+        model,
         {
             "model": str(known_answer_model().path),
             "max_model_len": 2048,

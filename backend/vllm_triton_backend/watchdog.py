@@ -3,14 +3,15 @@
 A tiny process of its own session holds the read end of a pipe whose write end only the stub has.
 When the stub is gone, by SIGKILL too, the pipe closes, and the watchdog ends what the stub left:
 
-* every process that carries the stub's mark, wherever it has been reparented to since: in its
-  environment, if it was exec'ed below the stub, or as an open file, if it was only forked (vLLM
-  forks its engine on GPUs), for the environment that the kernel shows is that of the last exec
+* every process of the stub's process group, and every one that carries the stub's mark in its
+  environment, wherever it has been reparented to since. Neither would do alone: the kernel shows
+  no mark of what was only forked (as vLLM forks its engine on GPUs) or has set its title (as
+  vLLM's processes do), and a process may leave the group
 * the shared memory that these processes mapped
 * the sockets over which they talked, which vLLM leaves in the temporary directory
 * Triton's own shared-memory region of this stub, once the server is gone as well
 
-Python's resource tracker also carries the mark and is spared: when the last engine process is
+Python's resource tracker is one of them and is spared: when the last engine process is
 gone it unlinks their semaphores and shared memory, and ends by itself.
 
 PR_SET_PDEATHSIG was looked at and not taken: it follows the *thread* that forked, and is lost when
@@ -57,8 +58,9 @@ class Watchdog:
         os.environ.setdefault("VLLM_RPC_BASE_PATH", self._sockets)
         source = (_own_source() + "\nmain(sys.argv[1:])\n").encode()
         arguments = [mark, str(os.getpid()), str(os.getppid()), self._sockets, *shm_regions]
-        # Forked children inherit it; for exec'ed ones it is closed.
-        self._file_mark = os.memfd_create(mark)
+        # A group of its own: it has the stub's process id. Besides, Ctrl-C at a terminal reaches
+        # the server alone then, and an engine that still has requests to finish lives on.
+        os.setpgid(0, 0)
         reader, self._writer = os.pipe()
         # Where a forked child held the pipe, the stub's death would not close it.
         os.register_at_fork(after_in_child=self._forget_pipe)
@@ -73,7 +75,6 @@ class Watchdog:
             )
         except BaseException:
             self._forget_pipe()
-            os.close(self._file_mark)
             Path(self._sockets).rmdir()
             raise
         finally:
@@ -96,7 +97,6 @@ class Watchdog:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        os.close(self._file_mark)
 
 
 def _own_source() -> str:
@@ -134,12 +134,12 @@ def main(arguments: list[str]) -> None:
     # What the engine maps and no resource tracker knows (vLLM's CPU communicator) must be noted
     # while somebody still maps it.
     files: set[str] = set()
-    for pid in marked(mark, spare):
+    for pid in marked(mark, int(stub), spare):
         files |= shm_files(pid)
-    end_marked(mark, spare)
+    end_marked(mark, int(stub), spare)
     shutil.rmtree(sockets, ignore_errors=True)
     deadline = time.monotonic() + _TRACKER_SECONDS
-    while files and marked(mark, spare, trackers=True) and time.monotonic() < deadline:
+    while files and marked(mark, int(stub), spare, trackers=True) and time.monotonic() < deadline:
         time.sleep(0.05)
     unlink(files - set(regions))
     if heard != PEACE and server_birth is not None:
@@ -150,12 +150,12 @@ def main(arguments: list[str]) -> None:
             unlink(regions)
 
 
-def end_marked(mark: str, spare: set[int]) -> None:
-    """SIGTERM, then SIGKILL, every process with `mark` in its environment."""
+def end_marked(mark: str, group: int, spare: set[int]) -> None:
+    """SIGTERM, then SIGKILL, every marked process."""
     for number, seconds in ((signal.SIGTERM, _TERM_SECONDS), (signal.SIGKILL, _KILL_SECONDS)):
         deadline = time.monotonic() + seconds
         signalled: set[int] = set()
-        while pids := marked(mark, spare):
+        while pids := marked(mark, group, spare):
             for pid in pids - signalled:
                 with contextlib.suppress(OSError):
                     os.kill(pid, number)
@@ -167,14 +167,17 @@ def end_marked(mark: str, spare: set[int]) -> None:
             return
 
 
-def marked(mark: str, spare: set[int], trackers: bool = False) -> set[int]:
-    """Living processes that carry `mark`, less `spare`; resource trackers only with `trackers`."""
+def marked(mark: str, group: int, spare: set[int], trackers: bool = False) -> set[int]:
+    """Living processes with `mark` in their environment or of this process group, less `spare`;
+    resource trackers only with `trackers`."""
+    wanted = f"{MARK}={mark}".encode()
     found = set()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) in spare:
             continue
         try:
-            if not (_in_environment(entry, mark) or _in_open_files(entry, mark)):
+            of_group = int(_status(entry)[2]) == group
+            if not of_group and wanted not in (entry / "environ").read_bytes().split(b"\0"):
                 continue
             if not trackers and b"resource_tracker" in (entry / "cmdline").read_bytes():
                 continue
@@ -182,18 +185,6 @@ def marked(mark: str, spare: set[int], trackers: bool = False) -> set[int]:
             continue
         found.add(int(entry.name))
     return found
-
-
-def _in_environment(process: Path, mark: str) -> bool:
-    return f"{MARK}={mark}".encode() in (process / "environ").read_bytes().split(b"\0")
-
-
-def _in_open_files(process: Path, mark: str) -> bool:
-    for file in (process / "fd").iterdir():
-        with contextlib.suppress(OSError):  # closed meanwhile
-            if str(file.readlink()).startswith(f"/memfd:{mark}"):
-                return True
-    return False
 
 
 def shm_files(pid: int) -> set[str]:
@@ -224,7 +215,12 @@ def _shm_exists(name: str) -> bool:
 def birth(pid: int) -> str | None:
     """Start time of a process, which together with the pid names it; None if there is none."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rsplit(b")", 1)[1].split()
+        fields = _status(Path(f"/proc/{pid}"))
     except OSError:
         return None
     return None if fields[0] == b"Z" else fields[19].decode()
+
+
+def _status(process: Path) -> list[bytes]:
+    """The fields of /proc/<pid>/stat from the state, the third one, on."""
+    return (process / "stat").read_bytes().rsplit(b")", 1)[1].split()

@@ -14,6 +14,7 @@ import pytest
 from vllm_triton_backend import watchdog
 
 BACKEND = Path(watchdog.__file__).parents[1]
+NO_GROUP = -1
 
 # A "stub": starts the watchdog, then an "engine" that leaves its session, maps shared memory, makes
 # a socket where vLLM would and ignores SIGTERM, and says what it did.
@@ -23,13 +24,17 @@ sys.path.insert(0, {str(BACKEND)!r})
 from vllm_triton_backend.watchdog import Watchdog
 dog = Watchdog()
 code, end, birth = sys.argv[1:]
-if birth == "exec":
-    engine = subprocess.Popen([sys.executable, "-c", code], start_new_session=True).pid
-else:
+if birth == "fork":
     engine = os.fork()
     if engine == 0:
-        os.setsid()
         exec(code)
+else:
+    unmarked = dict(VLLM_RPC_BASE_PATH=os.environ["VLLM_RPC_BASE_PATH"])
+    engine = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=unmarked if birth == "titled" else None,
+        start_new_session=birth == "other session",
+    ).pid
 print(engine, dog._process.pid, os.environ["VLLM_RPC_BASE_PATH"], flush=True)
 if end == "close":
     sys.stdin.readline()
@@ -60,13 +65,14 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("end", ["kill", "close"])
-@pytest.mark.parametrize("birth", ["exec", "fork"])
+@pytest.mark.parametrize("birth", ["fork", "titled", "other session"])
 def test_the_engine_and_what_it_made_go_with_the_stub(
     birth: str, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """vLLM forks its engine where it may, as on GPUs, and else starts a new Python."""
+    """vLLM forks its engine where it may, as on GPUs, and else starts a new Python. Its processes
+    set their title, which overwrites what the kernel shows of their environment."""
     monkeypatch.delenv("VLLM_RPC_BASE_PATH", raising=False)
-    name = f"watchdog-test-{os.getpid()}-{birth}-{end}"
+    name = f"watchdog-test-{os.getpid()}-{birth.replace(' ', '-')}-{end}"
     region = Path("/dev/shm", name)
     stub = subprocess.Popen(
         [sys.executable, "-c", STUB, ENGINE.format(name=name), end, birth],
@@ -106,8 +112,8 @@ def test_the_mark_is_what_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         subprocess.Popen(command, env={**environment, watchdog.MARK: "other"}) as other,
     ):
         try:
-            assert eventually(lambda: watchdog.marked("mine", set()) == {mine.pid})
-            assert watchdog.marked("mine", {mine.pid}) == set()
+            assert eventually(lambda: watchdog.marked("mine", NO_GROUP, set()) == {mine.pid})
+            assert watchdog.marked("mine", NO_GROUP, {mine.pid}) == set()
         finally:
             mine.kill()
             other.kill()
