@@ -7,7 +7,7 @@ from pathlib import Path
 import fake_wheels
 import pytest
 
-from pytest_vllm_triton.runtime import recipe
+from pytest_vllm_triton.runtime.source import Index
 from pytest_vllm_triton.runtime.store import HOME_VARIABLE
 
 
@@ -16,7 +16,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty home for runtimes, so that no test touches the user's."""
     folder = tmp_path / "home"
     monkeypatch.setenv(HOME_VARIABLE, str(folder))
-    monkeypatch.setattr(recipe, "DISK_GIB", 0.1)
+    monkeypatch.setattr(Index, "disk_gib", 0.1)
     return folder
 
 
