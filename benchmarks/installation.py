@@ -43,8 +43,7 @@ class Installation:
         """The embedded runtime, made now if it does not exist yet."""
         from pytest_vllm_triton import runtime
 
-        version = vllm_version or runtime.DEFAULT_VLLM_VERSION
-        found = runtime.find_runtime(version) or runtime.create_runtime(version, print)
+        found = runtime.create_runtime(vllm_version, print)
         return cls(found.tritonserver, found.backends, found.python, found.environment())
 
     @classmethod

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pytest_vllm_triton.launchers.choice import Choice
     from pytest_vllm_triton.launchers.container import ContainerLauncher
     from pytest_vllm_triton.models import ModelUnderTest
-    from pytest_vllm_triton.runtime import Runtime
+    from pytest_vllm_triton.runtime import Accelerator, Runtime
 
 Progress = Callable[[str], None]
 
@@ -98,9 +98,20 @@ class Harness:
         if not self._uses_embedded_runtime:
             return None
         from pytest_vllm_triton import runtime
+        from pytest_vllm_triton.runtime.choice import check_gpu
 
-        version = self.settings.vllm_version or runtime.DEFAULT_VLLM_VERSION
-        return runtime.find_runtime(version) or runtime.create_runtime(version, self.progress)
+        accelerator = self.accelerator
+        check_gpu(accelerator)
+        return runtime.create_runtime(
+            self.settings.vllm_version, self.progress, accelerator=accelerator
+        )
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        """What the embedded runtime computes on."""
+        from pytest_vllm_triton.runtime.choice import choose_accelerator
+
+        return choose_accelerator(self.settings.accelerator, self.settings.vllm_version)
 
     @cached_property
     def launcher(self) -> Launcher:
@@ -370,14 +381,13 @@ class Harness:
             return f"process ({why}): {self.local_tritonserver}"
         from pytest_vllm_triton import runtime
 
-        version = settings.vllm_version or runtime.DEFAULT_VLLM_VERSION
-        found = runtime.find_runtime(version)
+        accelerator = self.accelerator
+        version = settings.vllm_version or accelerator.default_version
+        vllm = f"vLLM {version} on {accelerator.device}"
+        found = runtime.find_runtime(version, accelerator)
         if found is None:
-            return f"process ({why}): the embedded runtime (vLLM {version}), to be made first"
-        return (
-            f"process ({why}): Triton {found.triton_version}, vLLM {found.vllm_version} on the CPU "
-            "(embedded runtime)"
-        )
+            return f"process ({why}): the embedded runtime ({vllm}), to be made first"
+        return f"process ({why}): Triton {found.triton_version}, {vllm} (embedded runtime)"
 
     def _describe_container(self) -> str:
         from pytest_vllm_triton.launchers.container import ContainerLauncher, ContainerOptions

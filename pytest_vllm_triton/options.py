@@ -258,6 +258,14 @@ OPTIONS: tuple[Option, ...] = (
         "the vLLM version of the embedded server runtime",
     ),
     Option(
+        "--triton-accelerator",
+        _choice("auto", "cpu", "cuda"),
+        "auto",
+        "auto|cpu|cuda",
+        "what the embedded server runtime computes on; auto (default): cuda if this host has a GPU "
+        "and that runtime is there, else cpu",
+    ),
+    Option(
         "--triton-launcher",
         _choice(*(kind.value for kind in LauncherKind)),
         LauncherKind.AUTO.value,
@@ -410,6 +418,7 @@ class Settings:
     model_is_explicit: bool
     model_json: Mapping[str, Any]
     vllm_version: str | None
+    accelerator: str
     launcher: LauncherKind
     image: str | None
     gpus: str | None
@@ -468,6 +477,8 @@ def load_settings(config: pytest.Config) -> Settings:
             values[option.ini] = None if text is None else option.values(text)
         except UserError as error:
             raise pytest.UsageError(f"{origin or option.flag}: {error}") from None
+    if values["vllm_version"]:
+        _check_accelerator(values["triton_accelerator"], values["vllm_version"])
     launcher = LauncherKind(values["triton_launcher"])
     if values["triton_url"] and launcher is LauncherKind.AUTO:
         launcher = LauncherKind.ATTACH
@@ -493,6 +504,7 @@ def load_settings(config: pytest.Config) -> Settings:
         model_is_explicit="vllm_model" in given,
         model_json=values["vllm_model_json"] or {},
         vllm_version=values["vllm_version"],
+        accelerator=values["triton_accelerator"],
         launcher=launcher,
         image=values["triton_image"],
         gpus=values["triton_gpus"],
@@ -515,6 +527,15 @@ def load_settings(config: pytest.Config) -> Settings:
         selects_suite=selects_suite,
         is_default=not given,
     )
+
+
+def _check_accelerator(accelerator: str, vllm_version: str) -> None:
+    from pytest_vllm_triton.runtime.choice import choose_accelerator
+
+    try:
+        choose_accelerator(accelerator, vllm_version)
+    except UserError as error:
+        raise pytest.UsageError(f"--vllm-version: {error}") from None
 
 
 def _raw(config: pytest.Config, option: Option) -> tuple[str | None, str]:

@@ -1,12 +1,13 @@
-"""The embedded server runtime: a real Triton, and a real vLLM for CPUs, in their own environment.
+"""The embedded server runtime: a real Triton, and a real vLLM, in their own environment.
 
 find_runtime("0.32.0") or create_runtime("0.32.0", progress=print)
+find_runtime("0.25.1", CUDA) or create_runtime("0.25.1", progress=print, accelerator=CUDA)
 """
 
 from __future__ import annotations
 
-from pytest_vllm_triton.runtime.create import create_runtime
-from pytest_vllm_triton.runtime.recipe import DEFAULT_VLLM_VERSION, VLLM_VERSIONS
+from pytest_vllm_triton.runtime.create import create_runtime, install_runtime
+from pytest_vllm_triton.runtime.recipe import ACCELERATORS, CPU, CUDA, Accelerator
 from pytest_vllm_triton.runtime.store import (
     Runtime,
     find_runtime,
@@ -16,12 +17,15 @@ from pytest_vllm_triton.runtime.store import (
 )
 
 __all__ = [
-    "DEFAULT_VLLM_VERSION",
-    "VLLM_VERSIONS",
+    "ACCELERATORS",
+    "CPU",
+    "CUDA",
+    "Accelerator",
     "Runtime",
     "create_runtime",
     "find_runtime",
     "home",
+    "install_runtime",
     "list_runtimes",
     "remove_runtime",
 ]

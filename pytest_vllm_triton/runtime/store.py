@@ -13,13 +13,18 @@ from pathlib import Path
 
 from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.runtime.recipe import (
+    ACCELERATORS,
+    CPU,
     TRITON_VERSION,
+    Accelerator,
     check_vllm_version,
     runtime_key,
 )
 
 MANIFEST = "runtime.json"
 PARTIAL_SUFFIX = ".partial"
+#: In a runtime that uses the host's PyTorch: links to it.
+HOST_LINKS = "host"
 HOME_VARIABLE = "PYTEST_VLLM_TRITON_HOME"
 
 
@@ -37,6 +42,8 @@ class Runtime:
         vllm_version: such as 0.32.0.
         python_version: such as 3.11.7.
         base_prefix: the installation of Python that it was made from, and needs.
+        accelerator: what it computes on.
+        host_torch: version and folder of the host's PyTorch, if it uses that.
     """
 
     key: str
@@ -48,6 +55,8 @@ class Runtime:
     vllm_version: str
     python_version: str
     base_prefix: Path
+    accelerator: Accelerator = CPU
+    host_torch: tuple[str, ...] = ()
 
     @classmethod
     def at(cls, root: Path) -> Runtime:
@@ -63,27 +72,28 @@ class Runtime:
             vllm_version=facts["vllm"],
             python_version=facts["python"],
             base_prefix=Path(facts["base_prefix"]),
+            # Not in those of earlier versions, which made nothing else.
+            accelerator=ACCELERATORS[facts.get("accelerator", CPU.name)],
+            host_torch=tuple(facts.get("host_torch", ())),
         )
 
     def environment(self) -> dict[str, str]:
         """The variables that a server made of this runtime needs beyond ours."""
         libraries = self.root / "venv" / "lib" / f"python{self._minor}" / "site-packages"
+        library_path = [str(libraries / "nvidia_pytriton.libs"), str(self.root / "libpython")]
+        inherited = os.environ.get("LD_LIBRARY_PATH")
+        if self.accelerator.needs_gpu and inherited:
+            library_path.append(inherited)  # the GPU's driver may be found by it alone
         return {
             # The stub takes its prefix from the first python3 on PATH.
             "PATH": os.pathsep.join([str(self.root / "venv" / "bin"), os.environ.get("PATH", "")]),
-            "LD_LIBRARY_PATH": os.pathsep.join(
-                [str(libraries / "nvidia_pytriton.libs"), str(self.root / "libpython")]
-            ),
+            "LD_LIBRARY_PATH": os.pathsep.join(library_path),
             # The stub starts in the C locale, in which Python cannot read UTF-8 files.
             "LC_ALL": "C.UTF-8",
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            # The model runs inside the engine's process, as on one GPU. Otherwise vLLM's CPU
-            # platform adds a worker process: one more import of vLLM at each load, and 5 s at
-            # each unload.
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            **self.accelerator.environment,
         }
 
     @property
@@ -117,6 +127,11 @@ class Runtime:
         libraries = list((self.root / "libpython").iterdir())
         if not libraries or not all(library.exists() for library in libraries):
             return f"the Python {self.python_version} that it was made from is gone"
+        if self.host_torch and not all(
+            link.exists() for link in (self.root / HOST_LINKS).iterdir()
+        ):
+            version, folder = self.host_torch
+            return f"the PyTorch {version} that it uses is gone from {folder}"
         return ""
 
     def size(self) -> int:
@@ -151,11 +166,17 @@ def list_runtimes() -> list[Runtime]:
     return found
 
 
-def find_runtime(vllm_version: str) -> Runtime | None:
+def find_runtime(vllm_version: str, accelerator: Accelerator = CPU) -> Runtime | None:
     """A finished runtime of today's recipe with this vLLM that works here, if there is one."""
-    check_vllm_version(vllm_version)
+    check_vllm_version(vllm_version, accelerator)
     for runtime in reversed(list_runtimes()):
-        key = runtime_key(vllm_version, runtime.python_version, str(runtime.base_prefix))
+        key = runtime_key(
+            vllm_version,
+            runtime.python_version,
+            str(runtime.base_prefix),
+            accelerator,
+            runtime.host_torch,
+        )
         if runtime.key == key and not runtime.broken():
             return runtime
     return None

@@ -18,6 +18,7 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
     "--vllm-model": ("a/b", "a/b", "c/d", "c/d"),
     "--vllm-model-json": ('{"a": 1}', {"a": 1}, "{}", {}),
     "--vllm-version": ("0.27.1", "0.27.1", "0.31.0", "0.31.0"),
+    "--triton-accelerator": ("cpu", "cpu", "Cuda", "cuda"),
     "--triton-launcher": ("process", LauncherKind.PROCESS, "Container", LauncherKind.CONTAINER),
     "--triton-image": ("nvcr.io/x/y:1", "nvcr.io/x/y:1", "z@sha256:0", "z@sha256:0"),
     "--triton-gpus": ("0,1", "0,1", "All", "all"),
@@ -211,6 +212,10 @@ def test_native_toml(pytester: pytest.Pytester) -> None:
         (["--conformance-require=GENN"], ["'GENN'", "Did you mean 'GEN'?"]),
         (["--known-failures=one.tml"], ["'one.tml' is not a file", "/one.toml'?"]),
         (["--known-failures=upstraem"], ["Did you mean 'upstream'?"]),
+        (
+            ["--vllm-version=0.27.1", "--triton-accelerator=cuda"],
+            ["--vllm-version", "on CUDA", "There is one on the CPU (accelerator cpu)"],
+        ),
         (["--vllm-version=0.27.11"], ["--vllm-version", "Did you mean 0.27.1?"]),
         (["--triton-launcher=attach"], ["needs --triton-url"]),
     ],

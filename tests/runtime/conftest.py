@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import fake_wheels
 import pytest
 
-from pytest_vllm_triton.runtime import recipe
+from pytest_vllm_triton.runtime.source import Index
 from pytest_vllm_triton.runtime.store import HOME_VARIABLE
 
 
@@ -16,7 +17,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty home for runtimes, so that no test touches the user's."""
     folder = tmp_path / "home"
     monkeypatch.setenv(HOME_VARIABLE, str(folder))
-    monkeypatch.setattr(recipe, "DISK_GIB", 0.1)
+    monkeypatch.setattr(Index, "disk_gib", 0.1)
     return folder
 
 
@@ -32,6 +33,19 @@ def no_pip_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheels") / "all"
     fake_wheels.write_all(folder)
+    return folder
+
+
+@pytest.fixture
+def cuda_wheels(
+    wheels: Path, no_pip_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """pip finds the tiny wheels, those for CUDA too, and nothing else."""
+    folder = tmp_path / "cuda-wheels"
+    shutil.copytree(wheels, folder)
+    fake_wheels.write_cuda(folder)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     return folder
 
 

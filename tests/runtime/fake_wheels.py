@@ -60,6 +60,24 @@ def write_all(folder: Path) -> None:
     write(folder, "nvidia_pytriton", "0.7.0", triton, ("numpy<2", "no-such-package"))
 
 
+def write_cuda(folder: Path) -> None:
+    """What the recipe for CUDA asks for beyond that."""
+    requires = ("torch==2.11.0", "numpy", "torchvision", "nvidia-ml-py", "flashinfer-python")
+    write(folder, "vllm", "0.25.1", _module("vllm", "0.25.1"), requires)
+    write_torch(folder, "2.11.0")
+    write(folder, "nvidia_ml_py", "13.0", _module("pynvml", "13.0"))
+    write(folder, "flashinfer_python", "0.6", _module("flashinfer", "0.6"), ("only-flashinfer",))
+    write(folder, "only_flashinfer", "1.0", _module("only_flashinfer", "1.0"))
+
+
+def write_torch(folder: Path, version: str) -> None:
+    """A PyTorch for CUDA, with a library of its own and a dependency that is no part of it."""
+    requires = ("triton", "sympy", "nvidia-cublas")
+    write(folder, "torch", version, {"torch/__init__.py": f'__version__ = "{version}"\n'}, requires)
+    write(folder, "sympy", "1.14", _module("sympy", "1.14"))
+    write(folder, "nvidia_cublas", "13.1", {"nvidia/cublas/__init__.py": "there = True\n"})
+
+
 def write(
     folder: Path,
     name: str,

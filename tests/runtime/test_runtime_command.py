@@ -24,8 +24,8 @@ def test_create_list_path_remove(home: Path, capfd: pytest.CaptureFixture[str]) 
     assert cli.main(["runtime", "path"]) == 2
     captured = capfd.readouterr()
     assert captured.out == ""
-    assert "There is no runtime with vLLM 0.32.0 yet" in captured.err
-    assert "runtime create --vllm-version 0.32.0" in captured.err
+    assert "There is no runtime with vLLM 0.32.0 on the CPU yet" in captured.err
+    assert "runtime create --accelerator cpu --vllm-version 0.32.0" in captured.err
 
     assert cli.main(["runtime", "create"]) == 0
     captured = capfd.readouterr()
@@ -42,7 +42,9 @@ def test_create_list_path_remove(home: Path, capfd: pytest.CaptureFixture[str]) 
     assert capfd.readouterr().out == f"{root}\n"
 
     assert cli.main(["runtime", "list"]) == 0
-    assert f"{root.name}  Triton 2.51.0, vLLM 0.32.0, Python 3." in capfd.readouterr().out
+    assert (
+        f"{root.name}  Triton 2.51.0, vLLM 0.32.0 on the CPU, Python 3." in capfd.readouterr().out
+    )
 
     assert cli.main(["runtime", "remove", root.name]) == 0
     assert capfd.readouterr().out == f"removed {root.name}\n"

@@ -21,12 +21,15 @@ from pytest_vllm_triton.runtime import (
     create,
     create_runtime,
     find_runtime,
+    host,
     list_runtimes,
     recipe,
     remove_runtime,
 )
+from pytest_vllm_triton.runtime.environment import Environment
 from pytest_vllm_triton.runtime.interpreter import find_interpreters
-from pytest_vllm_triton.runtime.pip import PipFailed
+from pytest_vllm_triton.runtime.pip import PipFailed, Tell
+from pytest_vllm_triton.runtime.source import Index
 from pytest_vllm_triton.runtime.store import MANIFEST, list_partial
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -34,8 +37,9 @@ pytestmark = pytest.mark.usefixtures("home")
 #: Run as a program: makes a runtime and prints each message, so that a test can break in.
 MAKER = """
 import sys
-from pytest_vllm_triton.runtime import create_runtime, recipe
-recipe.DISK_GIB = 0.1
+from pytest_vllm_triton.runtime import create_runtime
+from pytest_vllm_triton.runtime.source import Index
+Index.disk_gib = 0.1
 print("DONE", create_runtime("0.32.0", lambda text: print(text, flush=True)).root)
 """
 
@@ -111,7 +115,7 @@ def test_a_runtime_holds_what_the_recipe_says(home: Path) -> None:
     )
     assert answer.stdout == "1.26.4 2.13.0+cpu x y\n"
     left_out = "import importlib.util as u; print([n for n in %r if u.find_spec(n)])"
-    assert runtime.run_python(left_out % (sorted(recipe.LEFT_OUT),)).stdout == "[]\n"
+    assert runtime.run_python(left_out % (sorted(recipe.CPU.left_out),)).stdout == "[]\n"
     assert told[0].startswith("[1/7] ")
     assert any("installing the packages: " in message for message in told)
     assert not list_partial()
@@ -328,14 +332,14 @@ def test_another_python_is_tried_where_a_wheel_is_missing_for_the_first(
     (real,) = list(find_interpreters())[:1]
     first = dataclasses.replace(real, version="3.10.1")  # the wheels are fine with any, this is not
     monkeypatch.setattr(create, "find_interpreters", lambda _: iter([first, real]))
-    reach = create._Creation.reach
+    reach = Index.reach
 
-    def reaching(creation: create._Creation, label: str) -> None:
-        if creation.interpreter == first:
+    def reaching(index: Index, environment: Environment, tell: Tell) -> None:
+        if environment.interpreter == first:
             raise PipFailed("ERROR: No matching distribution found for torch==2.13.0+cpu; x > 1")
-        reach(creation, label)
+        reach(index, environment, tell)
 
-    monkeypatch.setattr(create._Creation, "reach", reaching)
+    monkeypatch.setattr(Index, "reach", reaching)
     told: list[str] = []
 
     runtime = create_runtime("0.32.0", told.append)
@@ -374,7 +378,7 @@ def test_too_little_disk_is_told_before_anything_is_made(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage("/")
-    monkeypatch.setattr(recipe, "DISK_GIB", 4.0)
+    monkeypatch.setattr(Index, "disk_gib", 4.0)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3 * 2**30))
     with pytest.raises(RuntimeUnavailable) as failure:
         create_runtime("0.32.0")
@@ -392,13 +396,13 @@ def test_a_home_that_cannot_be_is_told(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_another_platform_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(create.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(host.platform, "machine", lambda: "aarch64")
     with pytest.raises(RuntimeUnavailable, match="needs Linux on x86_64"):
         create_runtime("0.32.0")
 
 
 def test_an_old_c_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(create.platform, "libc_ver", lambda: ("glibc", "2.31"))
+    monkeypatch.setattr(host.platform, "libc_ver", lambda: ("glibc", "2.31"))
     with pytest.raises(RuntimeUnavailable, match=r"glibc 2\.35 or newer.*glibc 2\.31"):
         create_runtime("0.32.0")
 
