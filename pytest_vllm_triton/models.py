@@ -31,8 +31,8 @@ _SURE_CHARACTERS = 40
 # of a fixed size, because engines that start together on one GPU cannot measure what is free there.
 TINY_MODEL_ARGS: Mapping[str, Any] = {
     "max_model_len": 2048,
-    "gpu_memory_utilization": 0.1,
-    "kv_cache_memory_bytes": 1 << 30,
+    "gpu_memory_utilization": 0.02,
+    "kv_cache_memory_bytes": 1 << 29,
 }
 
 

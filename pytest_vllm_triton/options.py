@@ -288,6 +288,14 @@ OPTIONS: tuple[Option, ...] = (
         "the GPUs of containers (default: all that this host has)",
     ),
     Option(
+        "--triton-xdist-gpus",
+        _choice("lease", "share"),
+        "lease",
+        "lease|share",
+        "whether each worker of pytest-xdist has GPUs of its own (lease, the default) or all use "
+        "all of them (share)",
+    ),
+    Option(
         "--triton-ipc",
         _choice("private", "host"),
         "private",
@@ -422,6 +430,7 @@ class Settings:
     launcher: LauncherKind
     image: str | None
     gpus: str | None
+    xdist_gpus: str
     ipc: str
     shm_size: str
     server_bin: Path | None
@@ -508,6 +517,7 @@ def load_settings(config: pytest.Config) -> Settings:
         launcher=launcher,
         image=values["triton_image"],
         gpus=values["triton_gpus"],
+        xdist_gpus=values["triton_xdist_gpus"],
         ipc=values["triton_ipc"],
         shm_size=values["triton_shm_size"],
         server_bin=values["triton_server_bin"],
