@@ -15,7 +15,7 @@ from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.gpus import VISIBLE_DEVICES, MemoryUnknown
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle, ServerProcess
-from pytest_vllm_triton.models import known_answer_model
+from pytest_vllm_triton.models import known_answer_model, known_answer_model_of_layers
 from pytest_vllm_triton.verdicts import untested
 
 from .experiments import GONE_SECONDS, PATIENCE, UNLOAD_SECONDS, greedy, told
@@ -61,7 +61,12 @@ class Placement:
 def placements(gpus: int) -> dict[str, Placement]:
     """Model -> how it is placed on a server that sees this many GPUs, at least two."""
     found = {
-        PIPELINE: Placement(engine_args={"pipeline_parallel_size": 2}),
+        PIPELINE: Placement(
+            engine_args={
+                "model": str(known_answer_model_of_layers(2).path),
+                "pipeline_parallel_size": 2,
+            }
+        ),
         RAY: Placement(
             engine_args={"tensor_parallel_size": 2, "distributed_executor_backend": "ray"}
         ),

@@ -6,6 +6,7 @@ Everything is made on first use, so that a session that needs no server pays for
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from pytest_vllm_triton.launchers.choice import Choice
     from pytest_vllm_triton.launchers.container import ContainerLauncher
+    from pytest_vllm_triton.leases import GpuLeases
     from pytest_vllm_triton.models import ModelUnderTest
     from pytest_vllm_triton.runtime import Accelerator, Runtime
 
@@ -74,16 +76,19 @@ class Harness:
         settings: what the user asked for.
         work_dir: makes a folder for model repositories and logs; called when the first is needed.
         progress: shows the user what takes time.
+        workers: how many processes pytest-xdist spreads the tests over; 1 without it.
     """
 
     settings: Settings
     make_work_dir: Callable[[], Path]
     progress: Progress = lambda line: None
+    workers: int = 1
     boots: list[Boot] = field(default_factory=list)
     servers: list[ServerHandle] = field(default_factory=list)
     _shared: ServerHandle | None = None
     _shared_failure: ServerFailed | None = None
     _triton_version: str = ""
+    _leases: GpuLeases | None = None
 
     @cached_property
     def choice(self) -> Choice:
@@ -135,13 +140,16 @@ class Harness:
                 self.settings.metrics_url,
                 model=self.settings.model_name,
             )
+        from pytest_vllm_triton.gpus import VISIBLE_DEVICES
         from pytest_vllm_triton.launchers.process import ProcessLauncher
 
+        leased = self.leased_gpus
+        own = {} if leased is None else {VISIBLE_DEVICES: leased}
         if self.runtime is not None:
             return ProcessLauncher(
                 tritonserver=self.runtime.tritonserver,
                 backends=self.runtime.backends,
-                environment=self.runtime.environment(),
+                environment={**self.runtime.environment(), **own},
                 work_dir=self.work_dir,
             )
         binary = self.local_tritonserver
@@ -149,9 +157,31 @@ class Harness:
         return ProcessLauncher(
             tritonserver=binary,
             backends=binary.resolve().parent.parent / "backends",
-            environment={},
+            environment=own,
             work_dir=self.work_dir,
         )
+
+    @cached_property
+    def leased_gpus(self) -> str | None:
+        """The GPUs that only this worker of pytest-xdist uses, divided by commas; None: any.
+
+        Raises:
+            UserError: there are not enough for all workers.
+        """
+        if self.workers < 2 or self.settings.xdist_gpus == "share" or self.settings.gpus == "none":
+            return None
+        from pytest_vllm_triton.gpus import VISIBLE_DEVICES, list_gpus, visible_gpus
+        from pytest_vllm_triton.leases import GpuLeases
+        from pytest_vllm_triton.paths import cache_home
+
+        visible = os.environ.get(VISIBLE_DEVICES)
+        if self.choice.kind is LauncherKind.CONTAINER:
+            visible = None if self.settings.gpus == "all" else self.settings.gpus
+        gpus = visible_gpus(visible, list_gpus())
+        if not gpus:
+            return None
+        self._leases = GpuLeases(cache_home() / "gpu-leases")
+        return ",".join(str(gpu.index) for gpu in self._leases.acquire(gpus, self.workers))
 
     def _container_launcher(self) -> ContainerLauncher:
         from pytest_vllm_triton.launchers.container import ContainerLauncher, ContainerOptions
@@ -159,7 +189,10 @@ class Harness:
 
         settings = self.settings
         options = ContainerOptions(
-            settings.image or DEFAULT_IMAGE, settings.gpus, settings.ipc, settings.shm_size
+            settings.image or DEFAULT_IMAGE,
+            self.leased_gpus or settings.gpus,
+            settings.ipc,
+            settings.shm_size,
         )
         hub = hub_cache()
         path = self.model.path
@@ -355,6 +388,8 @@ class Harness:
         self._shared = None
         if "launcher" in self.__dict__:
             self.launcher.close()
+        if self._leases is not None:
+            self._leases.release()
 
     def describe(self) -> dict[str, str]:
         """What is under test, for the header and the report. Boots and downloads nothing."""

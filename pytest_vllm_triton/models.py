@@ -95,6 +95,13 @@ def known_answer_model() -> ModelUnderTest:
     return _generated(KnownAnswerSpec())
 
 
+def known_answer_model_of_layers(layers: int) -> ModelUnderTest:
+    """The known-answer model for a pipeline of this many stages: each takes a layer at least."""
+    from pytest_vllm_triton.known_answer import KnownAnswerSpec
+
+    return _generated(KnownAnswerSpec(layers=layers))
+
+
 def other_known_answer_model() -> ModelUnderTest:
     """A second checkpoint with another story: shows which of two models answered."""
     from pytest_vllm_triton.known_answer import OTHER_STORY, KnownAnswerSpec

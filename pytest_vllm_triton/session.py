@@ -37,7 +37,13 @@ class ServerSession:
         self._catalogue = load_catalogue()
         self._settings = config.stash[SETTINGS]
         self._judge = config.stash[JUDGE]
-        self.harness = Harness(self._settings, self._make_work_dir, self._show)
+        worker: dict[str, Any] = getattr(config, "workerinput", {})
+        self.harness = Harness(
+            self._settings,
+            self._make_work_dir,
+            self._show,
+            workers=int(worker.get("workercount", 1)),
+        )
         config.stash[HARNESS] = self.harness
         self._judge.harness = self.harness
         self._death: ServerFailed | None = None

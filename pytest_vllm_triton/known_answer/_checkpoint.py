@@ -86,10 +86,10 @@ def checkpoint_files(spec: KnownAnswerSpec) -> dict[str, bytes]:
     """File name -> content of the checkpoint, the same bytes on every machine."""
     vocabulary = build_vocabulary(spec)
     codebook = build_codebook(spec, len(vocabulary))
-    weights = build_weights(build_successors(spec, vocabulary), codebook)
+    weights = build_weights(build_successors(spec, vocabulary), codebook, spec.layers)
     hidden = codebook.token_codes.shape[1]
     return {
-        "config.json": _json(_config(vocabulary, hidden, codebook.cell_count)),
+        "config.json": _json(_config(spec, vocabulary, hidden, codebook.cell_count)),
         "generation_config.json": _json(
             {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
         ),
@@ -130,7 +130,9 @@ def _special_tokens() -> dict[str, str]:
     return {role: SPECIAL_TOKENS[i] for role, i in ids.items()}
 
 
-def _config(vocabulary: Vocabulary, hidden: int, cell_count: int) -> dict[str, Any]:
+def _config(
+    spec: KnownAnswerSpec, vocabulary: Vocabulary, hidden: int, cell_count: int
+) -> dict[str, Any]:
     return {
         "architectures": ["OPTForCausalLM"],
         "model_type": "opt",
@@ -139,7 +141,7 @@ def _config(vocabulary: Vocabulary, hidden: int, cell_count: int) -> dict[str, A
         "hidden_size": hidden,
         "word_embed_proj_dim": hidden,
         "ffn_dim": cell_count,
-        "num_hidden_layers": 1,
+        "num_hidden_layers": spec.layers,
         "num_attention_heads": HEADS,
         "max_position_embeddings": MAX_POSITIONS,
         "activation_function": "relu",

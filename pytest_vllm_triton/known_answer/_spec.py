@@ -54,11 +54,14 @@ class KnownAnswerSpec:
         at temperature 0.5 are the story (all but one time in 300 000), and at temperature 2, the
         highest that vLLM takes, they are not (all but one time in 70 000).
     seed: chooses the tokens' codes and the order of the memory cells: other weights, same text.
+    layers: decoder layers, all but the first of which change nothing. A pipeline wants one for each
+        of its stages.
     """
 
     story: tuple[str, ...] = DEFAULT_STORY
     margin: float = 8.0
     seed: int = 0
+    layers: int = 1
 
     def __post_init__(self) -> None:
         if not (0.25 <= self.margin <= 32.0) or not math.isclose(
@@ -69,6 +72,8 @@ class KnownAnswerSpec:
             )
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must be an unsigned 64-bit integer, not {self.seed!r}")
+        if self.layers < 1:
+            raise ValueError(f"there is at least one layer, not {self.layers!r}")
         if not all(self.story):
             raise ValueError("a story has no empty pieces")
 

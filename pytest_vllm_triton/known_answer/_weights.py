@@ -152,7 +152,9 @@ def build_target(successors: Successors, codebook: Codebook, token_id: int) -> t
     return length, target
 
 
-def build_weights(successors: Successors, codebook: Codebook) -> dict[str, npt.NDArray[np.float16]]:
+def build_weights(
+    successors: Successors, codebook: Codebook, layers: int = 1
+) -> dict[str, npt.NDArray[np.float16]]:
     """Hugging Face OPT tensors by name, float16, every value exact in bfloat16 too."""
     vocab_size, hidden = codebook.token_codes.shape
     fc1 = np.zeros((codebook.cell_count, hidden))
@@ -163,33 +165,41 @@ def build_weights(successors: Successors, codebook: Codebook) -> dict[str, npt.N
         length, target = build_target(successors, codebook, token_id)
         fc2[:, codebook.cells[token_id]] = target - _SCALE * codebook.token_codes[token_id]
 
-    def zeros(*shape: int) -> Floats:
-        return np.zeros(shape)
-
-    layer = "model.decoder.layers.0."
     weights: dict[str, Floats] = {
         "model.decoder.embed_tokens.weight": _SCALE * codebook.token_codes.astype(np.float64),
-        "model.decoder.embed_positions.weight": zeros(MAX_POSITIONS + 2, hidden),
+        "model.decoder.embed_positions.weight": np.zeros((MAX_POSITIONS + 2, hidden)),
         # (x / length) * length / (hidden * scale * quarters): its dot product with a token's
         # embedding is the token's logit.
         "model.decoder.final_layer_norm.weight": np.full(
             hidden, length / (hidden * _SCALE * QUARTERS)
         ),
-        "model.decoder.final_layer_norm.bias": zeros(hidden),
-        f"{layer}self_attn_layer_norm.weight": np.ones(hidden),
-        f"{layer}self_attn_layer_norm.bias": zeros(hidden),
-        f"{layer}final_layer_norm.weight": np.ones(hidden),
-        f"{layer}final_layer_norm.bias": zeros(hidden),
-        f"{layer}fc1.weight": fc1,
+        "model.decoder.final_layer_norm.bias": np.zeros(hidden),
+    }
+    empty = np.zeros_like(fc1), np.zeros_like(fc2)
+    for number in range(layers):
+        layer = _layer(*((fc1, fc2) if number == 0 else empty))
+        weights |= {f"model.decoder.layers.{number}.{name}": v for name, v in layer.items()}
+    return {name: exact_float16(name, values) for name, values in weights.items()}
+
+
+def _layer(fc1: Floats, fc2: Floats) -> dict[str, Floats]:
+    """A decoder layer whose attention does nothing."""
+    cells, hidden = fc1.shape
+    weights: dict[str, Floats] = {
+        "self_attn_layer_norm.weight": np.ones(hidden),
+        "self_attn_layer_norm.bias": np.zeros(hidden),
+        "final_layer_norm.weight": np.ones(hidden),
+        "final_layer_norm.bias": np.zeros(hidden),
+        "fc1.weight": fc1,
         # A cell sees 2 for its own code and 0 for any other.
-        f"{layer}fc1.bias": np.full(codebook.cell_count, -1.0),
-        f"{layer}fc2.weight": fc2,
-        f"{layer}fc2.bias": zeros(hidden),
+        "fc1.bias": np.full(cells, -1.0),
+        "fc2.weight": fc2,
+        "fc2.bias": np.zeros(hidden),
     }
     for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
-        weights[f"{layer}self_attn.{projection}.weight"] = zeros(hidden, hidden)
-        weights[f"{layer}self_attn.{projection}.bias"] = zeros(hidden)
-    return {name: exact_float16(name, values) for name, values in weights.items()}
+        weights[f"self_attn.{projection}.weight"] = np.zeros((hidden, hidden))
+        weights[f"self_attn.{projection}.bias"] = np.zeros(hidden)
+    return weights
 
 
 def exact_float16(name: str, values: Floats) -> npt.NDArray[np.float16]:

@@ -1,0 +1,162 @@
+"""Which GPUs a server sees, what its processes hold of them, and who has them for himself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pytest_vllm_triton import gpus
+from pytest_vllm_triton.errors import UserError
+from pytest_vllm_triton.gpus import Gpu, MemoryUnknown, memory_of, visible_gpus
+from pytest_vllm_triton.leases import GpuLeases
+
+FOUR = tuple(Gpu(i, f"GPU-{i}{i}{i}{i}", "H200", 1 << 37) for i in range(4))
+
+
+@pytest.mark.parametrize(
+    ("setting", "seen"),
+    [
+        (None, [0, 1, 2, 3]),
+        ("", []),
+        ("2", [2]),
+        ("3, 1", [3, 1]),
+        ("GPU-2222", [2]),
+        ("GPU-3,0", [3, 0]),
+        ("1,9,2", [1]),  # CUDA sees nothing after a name that means nothing
+        ("1,1", [1]),
+        ("GPU-", []),
+    ],
+)
+def test_gpus_that_a_program_sees(setting: str | None, seen: list[int]) -> None:
+    assert [gpu.index for gpu in visible_gpus(setting, FOUR)] == seen
+
+
+class Nvml:
+    """NVML of a host with two GPUs."""
+
+    NVMLError = RuntimeError
+
+    def __init__(self, held: dict[int, dict[int, int | None]]) -> None:
+        self.held = held
+
+    def nvmlInit(self) -> None: ...
+
+    def nvmlShutdown(self) -> None: ...
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        return index
+
+    def nvmlDeviceGetComputeRunningProcesses(self, index: int) -> list[Any]:
+        return [
+            SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in self.held[index].items()
+        ]
+
+
+def test_memory_is_that_of_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml({0: {7: 100, 8: 20, 9: 3}, 1: {8: 5}}))
+    assert memory_of([7, 8], FOUR[:2]) == [120, 5]
+    assert memory_of([8], FOUR[1:2]) == [5]
+    assert memory_of([], FOUR[:2]) == [0, 0]
+
+
+def test_a_driver_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml({0: {7: None}}))
+    with pytest.raises(MemoryUnknown):
+        memory_of([7], FOUR[:1])
+
+
+def test_a_host_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoDriver(Nvml):
+        def nvmlInit(self) -> None:
+            raise self.NVMLError
+
+    monkeypatch.setitem(sys.modules, "pynvml", NoDriver({}))
+    assert gpus.list_gpus() == ()
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from pytest_vllm_triton.gpus import Gpu
+from pytest_vllm_triton.leases import GpuLeases
+gpus = [Gpu(i, f"GPU-{i}{i}{i}{i}", "H200", 1 << 37) for i in range(4)]
+leases = GpuLeases(Path(sys.argv[1]))
+print([gpu.index for gpu in leases.acquire(gpus, 2)], flush=True)
+sys.stdin.read()
+"""
+
+
+def test_no_two_workers_have_a_gpu(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "[0, 1]\n"
+        ours = GpuLeases(tmp_path)
+        assert [gpu.index for gpu in ours.acquire(FOUR, 2)] == [2, 3]
+        with pytest.raises(UserError, match="of which others use 4"):
+            GpuLeases(tmp_path).acquire(FOUR, 2)
+        ours.release()
+        ours.release()
+        assert [gpu.index for gpu in ours.acquire(FOUR, 4)] == [2]
+        # Whatever becomes of its holder, a lease is given back.
+        holder.kill()
+    assert [gpu.index for gpu in GpuLeases(tmp_path).acquire(FOUR, 4)] == [0]
+
+
+def test_more_workers_than_gpus(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"5 workers for 4 GPU\(s\).*--triton-xdist-gpus share"):
+        GpuLeases(tmp_path).acquire(FOUR, 5)
+    assert len(GpuLeases(tmp_path).acquire(FOUR, 1)) == 4
+
+
+CONFTEST = """
+from pytest_vllm_triton import gpus
+gpus.list_gpus = lambda: tuple(gpus.Gpu(i, f"GPU-{i}", "H200", 1) for i in (0, 1))
+"""
+# As many tests as workers, each of which waits until the other one has its GPUs.
+CHECKS = """
+import os, pathlib, time, pytest
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_it(vllm_harness, number):
+    seen = vllm_harness.launcher.environment.get("CUDA_VISIBLE_DEVICES", "all")
+    folder = pathlib.Path(os.environ["NOTES"])
+    (folder / f"{number}").write_text(seen)
+    while len(list(folder.iterdir())) < 2:
+        time.sleep(0.02)
+"""
+
+
+@pytest.mark.parametrize(
+    ("args", "seen"),
+    [(("-n2",), {"0", "1"}), (("-n2", "--triton-xdist-gpus=share"), {"all"})],
+    ids=["lease", "share"],
+)
+def test_workers_of_xdist(
+    pytester: pytest.Pytester,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    args: tuple[str, ...],
+    seen: set[str],
+) -> None:
+    monkeypatch.setenv("PYTEST_VLLM_TRITON_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (tmp_path / "notes").mkdir()
+    server = tmp_path / "tritonserver"
+    server.touch(0o755)
+    pytester.makeconftest(CONFTEST)
+    pytester.makepyfile(CHECKS)
+    result = pytester.runpytest(*args, f"--triton-server-bin={server}", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=2)
+    assert {path.read_text() for path in (tmp_path / "notes").iterdir()} == seen
