@@ -23,6 +23,7 @@ from .extra_models import config_with, lora_spec, oracle
 from .observe import WORKER, Seen, at_once, is_engine, is_stub, living, until
 
 TENSOR = "tensor_parallel"
+VICTIM = "tensor_parallel_victim"
 PIPELINE = "pipeline_parallel"
 FOUR = "tensor_parallel_of_four"
 RAY = "on_ray"
@@ -61,6 +62,9 @@ class Placement:
 def placements(gpus: int) -> dict[str, Placement]:
     """Model -> how it is placed on a server that sees this many GPUs, at least two."""
     found = {
+        VICTIM: Placement(
+            engine_args={"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+        ),
         PIPELINE: Placement(
             engine_args={
                 "model": str(known_answer_model_of_layers(2).path),
@@ -129,7 +133,7 @@ class ManyGpus:
                 self.serve,
                 self.stream_with_tensor_parallelism,
                 self.cancel_with_tensor_parallelism,
-                self.worker_of_a_pipeline_dies,
+                self.worker_dies,
                 self.unload,
                 self.masked_server,
             ):
@@ -193,16 +197,14 @@ class ManyGpus:
         seen["answer after the cancellation"] = answer
         seen["seconds of an answer before"] = sample
 
-    def worker_of_a_pipeline_dies(self) -> None:
+    def worker_dies(self) -> None:
         seen = self.seen
-        if PIPELINE not in self.loaded:
-            return
-        processes = self._processes_of(PIPELINE)
+        processes = self._processes_of(VICTIM)
         engine = [process for process in processes if is_engine(process)]
         workers = [process for process in engine if is_engine(process, WORKER)]
         if not workers:
             untested("no process of the model looks like one of vLLM's workers")
-        client = self.grpc.for_model(PIPELINE)
+        client = self.grpc.for_model(VICTIM)
         with client.open() as stream:
             stream.send(greedy(PROMPTS[0], MAX_MODEL_LEN - 100, stream=True))
             stream.half_close()
