@@ -22,6 +22,7 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
     "--triton-launcher": ("process", LauncherKind.PROCESS, "Container", LauncherKind.CONTAINER),
     "--triton-image": ("nvcr.io/x/y:1", "nvcr.io/x/y:1", "z@sha256:0", "z@sha256:0"),
     "--triton-gpus": ("0,1", "0,1", "All", "all"),
+    "--triton-xdist-gpus": ("share", "share", "Lease", "lease"),
     "--triton-ipc": ("host", "host", "Private", "private"),
     "--triton-shm-size": ("16m", "16m", "2G", "2G"),
     "--triton-server-bin": ("one/bin", "one/bin", "two/bin", "two/bin"),
