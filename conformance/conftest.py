@@ -16,7 +16,14 @@ from pytest_vllm_triton.state import TRANSCRIPT
 from pytest_vllm_triton.verdicts import untested
 
 from .experiments import BareLife, Deaths, PlainLife, SecondModelLife
-from .extra_models import ExtraModel, config_with, embedding_spec, lora_spec, needs_owned
+from .extra_models import (
+    ExtraModel,
+    config_with,
+    embedding_spec,
+    lora_spec,
+    needs_owned,
+    vision_spec,
+)
 from .observe import Seen
 from .servers import ALTERNATE_MAX_MODEL_LEN, StrictServer
 
@@ -53,6 +60,8 @@ def alternate_model(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterato
             "model": str(other.path),
             "max_model_len": ALTERNATE_MAX_MODEL_LEN,
             "max_num_seqs": 1,
+            # A long prompt takes many steps, so that it can be cancelled on the way.
+            "max_num_batched_tokens": 16,
             # A string, as users write it; LoRA stays off.
             "enable_lora": "false",
         },
@@ -92,6 +101,14 @@ def embedding_extra(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterato
 def embedding_model(embedding_extra: ExtraModel) -> str:
     """The name of the model that embeds, loaded."""
     return embedding_extra.served()
+
+
+@pytest.fixture(scope="session")
+def vision_model(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[str]:
+    """The name of the model that sees, on the shared server."""
+    model = ExtraModel(needs_owned(vllm_server), vision_spec(vllm_harness))
+    yield model.served()
+    model.close()
 
 
 @pytest.fixture(scope="session")

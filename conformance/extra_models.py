@@ -1,5 +1,5 @@
-"""Further models on the shared server: with LoRA and metrics, for embeddings, and around the vLLM
-model as steps of a pipeline."""
+"""Further models on the shared server: with LoRA and metrics, for embeddings, for
+pictures, and around the vLLM model as steps of a pipeline."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pytest_vllm_triton.known_answer import (
     KnownAnswer,
     KnownAnswerSpec,
     build_adapter,
+    build_vision_checkpoint,
 )
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle
 from pytest_vllm_triton.models import known_answer_model
@@ -26,10 +27,12 @@ from pytest_vllm_triton.verdicts import untested
 
 LORA_MODEL = "lora_model"
 EMBEDDING_MODEL = "embedding_model"
+VISION_MODEL = "vision_model"
 MAX_LORA_RANK = 8
 BASE = KnownAnswerSpec()
 ENCODER = TinyEncoder()
 ENCODER_MAX_LEN = 200
+MAX_PICTURES = 3
 
 # Adapter name -> what it is. "nearby" lies in the model's folder and is named by a relative path;
 # "changing" too, and its files are replaced while the model is served.
@@ -157,6 +160,19 @@ def embedding_spec(harness: Harness) -> ModelSpec:
             "disable_log_stats": True,
         },
         config=config_with(REPORT_CUSTOM_METRICS="true"),
+    )
+
+
+def vision_spec(harness: Harness) -> ModelSpec:
+    """The model that names the colour which most of a prompt's pictures have."""
+    return harness.model_spec(
+        VISION_MODEL,
+        {
+            "model": str(build_vision_checkpoint(cache_home() / "checkpoints")),
+            "max_model_len": 512,
+            "limit_mm_per_prompt": {"image": MAX_PICTURES},
+        },
+        config=config_with(),
     )
 
 

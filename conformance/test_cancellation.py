@@ -35,6 +35,7 @@ from pytest_vllm_triton.verdicts import untested
 
 from .metrics_page import MetricsPage, settled_page
 from .observe import is_engine, is_stub, until
+from .servers import ALTERNATE_MAX_MODEL_LEN
 
 # Where the requirement says 2 s, and where it says 5 s or nothing.
 NOTICED_SECONDS = 2.0
@@ -249,6 +250,30 @@ def test_queued_request_is_removed(engine: OneAtATime) -> None:
         expect.between("seconds until it ended", time.monotonic() - started, 0, NOTICED_SECONDS)
         running.cancel()
         engine.is_free("cancelling the running and the waiting request", NOTICED_SECONDS)
+
+
+def prompt_that_fills_the_context(index: int) -> GenerateRequest:
+    """A request that is nearly all prefill; another index is another prompt, from its start on, or
+    the prefix cache would have it."""
+    return SHORT.but(text_input=f"{index}" + " venus" * (ALTERNATE_MAX_MODEL_LEN - 100))
+
+
+@pytest.mark.requirement("CAN-008")
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+def test_cancel_during_the_prefill(engine: OneAtATime, stream: bool) -> None:
+    """Prompts of which the engine takes a few tokens at each step, one after the other.
+
+    A backend that notices the cancel with the first token works through all that are left.
+    """
+    first = 1000 if stream else 0
+    prefill_seconds = engine.grpc.generate(prompt_that_fills_the_context(first)).ok().seconds
+    enough = math.ceil(2 * ABORTED_SECONDS / prefill_seconds)
+    with engine.grpc.open() as doomed:
+        for index in range(first + 1, first + 1 + enough):
+            doomed.send(prompt_that_fills_the_context(index).but(stream=stream))
+        engine_is_busy(engine)
+        doomed.cancel()
+        engine.is_free("cancelling prompts during their prefill", NOTICED_SECONDS)
 
 
 @pytest.mark.requirement("CAN-009")

@@ -10,11 +10,14 @@ import pytest
 from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import GenerateRequest, Generation, HttpClient
 from pytest_vllm_triton.clients.repository import ModelRepository
+from pytest_vllm_triton.gpus import MemoryUnknown
 from pytest_vllm_triton.harness import Harness
-from pytest_vllm_triton.launchers.base import ModelSpec
-from pytest_vllm_triton.models import other_known_answer_model
+from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle
+from pytest_vllm_triton.models import known_answer_model, other_known_answer_model
 from pytest_vllm_triton.transcript import Transcript
+from pytest_vllm_triton.verdicts import untested
 
+from .extra_models import config_with
 from .observe import Seen
 from .servers import ALTERNATE_MAX_MODEL_LEN, StrictServer
 
@@ -148,6 +151,49 @@ def test_another_model_value_serves_that_model(
     request = GenerateRequest("mercury", sampling={"temperature": 0}, exclude_input_in_output=True)
     answer = triton_http.for_model(alternate_model).generate(request)
     expect.equal("text_output", answer.text, oracle.answer("mercury").text)
+
+
+@pytest.mark.requirement("CFG-006")
+@pytest.mark.parametrize(
+    ("utilization", "least", "most"), [(0.5, 0.4, 0.55), (None, 0.8, 0.97)], ids=["half", "unset"]
+)
+def test_share_of_gpu_memory(
+    repository: ModelRepository,
+    owned_server: ServerHandle,
+    vllm_harness: Harness,
+    utilization: float | None,
+    least: float,
+    most: float,
+) -> None:
+    gpus = owned_server.gpus()
+    if not gpus:
+        untested("the server sees no GPU")
+    if vllm_harness.workers > 1 and vllm_harness.leased_gpus is None:
+        untested("other workers of pytest-xdist need memory of the same GPU")
+    if gpus[0].free_memory() < most * gpus[0].memory:
+        untested(f"other processes hold too much of the memory of {gpus[0].name}")
+    spec = vllm_harness.model_spec(
+        "greedy_model",
+        {
+            "model": str(known_answer_model().path),
+            "gpu_memory_utilization": utilization,
+            "kv_cache_memory_bytes": None,
+            # Blocks of a tiny model are small: millions of them would take a while to count.
+            "block_size": 128,
+            "enforce_eager": True,
+        },
+        config=config_with(),
+    )
+    repository.add(spec)
+    before = set(owned_server.processes())
+    repository.load(spec.name).ok()
+    own = set(owned_server.processes()) - before
+    try:
+        (held,) = owned_server.gpu_memory(own, gpus[:1])
+    except MemoryUnknown as error:
+        untested(str(error))
+    share = held / gpus[0].memory
+    expect.between("share of the GPU's memory that the model's processes hold", share, least, most)
 
 
 @pytest.mark.requirement("CFG-007")

@@ -1,8 +1,10 @@
-"""IMG: images that a model cannot take, or that are none, are refused cleanly."""
+"""IMG: images reach the model, and those that it cannot take, or that are none, are refused
+cleanly."""
 
 from __future__ import annotations
 
 import base64
+import itertools
 import struct
 import zlib
 from collections.abc import Callable
@@ -10,11 +12,29 @@ from collections.abc import Callable
 import pytest
 
 from pytest_vllm_triton import expect
-from pytest_vllm_triton.clients import GenerateRequest, Generation
-from pytest_vllm_triton.known_answer import KnownAnswer
+from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient, HttpClient
+from pytest_vllm_triton.known_answer import (
+    COLOURS,
+    IMAGE_TOKEN,
+    IMAGE_TOKENS,
+    KnownAnswer,
+    vision_answer,
+)
+
+from .observe import at_once
 
 Generate = Callable[[GenerateRequest], Generation]
 
+TOKENS = 6
+# The longer ones are decided by the second and third image against the first.
+PICTURES = (
+    [" red"],
+    [" green"],
+    [" blue"],
+    [" green", " green", " red"],
+    [" red", " blue", " blue"],
+    [" blue", " red", " red"],
+)
 GOOD = GenerateRequest("What is this?", sampling={"temperature": 0, "max_tokens": 4})
 
 
@@ -36,6 +56,63 @@ def encoded(content: bytes) -> str:
 
 
 RED = encoded(png(8, 8, (255, 0, 0)))
+
+
+def looking_at(colours: list[str]) -> GenerateRequest:
+    """A request with a picture of each of these colours."""
+    # Neither square nor of the size that the model works with.
+    pictures = [encoded(png(20, 12, COLOURS[colour])) for colour in colours]
+    return GenerateRequest(
+        f"See {IMAGE_TOKEN * len(colours)}:",
+        sampling={"temperature": 0, "max_tokens": TOKENS},
+        exclude_input_in_output=True,
+        inputs={"image": pictures},
+    )
+
+
+@pytest.fixture(params=["http", "grpc"])
+def look(request: pytest.FixtureRequest, vision_model: str) -> Generate:
+    """Send a request to the model that names colours, over HTTP and then over gRPC."""
+    client: HttpClient | GrpcClient = request.getfixturevalue(f"triton_{request.param}")
+    return client.for_model(vision_model).generate
+
+
+@pytest.mark.requirement("IMG-001")
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+@pytest.mark.parametrize("colours", PICTURES, ids=lambda colours: "".join(colours).strip())
+def test_answer_is_decided_by_the_images(look: Generate, colours: list[str], stream: bool) -> None:
+    """The model names the colour that most of the images have."""
+    answer = look(looking_at(colours).but(stream=stream))
+    expect.equal("text_output", answer.text, vision_answer(colours, TOKENS))
+
+
+@pytest.mark.requirement("IMG-001")
+def test_every_image_is_in_the_prompt(look: Generate) -> None:
+    counts = [
+        look(looking_at([" red"] * number).but(returns=("num_input_tokens",)))
+        .ok()
+        .last("num_input_tokens")
+        for number in (1, 2, 3)
+    ]
+    growth = [later - earlier for earlier, later in itertools.pairwise(counts)]
+    expect.equal("prompt tokens that each further image adds", growth, [IMAGE_TOKENS] * 2)
+
+
+@pytest.mark.requirement("IMG-001")
+def test_images_of_concurrent_requests_keep_apart(
+    triton_grpc: GrpcClient, vision_model: str
+) -> None:
+    asked = [*PICTURES, *reversed(PICTURES)] * 2
+    send = triton_grpc.for_model(vision_model).generate
+    texts = at_once(send, map(looking_at, asked), 8)
+    expect.equal("texts, by request", texts, [vision_answer(c, TOKENS) for c in asked])
+
+
+@pytest.mark.requirement("IMG-001")
+def test_no_image_for_a_model_that_sees(look: Generate) -> None:
+    """Without one it says its last word again."""
+    request = GOOD.but(text_input="in this picture", exclude_input_in_output=True)
+    expect.equal("text_output", look(request).text, " picture" * 4)
 
 
 @pytest.mark.requirement("IMG-002")
@@ -64,3 +141,11 @@ def test_image_for_a_text_model(generate: Generate, known_answer: KnownAnswer) -
     for part in ("base64", "known format", "cannot be read", "cannot identify"):
         expect.lacks("error", error, part)
     expect.equal("error of the next request", generate(GOOD).error, None)
+
+
+@pytest.mark.requirement("IMG-002")
+def test_prompt_without_a_place_for_its_image(look: Generate) -> None:
+    error = look(GOOD.but(inputs={"image": [RED]})).failed()
+    expect.clean_error(error)
+    request = looking_at([" blue"])
+    expect.equal("text_output of the next request", look(request).text, " blue" * TOKENS)

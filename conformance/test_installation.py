@@ -12,13 +12,15 @@ import pytest
 
 from pytest_vllm_triton import expect
 from pytest_vllm_triton.bundle import bundle
-from pytest_vllm_triton.clients import GenerateRequest, Generation, HttpClient
+from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient, HttpClient
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.harness import Harness, ServerPython
 from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.options import LauncherKind
 from pytest_vllm_triton.verdicts import untested
 
 from .extra_models import needs_owned
+from .metrics_page import metrics_page
 from .observe import Seen
 
 PROMPT = "What is Triton Inference Server?"
@@ -83,6 +85,28 @@ def server_backend(handle: ServerHandle) -> Path:
     if handle.backend_folder is None:
         untested("the server's backend cannot be seen: it is the one that the image holds")
     return handle.backend_folder
+
+
+# Service, as the server's log calls it -> its port.
+SERVICES = {"GRPCInferenceService": 8001, "HTTPService": 8000, "Metrics Service": 8002}
+
+
+@pytest.mark.requirement("INS-001")
+def test_services_of_an_image(
+    vllm_harness: Harness, owned_server: ServerHandle, triton_http: HttpClient
+) -> None:
+    """Booted by the docker run line of the README, on the image that is under test."""
+    if vllm_harness.choice.kind is not LauncherKind.CONTAINER:
+        untested("needs an image to test: --triton-image")
+    assert owned_server.log is not None
+    log = owned_server.log.read()
+    for service, port in SERVICES.items():
+        expect.contains("log of the boot", log, f"Started {service} at 0.0.0.0:{port}")
+    # Behind those lines are services.
+    expect.equal("HTTP status of the model", triton_http.get(triton_http.path("ready")).status, 200)
+    with GrpcClient(owned_server.endpoints.grpc, triton_http.model) as client:
+        expect.starts_with("text_output over gRPC", client.generate(REQUEST).text, PROMPT)
+    expect.that("metrics", metrics_page(owned_server).families, bool, "some")
 
 
 @pytest.mark.requirement("INS-003")

@@ -42,7 +42,7 @@ def run_list(arguments: argparse.Namespace) -> int:
         for requirement in catalogue.by_group[group]:
             if not Level[arguments.level.upper()].includes(requirement.level):
                 continue
-            checked = "" if requirement.id in checks else "  (no check yet)"
+            checked = "" if requirement.id in checks else "  (no check)"
             sentence = " ".join(requirement.sentence.split())
             room = _WIDTH - 19 - len(checked)
             shown = sentence if len(sentence) <= room else sentence[: room - 1] + "…"
@@ -64,7 +64,7 @@ def run_explain(arguments: argparse.Namespace) -> int:
             "source": requirement.source,
             "needs": {"cpu": "any host"}.get(requirement.needs, requirement.needs),
             "upstream": requirement.upstream or "nothing known to differ",
-            "checked by": ", ".join(checks.get(key, ())) or "no check yet",
+            "checked by": ", ".join(checks.get(key, ())) or f"no check: {requirement.unchecked}",
         }
         for name, value in rows.items():
             print(textwrap.fill(f"{name:<11}{value}", _WIDTH, subsequent_indent=" " * 11))

@@ -33,6 +33,14 @@ class Gpu:
     name: str
     memory: int
 
+    def free_memory(self) -> int:
+        """Bytes that no process holds now."""
+        with _nvml() as nvml:
+            if nvml is None:
+                return 0
+            handle = nvml.nvmlDeviceGetHandleByIndex(self.index)
+            return int(nvml.nvmlDeviceGetMemoryInfo(handle).free)
+
 
 def list_gpus() -> tuple[Gpu, ...]:
     """All GPUs of this host, by index; none where there is no driver."""

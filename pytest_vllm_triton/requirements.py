@@ -35,8 +35,10 @@ class Requirement:
         level: how binding it is.
         sentence: input -> observable result.
         source: where it comes from.
-        needs: the host for its check: ``"cpu"`` (any), ``"1 gpu"``, ``"2 gpus"``, ``"docker"``.
+        needs: the host for its check: ``"cpu"`` (any), ``"1 gpu"``, ``"2 gpus"``, ``"4 gpus"``,
+            ``"docker"``.
         upstream: what NVIDIA's backend is known to do instead, ``""`` if nothing is known.
+        unchecked: why the suite has no check of it, ``""`` if it has one.
     """
 
     id: str
@@ -45,6 +47,7 @@ class Requirement:
     source: str
     needs: str = "cpu"
     upstream: str = ""
+    unchecked: str = ""
 
     @property
     def group(self) -> str:

@@ -160,8 +160,18 @@ class Engine:
         Args:
             prompt: a vLLM prompt: str, {"prompt": …, "multi_modal_data": …} or
                 {"prompt_token_ids": […]}.
+
+        Raises:
+            RequestError: INVALID_ARG: the prompt's text and its images do not fit together.
+            Exception: vLLM's reason for refusing the prompt.
         """
-        return prompt if self._render is None else await self._render(prompt)
+        if self._render is None:
+            return prompt
+        try:
+            return await self._render(prompt)
+        except AssertionError as error:
+            # vLLM asserts what its client decides: a place in the prompt for each image.
+            raise invalid(f"Error generating stream: {error}") from error
 
     async def generate(
         self,

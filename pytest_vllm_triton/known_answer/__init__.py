@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from ._adapter import BACKWARDS, LEAPS, AdapterSpec
-from ._checkpoint import build_adapter, build_checkpoint
+from ._checkpoint import build_adapter, build_checkpoint, build_vision_checkpoint
 from ._oracle import Answer, FinishReason, KnownAnswer
 from ._spec import DEFAULT_STORY, OTHER_STORY, KnownAnswerSpec
+from ._vision import COLOURS, IMAGE_TOKEN, IMAGE_TOKENS, vision_answer
 
 __all__ = [
     "BACKWARDS",
+    "COLOURS",
     "DEFAULT_STORY",
+    "IMAGE_TOKEN",
+    "IMAGE_TOKENS",
     "LEAPS",
     "OTHER_STORY",
     "AdapterSpec",
@@ -19,4 +23,6 @@ __all__ = [
     "KnownAnswerSpec",
     "build_adapter",
     "build_checkpoint",
+    "build_vision_checkpoint",
+    "vision_answer",
 ]

@@ -15,7 +15,8 @@ from filelock import FileLock
 from safetensors.numpy import save
 
 from ._adapter import AdapterSpec, adapter_config, adapter_weights
-from ._spec import KnownAnswerSpec
+from ._spec import FORMAT_VERSION, KnownAnswerSpec
+from ._vision import vision_documents, vision_weights
 from ._vocabulary import BOS, EOS, PAD, SPECIAL_TOKENS, UNK, Vocabulary, build_vocabulary
 from ._weights import HEADS, MAX_POSITIONS, build_codebook, build_successors, build_weights
 
@@ -36,6 +37,11 @@ def build_adapter(spec: KnownAnswerSpec, adapter: AdapterSpec, cache_dir: Path) 
     return _cached(
         cache_dir / f"known-answer-lora-{adapter.key(spec)}", partial(adapter_files, spec, adapter)
     )
+
+
+def build_vision_checkpoint(cache_dir: Path) -> Path:
+    """The folder of the checkpoint that names the colour of pictures; cached like the others."""
+    return _cached(cache_dir / f"known-answer-vision-{FORMAT_VERSION}", vision_checkpoint_files)
 
 
 def _cached(folder: Path, make_files: Callable[[], dict[str, bytes]]) -> Path:
@@ -122,6 +128,14 @@ def adapter_files(spec: KnownAnswerSpec, adapter: AdapterSpec) -> dict[str, byte
     return {
         "adapter_config.json": _json(adapter_config(adapter)),
         "adapter_model.safetensors": save(weights, metadata={"format": "pt"}),
+    }
+
+
+def vision_checkpoint_files() -> dict[str, bytes]:
+    """File name -> content of the checkpoint that sees, the same bytes on every machine."""
+    return {
+        **{name: _json(content) for name, content in vision_documents().items()},
+        "model.safetensors": save(vision_weights(), metadata={"format": "pt"}),
     }
 
 

@@ -23,6 +23,7 @@ from pytest_vllm_triton.runtime import (
     find_runtime,
     host,
     list_runtimes,
+    pip,
     recipe,
     remove_runtime,
 )
@@ -245,7 +246,12 @@ def test_an_interrupted_creation_is_gone_on_with(
 
 
 @pytest.mark.usefixtures("offline_wheels")
-def test_ctrl_c_leaves_no_pip_at_work_while_we_live_on(home: Path) -> None:
+def test_ctrl_c_leaves_no_pip_at_work_while_we_live_on(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Between two looks of the usual distance pip may be done with its tiny wheels.
+    monkeypatch.setattr(pip, "POLL_SECONDS", 0.01)
+
     def interrupt(message: str) -> None:
         if message.startswith("[4/7] installing the packages: "):  # pip is in the middle of it
             raise KeyboardInterrupt
