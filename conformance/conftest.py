@@ -105,7 +105,7 @@ def embedding_model(embedding_extra: ExtraModel) -> str:
 
 @pytest.fixture(scope="session")
 def vision_model(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[str]:
-    """The name of the model that sees, on the shared server."""
+    """The name of the model that names the colour of pictures, on the shared server."""
     model = ExtraModel(needs_owned(vllm_server), vision_spec(vllm_harness))
     yield model.served()
     model.close()

@@ -136,7 +136,7 @@ def lora_spec(harness: Harness, model: str = LORA_MODEL, **engine_args: Any) -> 
             "max_loras": len(paths) + 3,
             **engine_args,
         },
-        config=config_with(REPORT_CUSTOM_METRICS="true"),
+        config=config_with(REPORT_CUSTOM_METRICS="True"),
         files=files,
     )
 
@@ -164,12 +164,13 @@ def embedding_spec(harness: Harness) -> ModelSpec:
 
 
 def vision_spec(harness: Harness) -> ModelSpec:
-    """The model that names the colour which most of a prompt's pictures have."""
+    """The model that names the colour of a prompt's last picture."""
     return harness.model_spec(
         VISION_MODEL,
         {
             "model": str(build_vision_checkpoint(cache_home() / "checkpoints")),
-            "max_model_len": 512,
+            # The model's own, 4096.
+            "max_model_len": None,
             "limit_mm_per_prompt": {"image": MAX_PICTURES},
         },
         config=config_with(),

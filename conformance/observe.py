@@ -160,6 +160,19 @@ class Footprint:
         return living(self.processes) + self.server.regions_left(self.regions)
 
 
+@dataclass(frozen=True)
+class Holdings:
+    """What a process holds: open files, threads, and bytes of main memory."""
+
+    files: int = 0
+    threads: int = 0
+    memory: int = 0
+
+    @classmethod
+    def of(cls, process: ServerProcess) -> Holdings:
+        return cls(process.num_fds(), process.num_threads(), process.memory_info().rss)
+
+
 class Background:
     """Sends the same request again and again while something else happens.
 

@@ -15,6 +15,9 @@ from pytest_vllm_triton.verdicts import untested
 from .experiments import greedy
 from .observe import Seen, at_once, text_or_error, until
 
+# More than any pool of threads or queue of a backend is likely to hold.
+CROWD = 200
+
 
 @pytest.mark.requirement("CON-001")
 def test_requests_are_batched(triton_grpc: GrpcClient, vllm_model: ModelUnderTest) -> None:
@@ -54,7 +57,7 @@ def test_no_request_waits_in_the_server(triton_grpc: GrpcClient, vllm_server: Se
     if not pending():
         untested("this server has no nv_inference_pending_request_count")
     with triton_grpc.open() as stream:
-        for index in range(32):
+        for index in range(CROWD):
             stream.send(greedy(f"number {index}", 1500, stream=True))
         responses = iter(stream)
         next(responses)
@@ -62,9 +65,37 @@ def test_no_request_waits_in_the_server(triton_grpc: GrpcClient, vllm_server: Se
         ended = [response for response in [next(responses)] if response.final]
         expect.equal("requests that ended meanwhile", len(ended), 0)
         expect.that(
-            "pending requests while 32 run", none_waits, lambda s: s is not None, "0 within 2 s"
+            f"pending requests while {CROWD} run",
+            none_waits,
+            lambda s: s is not None,
+            "0 within 2 s",
         )
         stream.cancel()
+
+
+@pytest.mark.requirement("CON-001")
+def test_two_hundred_at_once(triton_grpc: GrpcClient, vllm_model: ModelUnderTest) -> None:
+    """Half of them streaming, on one gRPC stream."""
+    words = ("alpha", "golf", "mike", "tango")
+    asked = [
+        greedy(f"number {i} {words[i % 4]}", 16).but(exclude_input_in_output=True)
+        for i in range(CROWD)
+    ]
+    alone = [triton_grpc.generate(request).text for request in asked[: len(words)]]
+    texts = dict.fromkeys(map(str, range(CROWD)), "")
+    ended = set()
+    with triton_grpc.open() as stream:
+        for index, request in enumerate(asked):
+            stream.send(request.but(id=str(index), stream=index % 2 == 0))
+        stream.half_close()
+        for response in stream:
+            expect.equal("error", response.error, None)
+            texts[response.id] += response.text
+            if response.final:
+                ended.add(response.id)
+    expect.equal("requests that were answered to the end", len(ended), CROWD)
+    if vllm_model.known_answer is not None:
+        expect.equal("texts, by request", [*texts.values()], alone * (CROWD // len(words)))
 
 
 @pytest.mark.requirement("CON-002")

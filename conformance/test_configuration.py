@@ -143,6 +143,14 @@ def test_engine_arguments_reach_the_engine(triton_http: HttpClient, alternate_mo
 
 
 @pytest.mark.requirement("CFG-005")
+def test_length_is_the_models_own_by_default(triton_http: HttpClient, vision_model: str) -> None:
+    """Its model.json says nothing of it, and its config.json 4096."""
+    request = GenerateRequest(" picture" * 3000, sampling={"temperature": 0, "max_tokens": 3})
+    answer = triton_http.for_model(vision_model).generate(request)
+    expect.equal("text_output", answer.text, " picture" * 3003)
+
+
+@pytest.mark.requirement("CFG-005")
 def test_another_model_value_serves_that_model(
     triton_http: HttpClient, alternate_model: str
 ) -> None:

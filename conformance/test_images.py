@@ -26,26 +26,26 @@ from .observe import at_once
 Generate = Callable[[GenerateRequest], Generation]
 
 TOKENS = 6
-# The longer ones are decided by the second and third image against the first.
 PICTURES = (
     [" red"],
     [" green"],
     [" blue"],
-    [" green", " green", " red"],
-    [" red", " blue", " blue"],
-    [" blue", " red", " red"],
+    [" green", " red"],
+    [" red", " blue", " green"],
+    [" green", " red", " blue"],
 )
 GOOD = GenerateRequest("What is this?", sampling={"temperature": 0, "max_tokens": 4})
 
 
-def png(width: int, height: int, colour: tuple[int, int, int]) -> bytes:
-    """A PNG file of one colour."""
+def png(width: int, height: int, colour: tuple[int, ...]) -> bytes:
+    """A PNG file of one colour: red, green, blue, and the opacity if there is a fourth number."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         checksum = zlib.crc32(kind + content)
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    kind = {3: 2, 4: 6}[len(colour)]
+    header = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
     rows = (b"\0" + bytes(colour) * width) * height
     chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*parts) for parts in chunks)
@@ -56,6 +56,20 @@ def encoded(content: bytes) -> str:
 
 
 RED = encoded(png(8, 8, (255, 0, 0)))
+# Blue, 8 x 8; the first two as Pillow writes them.
+FORMATS = {
+    "jpeg": base64.b64decode(
+        "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAMCAgMCAgMDAwMEAwMEBQgFBQQEBQoHBwYIDAoMDAsKCwsNDhIQDQ4RDgsL"
+        "EBYQERMUFRUVDA8XGBYUGBIUFRT/2wBDAQMEBAUEBQkFBQkUDQsNFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQU"
+        "FBQUFBQUFBQUFBQUFBQUFBQUFBT/wAARCAAIAAgDASIAAhEBAxEB/8QAFQABAQAAAAAAAAAAAAAAAAAAAAn/xAAUEAEA"
+        "AAAAAAAAAAAAAAAAAAAA/8QAFQEBAQAAAAAAAAAAAAAAAAAABgn/xAAUEQEAAAAAAAAAAAAAAAAAAAAA/9oADAMBAAIR"
+        "AxEAPwCe4CqYO//Z"
+    ),
+    "gif": base64.b64decode(
+        "R0lGODdhCAAIAIEAAAAA/wAAAAAAAAAAACwAAAAACAAIAAAIDwABCBxIsKDBgwgTKkwYEAA7"
+    ),
+    "png-with-alpha": png(8, 8, (0, 0, 255, 255)),
+}
 
 
 def looking_at(colours: list[str]) -> GenerateRequest:
@@ -81,9 +95,19 @@ def look(request: pytest.FixtureRequest, vision_model: str) -> Generate:
 @pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 @pytest.mark.parametrize("colours", PICTURES, ids=lambda colours: "".join(colours).strip())
 def test_answer_is_decided_by_the_images(look: Generate, colours: list[str], stream: bool) -> None:
-    """The model names the colour that most of the images have."""
+    """The model names the colour of the last one."""
     answer = look(looking_at(colours).but(stream=stream))
     expect.equal("text_output", answer.text, vision_answer(colours, TOKENS))
+
+
+@pytest.mark.requirement("IMG-001")
+@pytest.mark.parametrize("kind", FORMATS)
+def test_formats_of_images(look: Generate, kind: str) -> None:
+    request = looking_at([" red", " blue"])
+    assert request.inputs is not None
+    pictures = [request.inputs["image"][0], encoded(FORMATS[kind])]
+    answer = look(request.but(inputs={"image": pictures}))
+    expect.equal(f"text_output for {kind}", answer.text, vision_answer([" blue"], TOKENS))
 
 
 @pytest.mark.requirement("IMG-001")
@@ -126,10 +150,12 @@ def test_no_image_for_a_model_that_sees(look: Generate) -> None:
     ],
     ids=["base64", "bytes", "truncated", "second"],
 )
-def test_what_is_no_image(generate: Generate, images: list[str]) -> None:
-    error = generate(GOOD.but(inputs={"image": images})).failed()
+def test_what_is_no_image(look: Generate, images: list[str]) -> None:
+    prompt = IMAGE_TOKEN * len(images)
+    error = look(GOOD.but(text_input=prompt, inputs={"image": images})).failed()
     expect.clean_error(error)
-    expect.equal("error of the next request", generate(GOOD).error, None)
+    answer = look(looking_at([" green"]))
+    expect.equal("text_output of the next request", answer.text, vision_answer([" green"], TOKENS))
 
 
 @pytest.mark.requirement("IMG-002")
@@ -147,5 +173,5 @@ def test_image_for_a_text_model(generate: Generate, known_answer: KnownAnswer) -
 def test_prompt_without_a_place_for_its_image(look: Generate) -> None:
     error = look(GOOD.but(inputs={"image": [RED]})).failed()
     expect.clean_error(error)
-    request = looking_at([" blue"])
-    expect.equal("text_output of the next request", look(request).text, " blue" * TOKENS)
+    answer = look(looking_at([" blue"]))
+    expect.equal("text_output of the next request", answer.text, vision_answer([" blue"], TOKENS))

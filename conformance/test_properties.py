@@ -21,6 +21,8 @@ from pytest_vllm_triton.clients import GenerateRequest, GrpcClient, HttpClient
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.models import ModelUnderTest
 
+from .observe import at_once
+
 Clients = dict[str, HttpClient | GrpcClient]
 Property = Callable[..., None]
 
@@ -49,12 +51,17 @@ SAMPLING = st.fixed_dictionaries(
         "include_stop_str_in_output": st.booleans(),
         "min_tokens": st.integers(0, 1),
         "skip_special_tokens": st.booleans(),
-        "bad_words": st.sampled_from([[], ["bravo"], ["charlie", "delta"]]),
+        "bad_words": st.sampled_from([[], ["a"], ['"', "e", "1"]]),
         "repetition_penalty": st.sampled_from([1.0, 1.5]),
         "presence_penalty": st.sampled_from([-2.0, 0.0, 2.0]),
         "top_p": st.sampled_from([0.1, 1.0]),
         "top_k": st.sampled_from([-1, 1, 5]),
         "logprobs": st.integers(0, 2),
+        "frequency_penalty": st.sampled_from([-1.0, 1.5]),
+        "min_p": st.sampled_from([0.0, 0.2]),
+        # Any model has these tokens: of the known-answer model they are single bytes.
+        "stop_token_ids": st.sampled_from([[], [100], [101, 110]]),
+        "logit_bias": st.sampled_from([{}, {"100": 100}, {"101": 20.5, "110": -5}]),
     },
 )
 # With a seed the sampled text of a request is always the same.
@@ -168,6 +175,29 @@ def test_any_text_is_a_prompt(
             expect.equal("text_output", text, prompt + told)
 
     for_all(is_answered)
+
+
+@pytest.mark.requirement("GEN-029")
+def test_long_prompts_that_end_differently(
+    triton_grpc: GrpcClient, vllm_model: ModelUnderTest
+) -> None:
+    """As with one long system prompt before each question: one after another, and at once."""
+    sampling = {"temperature": 0, "max_tokens": TOKENS}
+    head = " kilo" * 400
+    requests = [
+        GenerateRequest(head + end, sampling=sampling, exclude_input_in_output=True)
+        for end in (" lima", " mike", " golf", " oscar", " papa") * 2
+    ]
+    texts = [triton_grpc.generate(request).ok().text for request in requests]
+    oracle = vllm_model.known_answer
+    if oracle is not None:
+        told = [oracle.answer(str(r.text_input), max_tokens=TOKENS).text for r in requests]
+        expect.equal("texts, by prompt", texts, told)
+    expect.equal(
+        "texts of prompts sent at once",
+        [*map(vllm_model.told_in_a_batch, at_once(triton_grpc.generate, requests, 10))],
+        [*map(vllm_model.told_in_a_batch, texts)],
+    )
 
 
 @pytest.mark.requirement("STR-018")

@@ -97,7 +97,15 @@ def checkpoint_files(spec: KnownAnswerSpec) -> dict[str, bytes]:
     return {
         "config.json": _json(_config(spec, vocabulary, hidden, codebook.cell_count)),
         "generation_config.json": _json(
-            {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
+            {
+                "bos_token_id": BOS,
+                "eos_token_id": EOS,
+                "pad_token_id": PAD,
+                # Defaults of chat servers: a backend that takes them for its own tells nonsense.
+                "do_sample": True,
+                "temperature": 1.75,
+                "top_k": 3,
+            }
         ),
         "tokenizer.json": vocabulary.tokenizer_json().encode(),
         "tokenizer_config.json": _json(
@@ -106,6 +114,8 @@ def checkpoint_files(spec: KnownAnswerSpec) -> dict[str, bytes]:
                 "tokenizer_class": "PreTrainedTokenizerFast",
                 "clean_up_tokenization_spaces": False,
                 "model_max_length": MAX_POSITIONS,
+                # Not for the prompts of a generate endpoint, which are taken as they are.
+                "chat_template": "{{ 'This is a chat.' }}",
                 **_special_tokens(),
             }
         ),

@@ -190,6 +190,15 @@ class StopReport:
     swept: tuple[str, ...] = ()
 
 
+class Resident(Protocol):
+    """What psutil tells of a process's memory, as far as the suite looks at it."""
+
+    @property
+    def rss(self) -> int:
+        """Bytes in main memory."""
+        ...
+
+
 class ServerProcess(Protocol):
     """A process of a server, as far as the suite looks at it; psutil.Process is one.
 
@@ -212,6 +221,10 @@ class ServerProcess(Protocol):
     def num_fds(self) -> int:
         """How many file descriptors it has open."""
         ...
+
+    def num_threads(self) -> int: ...
+
+    def memory_info(self) -> Resident: ...
 
     def is_running(self) -> bool:
         """Whether it is there; a zombie is."""

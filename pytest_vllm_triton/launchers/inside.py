@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 #: How old the picture may be that single processes are looked up in.
 FRESH_SECONDS = 0.1
@@ -57,7 +57,8 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
     found.append({
         "pid": int(pid), "parent": int(fields[1]), "state": fields[0].decode(),
         "started": int(fields[19]), "name": head.partition(b"(")[2].decode("utf-8", "replace"),
-        "words": words, "regions": names, "files": count,
+        "words": words, "regions": names, "files": count, "threads": int(fields[17]),
+        "rss": int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
     })
 try:
     listing = os.listdir("/dev/shm")
@@ -82,6 +83,14 @@ class ProcessFacts:
     words: tuple[str, ...]
     regions: frozenset[str]
     files: int
+    threads: int
+    rss: int
+
+
+class MemoryInfo(NamedTuple):
+    """Bytes, as psutil calls them."""
+
+    rss: int
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,8 @@ class Picture:
                 tuple(p["words"]),
                 frozenset(p["regions"]),
                 p["files"],
+                p["threads"],
+                p["rss"],
             )
             for p in seen["processes"]
         }
@@ -215,6 +226,12 @@ class InsideProcess:
 
     def num_fds(self) -> int:
         return self._now().files
+
+    def num_threads(self) -> int:
+        return self._now().threads
+
+    def memory_info(self) -> MemoryInfo:
+        return MemoryInfo(self._now().rss)
 
     def is_running(self) -> bool:
         return self._found() is not None

@@ -36,11 +36,11 @@ FILES = (
 # A change here changes every user's checkpoint: raise FORMAT_VERSION with it.
 PINNED = {
     "config.json": "3bebfd129a55f47493d8884f76c4b810eaad00589831926ea81262b7a6a14018",
-    "generation_config.json": "8ebe687a13ee9eb3dbbd3556571bfa5a0fbd367dd61b554fc64aac51a6a13ec1",
+    "generation_config.json": "7e7ecd4a3a4f66df12b4fbf8de3c455874873b093fbf599d0dcc9636fc006aa5",
     "model.safetensors": "349b363469ada4e97bb421ab40af178518a518adb3aa17c15d11f38ccc821655",
     "special_tokens_map.json": "43d9c2c85329df0cc0c948acc275a639f16a747cb42be9422546aecce9843049",
     "tokenizer.json": "7d702bd2f86713a416f146fb9a185811f2d5edb6ca71d22a72f5126e221636d5",
-    "tokenizer_config.json": "5685575f3970c1a4dac618b283fa849fd3fbf011d9ee6045060819fc5f2c5b0c",
+    "tokenizer_config.json": "5aec01663c83b38c000a757c7a4e2c8f80ced0dcb4b0208e10314b820b18c82f",
 }
 PINNED_BACKWARDS = "049bcacb003a49bff9b07ee93a8324f028a1a4594cc2460e92be52bc70009aff"
 
