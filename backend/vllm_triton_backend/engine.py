@@ -171,9 +171,12 @@ class RequestRunner:
     def forget(self, stream: ResponseStream) -> None:
         """The stream's last response was handed to Triton (called by the sender threads)."""
         with self._lock:
-            self._live.pop(stream, None)
+            live = self._live.pop(stream, None)
             if not self._live:
                 self._idle.notify_all()
+        if live is not None and not live.ended:
+            # A response could not be built or sent: nobody waits for what the engine still makes.
+            self._stop(live, RequestError(Code.CANCELLED, CANCELLED))
 
     @property
     def alive(self) -> bool:
@@ -335,12 +338,19 @@ class RequestRunner:
                 candidates = [live for live in self._live.values() if not live.ended]
             started = time.monotonic()
             for live in candidates:
-                live.stream.resume()
-                if live.stream.is_cancelled():
-                    self._log(f"[vllm] Cancelling the request {live.request.request_id}".rstrip())
-                    self._stop(live, RequestError(Code.CANCELLED, CANCELLED))
-                    self._log("[vllm] Successfully cancelled the request")
+                try:
+                    self._look_at(live)
+                except Exception as error:
+                    # Without this thread no other request could be cancelled either.
+                    self._log(f"[vllm] Looking for a cancellation failed: {error}")
             pause = max(_POLL_SECONDS, _POLL_SHARE * (time.monotonic() - started))
+
+    def _look_at(self, live: Live) -> None:
+        live.stream.resume()
+        if live.stream.is_cancelled():
+            self._log(f"[vllm] Cancelling the request {live.request.request_id}".rstrip())
+            self._stop(live, RequestError(Code.CANCELLED, CANCELLED))
+            self._log("[vllm] Successfully cancelled the request")
 
 
 def check_task(engine_tasks: frozenset[str], task: str, model_name: str) -> None:
