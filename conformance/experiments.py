@@ -40,6 +40,7 @@ from .observe import (
     Seen,
     at_once,
     described,
+    first_of,
     is_engine,
     is_stub,
     living,
@@ -219,7 +220,7 @@ class SecondModelLife:
         for _ in range(3):
             with self.grpc.open() as stream:
                 stream.send(greedy("venus", 400, stream=True))
-                next(iter(stream))
+                first_of(stream)
 
     def unload_while_streaming(self) -> None:
         seen = self.seen
@@ -473,9 +474,7 @@ class Deaths:
             untested("no process of the server looks like the model's stub")
         for process in stubs:
             process.kill()
-        seen["seconds until the engine of a killed stub is gone"] = until(
-            lambda: not living(engine), GONE_SECONDS
-        )
+        until(lambda: not living(engine), GONE_SECONDS)
         seen["processes left of a killed stub"] = living(engine)
         until(lambda: not server.regions_left(regions), GONE_SECONDS)
         seen["regions left of a killed stub"] = server.regions_left(regions)
@@ -497,9 +496,7 @@ class Deaths:
         with Background(self.bystander, self.bystander_request) as streams:
             until(lambda: bool(streams.answers), NOTICED_SECONDS)
             handle.send_signal(signal.SIGKILL)
-            seen["seconds until all of a killed server is gone"] = until(
-                lambda: not footprint.left(), 2 * GONE_SECONDS
-            )
+            until(lambda: not footprint.left(), 2 * GONE_SECONDS)
             seen["left of a killed server"] = footprint.left()
         seen["texts of the other server meanwhile"] = streams.texts
         seen["regions of the other server that are gone"] = sorted(
@@ -619,10 +616,8 @@ class PlainLife:
                 stream.send(request)
                 stream.half_close()
                 answers = iter(stream)
-                responses = [next(answers)]
+                responses = [first_of(answers)]
                 handle.send_signal(signal.SIGTERM)
-                started = time.monotonic()
-                seen["answers that came before SIGTERM"] = len(responses)
                 refused: list[Generation | Exception] = []
 
                 def is_refused() -> bool:
@@ -634,11 +629,9 @@ class PlainLife:
 
                 seen["seconds until requests are refused"] = until(is_refused, NOTICED_SECONDS)
                 seen.look("stream during the shutdown", lambda: [*responses, *answers])
-                stream_seconds = time.monotonic() - started
                 seen["stream expected"] = told(self.oracle, request)
         ended = until(lambda: handle.exit_code() is not None, EXIT_SECONDS + GONE_SECONDS)
         seen["seconds until the exit"] = ended
-        seen["seconds of the stream after SIGTERM"] = stream_seconds
         seen["exit code"] = handle.exit_code()
         until(
             lambda: not living(footprint.processes) and not handle.regions_left(own), GONE_SECONDS

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import pytest
 
 from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient
+from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.expect import Violation
 from pytest_vllm_triton.launchers.base import ServerHandle, ServerProcess
 
@@ -25,12 +26,15 @@ ENGINE = re.compile(r"VLLM::|EngineCore")
 WORKER = re.compile(r"VLLM::Worker")
 # What a part of an experiment may end with: an error, or that it cannot be done here.
 _ENDINGS = (Exception, pytest.skip.Exception)
+# Those that say nothing of the backend: no Docker, no disk, a wrong option, or not possible here.
+_NO_VERDICT = (OSError, RuntimeError, UserError, pytest.skip.Exception)
 
 
 class Seen:
     """What an experiment saw, by name.
 
-    The experiment never fails: what goes wrong is kept, and fails the checks that ask for it.
+    The experiment never fails: what goes wrong is kept, and fails the checks that ask for it, or is
+    their error where it is not the backend's.
     """
 
     def __init__(self) -> None:
@@ -47,7 +51,7 @@ class Seen:
         if name in self._endings:
             raise self._endings[name]
         for step, ending in self._broken_off.items():
-            if isinstance(ending, pytest.skip.Exception):
+            if isinstance(ending, _NO_VERDICT):
                 raise ending
             raise Violation(name, "to be seen", f"the experiment broke off at '{step}': {ending}")
         raise Violation(name, "to be seen", "the experiment did not come that far")
@@ -70,6 +74,20 @@ class Seen:
             self._broken_off[act.__name__.replace("_", " ")] = ending
             return False
         return True
+
+
+T = TypeVar("T")
+
+
+def first_of(responses: Iterable[T]) -> T:
+    """The first response of a stream.
+
+    Raises:
+        Violation: it ended without any.
+    """
+    for response in responses:
+        return response
+    raise Violation("first response of the stream", "one", "the stream ended without a response")
 
 
 def until(is_so: Callable[[], bool], seconds: float) -> float | None:

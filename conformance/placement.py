@@ -20,7 +20,7 @@ from pytest_vllm_triton.verdicts import untested
 
 from .experiments import GONE_SECONDS, PATIENCE, UNLOAD_SECONDS, greedy, told
 from .extra_models import config_with, lora_spec, oracle
-from .observe import WORKER, Seen, at_once, is_engine, is_stub, living, until
+from .observe import WORKER, Seen, at_once, first_of, is_engine, is_stub, living, until
 
 TENSOR = "tensor_parallel"
 VICTIM = "tensor_parallel_victim"
@@ -191,7 +191,7 @@ class ManyGpus:
         with self.grpc.open() as stream:
             for i in range(math.ceil(BUSY_SECONDS / (sample * tokens / 100))):
                 stream.send(long.but(id=str(i)))
-            next(iter(stream))
+            first_of(stream)
             stream.cancel()
         answer = self.grpc.generate(greedy(PROMPTS[0], 4))
         seen["answer after the cancellation"] = answer
@@ -209,7 +209,7 @@ class ManyGpus:
             stream.send(greedy(PROMPTS[0], MAX_MODEL_LEN - 100, stream=True))
             stream.half_close()
             answers = iter(stream)
-            responses = [next(answers)]
+            responses = [first_of(answers)]
             workers[-1].kill()
             killed_at = time.monotonic()
             responses += answers

@@ -34,7 +34,7 @@ from pytest_vllm_triton.models import ModelUnderTest, other_known_answer_model
 from pytest_vllm_triton.verdicts import untested
 
 from .metrics_page import MetricsPage, settled_page
-from .observe import is_engine, is_stub, until
+from .observe import first_of, is_engine, is_stub, until
 from .servers import ALTERNATE_MAX_MODEL_LEN
 
 # Where the requirement says 2 s, and where it says 5 s or nothing.
@@ -103,10 +103,6 @@ def engine(triton_grpc: GrpcClient, triton_http: HttpClient, alternate_model: st
     return OneAtATime(client, triton_http.for_model(alternate_model), short, expected, told)
 
 
-def first_response(stream: GrpcStream) -> None:
-    next(iter(stream))
-
-
 @pytest.mark.requirement("CAN-001")
 def test_unary_call_ends_as_cancelled(engine: OneAtATime) -> None:
     """With tritonclient, as users cancel: stop_stream(cancel_requests=True)."""
@@ -162,7 +158,7 @@ def test_cancelled_stream_leaves_the_engine(engine: OneAtATime, request_: Genera
     with engine.grpc.open() as stream:
         stream.send(request_.but(stream=True))
         responses = iter(stream)
-        next(responses)
+        first_of(responses)
         stream.cancel()
         engine.is_free("cancelling a stream after its first token", NOTICED_SECONDS)
         expect.equal("errors after the cancel", [r.error for r in responses if r.error], [])
@@ -240,7 +236,7 @@ def test_queued_request_is_removed(engine: OneAtATime) -> None:
     """One runs, a second one waits: both are cancelled, so a third one is served at once."""
     with engine.grpc.open() as running, engine.grpc.open() as queued:
         running.send(LONG_STREAM)
-        first_response(running)
+        first_of(running)
         queued.send(LONG_STREAM)
         # Sent later on the same connection, so the queued one has been received before it.
         expect.equal("model is ready", engine.http.get(engine.http.path("ready")).status, 200)
@@ -288,7 +284,7 @@ def test_the_others_go_on(triton_grpc: GrpcClient, vllm_model: ModelUnderTest) -
             others.send(request.but(id=name))
         others.half_close()
         doomed.send(requests[0].but(id="1"))
-        first_response(doomed)
+        first_of(doomed)
         doomed.cancel()
         texts = {"1": "", "2": "", "3": ""}
         for response in others:
@@ -305,7 +301,7 @@ def test_one_cancel_for_five_requests(engine: OneAtATime) -> None:
     with engine.grpc.open() as stream:
         for index in range(5):
             stream.send(LONG_STREAM.but(id=str(index)))
-        first_response(stream)
+        first_of(stream)
         stream.cancel()
         engine.is_free("cancelling five requests of one stream")
 
@@ -372,7 +368,7 @@ def test_closed_event_stream(engine: OneAtATime) -> None:
     content = json.dumps(http_body(LONG_STREAM)).encode()
     path = engine.http.path("generate_stream")
     with engine.http.opened("POST", path, content) as stream:
-        next(iter(stream.events()))
+        first_of(stream.events())
     engine.http.close()
     # One request only: a second one would get no headers before the first has ended.
     within = min(ABORTED_SECONDS, engine.long_seconds / 2)
@@ -392,7 +388,7 @@ def engine_is_busy(engine: OneAtATime) -> None:
         try:
             with engine.grpc.open(deadline=deadline) as stream:
                 stream.send(SHORT)
-                first_response(stream)
+                first_of(stream)
         except Unanswered:
             return
     raise expect.Violation(

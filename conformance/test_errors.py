@@ -125,11 +125,12 @@ def test_unknown_model_version_and_method(triton_http: HttpClient) -> None:
 
 
 @pytest.mark.requirement("ERR-009")
-def test_unknown_sampling_parameter_is_named(generate: Generate) -> None:
+@pytest.mark.parametrize("name", ["foo", "größe"])
+def test_unknown_sampling_parameter_is_named(generate: Generate, name: str) -> None:
     """Also among the request parameters: a number is no forwarded header."""
-    for request in (GOOD.but(sampling={"foo": 1}), GOOD.but(sampling=None, parameters={"foo": 1})):
+    for request in (GOOD.but(sampling={name: 1}), GOOD.but(sampling=None, parameters={name: 1})):
         error = generate(request).failed()
-        expect.contains("error", error, "foo")
+        expect.contains("error", error, name)
         expect.clean_error(error)
 
 
@@ -299,6 +300,14 @@ def test_too_long_prompt_is_an_invalid_argument(
     request = GenerateRequest(" venus" * (ALTERNATE_MAX_MODEL_LEN + 9))
     answer = triton_grpc.for_model(alternate_model).until_error(request)
     expect.equal(f"gRPC status ({answer.error})", answer.status, "INVALID_ARGUMENT")
+
+
+@pytest.mark.requirement("ERR-019")
+def test_dead_engine_is_unavailable(deaths: Seen) -> None:
+    """A request after the death, without the health check: clients try such a one again."""
+    engine_death: EngineDeath = deaths["engine death"]
+    later = engine_death.later
+    expect.equal(f"gRPC status ({later.error})", later.status, "UNAVAILABLE")
 
 
 @pytest.mark.requirement("ERR-020")

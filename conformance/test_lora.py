@@ -23,9 +23,12 @@ from .extra_models import (
     config_with,
     oracle,
 )
+from .observe import first_of
 
 PROMPT = "Say alpha"
 LENGTH = 12
+# Names that no adapter has, some of them nearly; and an error has to quote any text.
+UNKNOWN = pytest.mark.parametrize("name", ["nobody", "back", "backwards-2", "Backwards", "名"])
 
 
 def asked(adapter: str | None, **more: Any) -> GenerateRequest:
@@ -74,6 +77,15 @@ def test_adapter_by_tensor(generate: Generate, adapter: str) -> None:
 
 
 @pytest.mark.requirement("LOR-002")
+def test_adapter_of_two_sequences(generate: Generate) -> None:
+    """vLLM takes temperature 0 for one sequence only; with top_k 1 both are the greedy one."""
+    sampling = {"top_k": 1, "max_tokens": LENGTH, "n": 2, "lora_name": "backwards"}
+    answer = generate(asked(None, sampling=sampling)).ok()
+    texts = answer.data[0].values("text_output")
+    expect.equal("texts with backwards", texts, [told("backwards")] * 2)
+
+
+@pytest.mark.requirement("LOR-002")
 def test_streamed_adapter(generate: Generate) -> None:
     request = asked("backwards", stream=True, exclude_input_in_output=None)
     expect.equal("joined text with backwards", generate(request).text, told("backwards"))
@@ -87,19 +99,25 @@ def test_adapter_by_parameter(generate: Generate, adapter: str) -> None:
 
 
 @pytest.mark.requirement("LOR-004")
+@UNKNOWN
 @pytest.mark.parametrize("ask", [asked, asked_by_parameter], ids=["tensor", "parameter"])
-def test_unknown_adapter(generate: Generate, ask: Callable[[str], GenerateRequest]) -> None:
-    answer = generate(ask("nobody"))
+def test_unknown_adapter(
+    generate: Generate, ask: Callable[[str], GenerateRequest], name: str
+) -> None:
+    answer = generate(ask(name))
     error = answer.failed()
-    expect.contains("error", error, "LoRA nobody is not supported, we currently support [")
+    expect.contains("error", error, f"LoRA {name} is not supported, we currently support [")
     for known in ("'backwards'", "'leaps'"):
         expect.contains("error", error, known)
     expect.equal("responses with data", answer.data, [])
 
 
 @pytest.mark.requirement("LOR-004")
-def test_unknown_adapter_is_the_clients_mistake(triton_grpc: GrpcClient, lora_model: str) -> None:
-    answer = triton_grpc.for_model(lora_model).until_error(asked("nobody"))
+@UNKNOWN
+def test_unknown_adapter_is_the_clients_mistake(
+    triton_grpc: GrpcClient, lora_model: str, name: str
+) -> None:
+    answer = triton_grpc.for_model(lora_model).until_error(asked(name))
     expect.equal(f"gRPC status ({answer.error})", answer.status, "INVALID_ARGUMENT")
 
 
@@ -233,7 +251,7 @@ def test_bad_adapter_fails_alone(
         with client.open() as stream:
             responses = iter(stream)
             stream.send(running)
-            texts["running"] += next(responses).text
+            texts["running"] += first_of(responses).text
             stream.send(asked(adapter, id="bad"))
             stream.send(asked("leaps", id="after"))
             stream.half_close()

@@ -452,6 +452,20 @@ def answered(counts: TritonCounts) -> float:
 @pytest.mark.requirement("MET-016")
 def test_latency_is_what_clients_see(traffic: Traffic) -> None:
     """Triton's own request duration ends when a decoupled model has taken the request."""
+    latency_is_what_clients_see(traffic)
+
+
+@pytest.mark.requirement("MET-016")
+def test_latency_holds_the_wait_for_a_place(
+    vllm_server: ServerHandle, alternate_model: str
+) -> None:
+    """The alternate model has one sequence at a time: most of what these clients see is waiting."""
+    sampling = {"temperature": 0, "ignore_eos": True, "max_tokens": 80}
+    requests = [GenerateRequest("venus", sampling=sampling)] * 8
+    latency_is_what_clients_see(sent_at_once(vllm_server, alternate_model, requests))
+
+
+def latency_is_what_clients_see(traffic: Traffic) -> None:
     total = traffic.growth.of("vllm:e2e_request_latency_seconds_sum")
     expect.between(
         "seconds in e2e_request_latency",

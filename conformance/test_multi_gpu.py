@@ -82,13 +82,24 @@ def test_tensor_parallel_model_serves_from_both_gpus(many_gpus: Seen) -> None:
     expect.between("bytes on GPU 0 over those on GPU 1", one / other, 1 - EQUAL, 1 / (1 - EQUAL))
 
 
-@pytest.mark.requirement("MGP-002", "MGP-003")
-@pytest.mark.parametrize("size", ["tensor_parallel_size", "pipeline_parallel_size"])
-def test_one_gpu_is_not_for_several(
-    vllm_harness: Harness, repository: ModelRepository, gpus: tuple[Gpu, ...], size: str
+@pytest.mark.requirement("MGP-002")
+def test_one_gpu_is_not_for_several_ranks(
+    vllm_harness: Harness, repository: ModelRepository, gpus: tuple[Gpu, ...]
 ) -> None:
+    is_refused(vllm_harness, repository, "tensor_parallel_size")
+
+
+@pytest.mark.requirement("MGP-003")
+def test_one_gpu_is_not_for_several_stages(
+    vllm_harness: Harness, repository: ModelRepository, gpus: tuple[Gpu, ...]
+) -> None:
+    is_refused(vllm_harness, repository, "pipeline_parallel_size")
+
+
+def is_refused(harness: Harness, repository: ModelRepository, size: str) -> None:
+    """A KIND_GPU model with this argument of 2 does not load."""
     placement = Placement("kind: KIND_GPU", {size: 2})
-    repository.add(placed_spec(vllm_harness, "kind_gpu_of_two", placement))
+    repository.add(placed_spec(harness, "kind_gpu_of_two", placement))
     error = repository.load("kind_gpu_of_two").failed()
     expect.contains("load error", error, "please specify KIND_MODEL")
 

@@ -386,6 +386,18 @@ def test_only_requested_outputs(triton_grpc: GrpcClient, stream: bool) -> None:
         expect.equal("outputs", tuple(response.outputs), ("text_output",))
 
 
+@pytest.mark.requirement("OUT-015")
+@MODES
+def test_nothing_is_lost_without_the_text(triton_grpc: GrpcClient, stream: bool) -> None:
+    """Responses may be fewer when their text is not requested; what they count stays the same."""
+    request = asking(stream, "num_output_tokens", "logprobs", logprobs=0)
+    counts = triton_grpc.generate(request.but(outputs=("num_output_tokens",)))
+    numbers = counts.ok().all_values("num_output_tokens")
+    expect.equal("sum of num_output_tokens", sum(numbers), 10)
+    logprobs = triton_grpc.generate(request.but(outputs=("logprobs",))).ok().logprobs()
+    expect.equal("entries of logprobs", len(logprobs), 10)
+
+
 @pytest.mark.requirement("OUT-016")
 @MODES
 def test_outputs_of_n_sequences_are_aligned(

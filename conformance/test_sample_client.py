@@ -138,6 +138,21 @@ def test_default_run(client: SampleClient, vllm_model: ModelUnderTest) -> None:
 
 
 @pytest.mark.requirement("CLI-001")
+def test_prompts_of_other_alphabets(client: SampleClient, vllm_model: ModelUnderTest) -> None:
+    """Twice: the second run's results take the place of the first one's."""
+    prompts = ["Ünï", "你好", "Привет", "🙂 alpha"]
+    client.write("prompts.txt", "".join(f"{prompt}\n" for prompt in prompts))
+    client.run().passed()
+    sections = client.run().passed().sections
+    expect.equal("number of sections", len(sections), len(prompts))
+    for prompt, section in zip(prompts, sections, strict=True):
+        expect.starts_with("section", section, prompt)
+        text = expected_text(vllm_model, prompt)
+        if text is not None:
+            expect.equal("section", section, (prompt + text).strip())
+
+
+@pytest.mark.requirement("CLI-001")
 def test_default_address(client: SampleClient) -> None:
     expect.contains("output of --help", client.run("--help").stdout, "localhost:8001")
 

@@ -20,6 +20,8 @@ from pytest_vllm_triton.clients.http import http_body, text_of_event
 from pytest_vllm_triton.known_answer import KnownAnswer
 from pytest_vllm_triton.models import ModelUnderTest
 
+from .observe import first_of
+
 Generate = Callable[[GenerateRequest], Generation]
 
 PROMPT = "What is Triton Inference Server?"
@@ -190,8 +192,11 @@ def test_text_that_ends_inside_a_character(generate: Generate, known_answer: Kno
         STREAM.but(text_input="Say alpha", sampling={"temperature": 0, "max_tokens": 64}),
         STREAM.but(text_input="Say zulu", sampling={"temperature": 0, "max_tokens": 64}),
         STREAM.but(sampling={"temperature": 0, "max_tokens": 1}),
+        # Without sampling_parameters the request parameters are read, and the option is one.
+        STREAM.but(sampling=None),
+        UNARY.but(sampling=None, parameters={"max_tokens": 4}),
     ],
-    ids=["length", "unary", "to the end", "empty", "one token"],
+    ids=["length", "unary", "to the end", "empty", "one token", "no sampling", "parameters"],
 )
 def test_final_flag_is_on_the_last_data(
     triton_grpc: GrpcClient, request_: GenerateRequest, empty_final: bool
@@ -251,7 +256,7 @@ def test_server_survives_a_closed_connection(triton_http: HttpClient) -> None:
     path = triton_http.path("generate_stream")
     for _ in range(3):
         with triton_http.opened("POST", path, json.dumps(body).encode()) as stream:
-            next(iter(stream.events()))
+            first_of(stream.events())
     expect.equal("/v2/health/live", triton_http.get("/v2/health/live").status, 200)
     expect.equal("HTTP status of the next request", triton_http.generate(UNARY).status, 200)
 

@@ -14,6 +14,15 @@ T = TypeVar("T")
 
 # Characters before the first difference of two long texts that are shown.
 _CONTEXT = 30
+# Python's own words that tell of its types rather than of the request. "codec can't decode" is none
+# of them: it is true of bytes that are no UTF-8, and a client can do something about it.
+_LEAKS = (
+    "NoneType",
+    "Traceback",
+    "object has no attribute",
+    "codec can't encode",
+    "not supported between instances",
+)
 
 
 class Violation(AssertionError):
@@ -96,7 +105,7 @@ def that(what: str, actual: T, is_right: Callable[[T], bool], expected: str) -> 
 def clean_error(error: str) -> None:
     """The error tells a client a reason, and nothing of the inside of a Python program."""
     that("error", error.strip(), bool, "a reason")
-    for leak in ("NoneType", "Traceback", "object has no attribute"):
+    for leak in _LEAKS:
         lacks("error", error, leak)
 
 

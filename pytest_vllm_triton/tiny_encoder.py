@@ -48,14 +48,17 @@ class TinyEncoder:
         return {token: index for index, token in enumerate(tokens)}
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of lower-case words, with [CLS] and [SEP]."""
-        ids = self.vocabulary
-        inner = [
-            ids.get(letter if position == 0 else f"##{letter}", _UNK)
-            for word in text.split()
-            for position, letter in enumerate(word)
-        ]
+        """Token ids of the words, with [CLS] and [SEP].
+
+        As WordPiece has it, a word with anything but lower-case letters is one [UNK].
+        """
+        inner = [token for word in text.split() for token in self._pieces(word)]
         return [_CLS, *inner, _SEP]
+
+    def _pieces(self, word: str) -> list[int]:
+        ids = self.vocabulary
+        pieces = [word[0], *(f"##{letter}" for letter in word[1:])]
+        return [ids[piece] for piece in pieces] if ids.keys() >= set(pieces) else [_UNK]
 
     def embed(self, token_ids: list[int], dimensions: int = HIDDEN) -> Floats:
         """The unit vector of these tokens, shape [dimensions]."""
