@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from pytest_vllm_triton.addresses import host_and_port, http_url
 from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.known_failures import KnownFailure, load_known_failures
 from pytest_vllm_triton.report.formats import check_suffix
@@ -188,22 +189,6 @@ def _model_json(text: str) -> dict[str, Any]:
     return value
 
 
-def _url(text: str) -> str:
-    host_port = text.removeprefix("http://").rstrip("/")
-    host, colon, port = host_port.split("/", 1)[0].rpartition(":")
-    if text.startswith("https://") or not host or not colon or not port.isdigit():
-        raise UserError(f"{text!r} is not of the form http://HOST:PORT.")
-    return "http://" + host_port
-
-
-def _grpc_url(text: str) -> str:
-    address = text.removeprefix("grpc://").removeprefix("http://").rstrip("/")
-    host, colon, port = address.rpartition(":")
-    if not host or not colon or not port.isdigit():
-        raise UserError(f"{text!r} is not of the form HOST:PORT.")
-    return address
-
-
 def _report_path(text: str) -> Path:
     path = Path(text).expanduser().absolute()
     check_suffix(path)
@@ -327,7 +312,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "--triton-url",
-        _url,
+        http_url,
         None,
         "URL",
         "HTTP address of a running server to check, e.g. http://localhost:8000 (attach)",
@@ -335,17 +320,17 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "--triton-grpc-url",
-        _grpc_url,
+        host_and_port,
         None,
         "HOST:PORT",
         "its gRPC address (default: the HTTP port + 1)",
     ),
     Option(
         "--triton-metrics-url",
-        _url,
+        http_url,
         None,
         "URL",
-        "its metrics address (default: the HTTP port + 2)",
+        "its metrics address (default: the HTTP port + 2, if its metrics are there)",
     ),
     Option(
         "--triton-model-name",

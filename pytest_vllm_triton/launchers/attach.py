@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+from pytest_vllm_triton.addresses import host_and_port, http_url, port_above
 from pytest_vllm_triton.errors import ServerFailed, UserError
 from pytest_vllm_triton.launchers.base import (
     Endpoints,
@@ -18,6 +19,9 @@ from pytest_vllm_triton.launchers.base import (
 )
 from pytest_vllm_triton.launchers.readiness import http_client, not_ready
 
+if TYPE_CHECKING:
+    import httpx
+
 #: A server that is to be attached to is there already: it answers soon or not at all.
 ANSWER_SECONDS = 5.0
 
@@ -27,8 +31,9 @@ class AttachLauncher:
 
     Attributes:
         http: base URL, such as ``http://staging:8000``; the scheme may be left out.
-        grpc: host and port; default: the host of ``http`` with port 8001.
-        metrics: URL of the Prometheus page; None: no metrics are looked at.
+        grpc: host and port; default: the port of ``http`` + 1, as in Triton's own defaults.
+        metrics: URL of the Prometheus page; default: the port of ``http`` + 2, if metrics are there
+            when the server is attached to. A guess that is wrong says nothing about the backend.
         model: the model that must be ready; None: those that the specification names.
     """
 
@@ -40,9 +45,10 @@ class AttachLauncher:
         *,
         model: str | None = None,
     ) -> None:
+        url = http_url(http)
         self.endpoints = Endpoints(
-            http=_url(http, "--triton-url"),
-            grpc=_host_and_port(grpc) if grpc else _default_grpc(http),
+            http=url,
+            grpc=host_and_port(grpc) if grpc else _default_grpc(url),
             metrics=_metrics_url(metrics) if metrics else None,
         )
         self.model = model
@@ -76,6 +82,7 @@ class AttachLauncher:
                 except ServerFailed as failure:
                     missing = failure.reason
                 if not missing:
+                    self._guess_metrics(client, handle)
                     return handle
                 if time.monotonic() > deadline:
                     missing = missing.rstrip(".")
@@ -84,6 +91,15 @@ class AttachLauncher:
                         "Check --triton-url, --triton-metrics-url and the model's name."
                     )
                 time.sleep(0.2)
+
+    def _guess_metrics(self, client: httpx.Client, handle: AttachedHandle) -> None:
+        """Add the usual metrics address, if none was given and metrics are there."""
+        address = port_above(self.endpoints.http, 2)
+        if self.endpoints.metrics is not None or address is None:
+            return
+        url = _metrics_url(address)
+        if _is_metrics_page(client, url):
+            handle.endpoints = replace(self.endpoints, metrics=url)
 
 
 @dataclass
@@ -129,27 +145,25 @@ class AttachedHandle(ServerHandle):
         """Nothing: it is not ours to stop."""
 
 
-def _url(text: str, option: str) -> str:
-    url = text if "://" in text else f"http://{text}"
-    if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", url):
-        raise UserError(f"{option} {text!r} is no address such as http://127.0.0.1:8000.")
-    return url.rstrip("/")
-
-
 def _metrics_url(text: str) -> str:
-    url = _url(text, "--triton-metrics-url")
-    has_path = url.partition("://")[2].partition("/")[2]
+    url = http_url(text)
+    has_path = url.removeprefix("http://").partition("/")[2]
     return url if has_path else f"{url}/metrics"
 
 
-def _host_and_port(text: str) -> str:
-    address = re.sub(r"^grpcs?://|^https?://", "", text).rstrip("/")
-    if not re.fullmatch(r"[^/\s]+:\d+", address):
-        raise UserError(f"--triton-grpc-url {text!r} is no address such as 127.0.0.1:8001.")
+def _default_grpc(http: str) -> str:
+    address = port_above(http, 1)
+    if address is None:
+        raise UserError(f"{http!r} has no port after it: name the server's --triton-grpc-url.")
     return address
 
 
-def _default_grpc(http: str) -> str:
-    authority = http.rpartition("://")[2].partition("/")[0]
-    host = re.sub(r":\d+$", "", authority)
-    return f"{host}:8001"
+def _is_metrics_page(client: httpx.Client, url: str) -> bool:
+    """Whether Triton's metrics are there, and not something else, or nothing."""
+    import httpx
+
+    try:
+        answer = client.get(url)
+    except httpx.HTTPError:
+        return False
+    return answer.status_code == 200 and "nv_" in answer.text

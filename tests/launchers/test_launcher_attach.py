@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -93,9 +97,10 @@ def test_somebody_listens_who_never_answers() -> None:
     ("http", "grpc", "metrics", "expected"),
     [
         ("h:8000", None, None, ("http://h:8000", "h:8001", None)),
-        ("https://h/", "h:443", None, ("https://h", "h:443", None)),
+        ("http://h:9100/", None, None, ("http://h:9100", "h:9101", None)),
+        ("h:8000/triton/", "h:443", None, ("http://h:8000/triton", "h:443", None)),
         ("h:1", "grpc://g:2", "m:3", ("http://h:1", "g:2", "http://m:3/metrics")),
-        ("[::1]:8000", None, "http://m/x", ("http://[::1]:8000", "[::1]:8001", "http://m/x")),
+        ("[::1]:8000", None, "http://m:1/x", ("http://[::1]:8000", "[::1]:8001", "http://m:1/x")),
     ],
 )
 def test_addresses(
@@ -106,9 +111,56 @@ def test_addresses(
 
 
 @pytest.mark.parametrize(
-    ("http", "grpc", "option"),
-    [("", None, "--triton-url"), ("ftp://h", None, "--triton-url"), ("h:1", "h", "-grpc-url")],
+    ("http", "grpc", "said"),
+    [
+        ("", None, "http://HOST:PORT"),
+        ("ftp://h:1", None, "http://HOST:PORT"),
+        ("h:0", None, "http://HOST:PORT"),
+        ("h:1", "h", "HOST:PORT"),
+        ("h:65535", None, "--triton-grpc-url"),
+    ],
 )
-def test_what_is_no_address_is_refused(http: str, grpc: str | None, option: str) -> None:
-    with pytest.raises(UserError, match=option):
+def test_what_is_no_address_is_refused(http: str, grpc: str | None, said: str) -> None:
+    with pytest.raises(UserError, match=said):
         AttachLauncher(http, grpc)
+
+
+class _Ready(BaseHTTPRequestHandler):
+    """A server on which everything is ready, and whose every page is this one."""
+
+    page = b""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.page)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@contextmanager
+def ready_server(port: int, page: str = "") -> Iterator[int]:
+    handler = type("Ready", (_Ready,), {"page": page.encode()})
+    with ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("page", "is_metrics"),
+    [("nv_inference_count 1", True), ("<h1>another service</h1>", False), (None, False)],
+)
+def test_usual_metrics_address_counts_if_metrics_are_there(
+    page: str | None, is_metrics: bool
+) -> None:
+    """A page that was only guessed and is not there is unknown, and no failure of the backend."""
+    with ready_server(0) as port:
+        beside = nullcontext() if page is None else ready_server(port + 2, page)
+        with beside:
+            server = AttachLauncher(f"127.0.0.1:{port}").launch(spec("echo"), timeout=60)
+    known = f"http://127.0.0.1:{port + 2}/metrics" if is_metrics else None
+    assert server.endpoints.metrics == known
+    assert server.endpoints.grpc == f"127.0.0.1:{port + 1}"
