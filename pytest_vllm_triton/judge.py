@@ -110,6 +110,7 @@ class Judge:
         if "results" in self.__dict__:
             output[_WORKER_OUTPUT] = {
                 "selected": {test: list(ids) for test, ids in self.results.selected.items()},
+                "known": {test: list(ids) for test, ids in self.results.known_checks.items()},
                 "facts": self._facts(),
                 "boots": [asdict(boot) for boot in self._boots()],
             }
@@ -123,6 +124,7 @@ class Judge:
         from pytest_vllm_triton.harness import Boot
 
         self.results.selected.update({test: tuple(ids) for test, ids in sent["selected"].items()})
+        self.results.known_checks.update({test: tuple(ids) for test, ids in sent["known"].items()})
         self._worker_boots += [Boot(**boot) for boot in sent["boots"]]
         self._worker_facts = {k: v for k, v in sent["facts"].items() if k != "boots"}
 
@@ -143,8 +145,13 @@ class Judge:
     def _gate(self) -> Gate:
         from pytest_vllm_triton.report.gate import Gate
 
-        required = self._config.stash[SETTINGS].required
-        return Gate(self.results, required, aborted=self._abort_status is not None)
+        settings = self._config.stash[SETTINGS]
+        return Gate(
+            self.results,
+            settings.required,
+            aborted=self._abort_status is not None,
+            asked=settings.asks_for,
+        )
 
     def _facts(self) -> dict[str, str]:
         facts = dict(self._worker_facts) if self.harness is None else self.harness.describe()

@@ -23,7 +23,7 @@ from pytest_vllm_triton.addresses import host_and_port, http_url
 from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.known_failures import KnownFailure, load_known_failures
 from pytest_vllm_triton.report.formats import check_suffix
-from pytest_vllm_triton.requirements import Level, load_catalogue
+from pytest_vllm_triton.requirements import Level, Requirement, load_catalogue
 from pytest_vllm_triton.suggest import did_you_mean, nearest_sibling
 
 KNOWN_ANSWER = "known-answer"
@@ -434,6 +434,12 @@ class Settings:
     known_failures: Mapping[str, KnownFailure]
     selects_suite: bool
     is_default: bool
+
+    def asks_for(self, requirement: Requirement) -> bool:
+        """Whether level and selection leave the requirement in."""
+        names = (requirement.id, requirement.group)
+        selected = not self.select or any(name in self.select for name in names)
+        return selected and self.level.includes(requirement.level)
 
 
 def add_options(parser: pytest.Parser) -> None:

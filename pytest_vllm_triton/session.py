@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pytest_vllm_triton.census import requirement_ids
 from pytest_vllm_triton.errors import ServerFailed, UserError
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.report.checks import (
@@ -20,7 +21,7 @@ from pytest_vllm_triton.report.checks import (
 )
 from pytest_vllm_triton.report.results import CheckResult
 from pytest_vllm_triton.requirements import load_catalogue
-from pytest_vllm_triton.state import HARNESS, JUDGE, SETTINGS, TRANSCRIPT
+from pytest_vllm_triton.state import CENSUS, HARNESS, JUDGE, SETTINGS, TRANSCRIPT
 from pytest_vllm_triton.suggest import did_you_mean
 from pytest_vllm_triton.transcript import Transcript
 from pytest_vllm_triton.verdicts import Verdict, combine
@@ -66,7 +67,8 @@ class ServerSession:
                         f"{did_you_mean(key, self._catalogue)}"
                     )
             levels = [self._catalogue[key].level for key in ids]
-            if ids and not any(map(self._is_asked, ids)):
+            asked = (self._settings.asks_for(self._catalogue[key]) for key in ids)
+            if ids and not any(asked):
                 deselected.append(item)
                 continue
             kept.append(item)
@@ -79,12 +81,13 @@ class ServerSession:
             self._config.hook.pytest_deselected(items=deselected)
             items[:] = kept
 
-    def _is_asked(self, key: str) -> bool:
-        requirement, settings = self._catalogue[key], self._settings
-        selected = (
-            not settings.select or key in settings.select or requirement.group in settings.select
-        )
-        return selected and settings.level.includes(requirement.level)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Expect no result of a check that other plugins, such as --lf, left out after `select`."""
+        results = self._judge.results
+        kept = {item.nodeid for item in session.items}
+        for test in results.selected.keys() - kept:
+            del results.selected[test]
+        results.known_checks = self._config.stash[CENSUS].checks()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
@@ -187,10 +190,3 @@ class ServerSession:
             with self._visible():
                 terminal.ensure_newline()
                 terminal.write_line(line)
-
-
-def requirement_ids(item: pytest.Item) -> tuple[str, ...]:
-    """The requirements that a test decides, closest marker first, each once."""
-    return tuple(
-        dict.fromkeys(key for marker in item.iter_markers("requirement") for key in marker.args)
-    )

@@ -109,6 +109,7 @@ def _requirement(result: RequirementResult) -> dict[str, Any]:
         "verdict": result.verdict.value,
         "reason": result.reason,
         "seconds": round(result.seconds, 3),
+        "not_selected": result.not_selected,
         "known_failure": asdict(result.known) if result.known else None,
         "checks": [
             {k: v for k, v in check.to_dict().items() if k != "requirements"}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pytest_vllm_triton.report.results import RequirementResult, Results, count
-from pytest_vllm_triton.requirements import Level
+from pytest_vllm_triton.requirements import Level, Requirement
 from pytest_vllm_triton.verdicts import Verdict
 
 
@@ -30,11 +30,13 @@ class Gate:
     Attributes:
         required: groups and ids that the run has to decide.
         aborted: whether the session ended before its checks ran.
+        asked: whether the run was to check a requirement; of a group, only those count.
     """
 
     results: Results
     required: Sequence[str] = ()
     aborted: bool = False
+    asked: Callable[[Requirement], bool] = lambda requirement: True
 
     @property
     def conformant(self) -> bool:
@@ -63,7 +65,21 @@ class Gate:
             return f"UNTESTED: {ids}: {first}" if is_group else f"UNTESTED: {first}"
         if all(r.verdict is Verdict.NOT_APPLICABLE for r in members):
             return f"N/A: {members[0].reason}"
-        return ""
+        return self._checked_in_part(name)
+
+    def _checked_in_part(self, name: str) -> str:
+        """How many checks of the group or requirement were left out; "" if none was.
+
+        PASS then says less than it seems to. What --conformance-level and --conformance-select
+        leave out of a group is not asked for, and so not missed.
+        """
+        results = self.results
+        keys = {r.id for r in results.catalogue.by_group.get(name, ()) if self.asked(r)} or {name}
+        known = {test for test, ids in results.known_checks.items() if keys.intersection(ids)}
+        left_out = known & results.not_selected()
+        if not left_out:
+            return ""
+        return f"only {len(known) - len(left_out)} of {len(known)} checks of it were selected"
 
     def sentence(self) -> str:
         """The sentence that closes the run."""
@@ -79,6 +95,8 @@ class Gate:
             for verdict in Verdict
             if totals[verdict] and verdict is not Verdict.PASS
         ]
+        if in_part := sum(1 for row in rows if row.not_selected):
+            parts.append(f"{in_part} checked in part")
         if unmet := self.unmet:
             parts.append(f"required but not decided: {' '.join(u.required for u in unmet)}")
         word = "CONFORMANT" if self.conformant else "NOT CONFORMANT"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pytest_vllm_triton.known_failures import KnownFailure
@@ -57,6 +57,7 @@ class RequirementResult:
     Attributes:
         reason: of the check that decided the verdict.
         known: its entry in the list of known failures, None if it has none.
+        not_selected: how many more checks of it there are, which this run was to leave out.
     """
 
     requirement: Requirement
@@ -64,6 +65,7 @@ class RequirementResult:
     checks: tuple[CheckResult, ...]
     reason: str = ""
     known: KnownFailure | None = None
+    not_selected: int = 0
 
     @property
     def seconds(self) -> float:
@@ -77,12 +79,14 @@ class Results:
     Attributes:
         known: the list of known failures, by requirement.
         selected: the requirements of every selected check, by the check's name.
+        known_checks: those of every check that there is, selected or not.
         aborted: why the session ended before its checks ran, "" if it did not.
     """
 
     catalogue: Catalogue
     known: Mapping[str, KnownFailure] = field(default_factory=dict)
     selected: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    known_checks: dict[str, tuple[str, ...]] = field(default_factory=dict)
     checks: list[CheckResult] = field(default_factory=list)
     aborted: str = ""
 
@@ -95,11 +99,16 @@ class Results:
         for check in [*self.checks, *self._not_run()]:
             for key in check.requirements:
                 by_id.setdefault(key, []).append(check)
+        left_out = Counter(key for test in self.not_selected() for key in self.known_checks[test])
         return [
-            self._decide(requirement, by_id[key])
+            replace(self._decide(requirement, by_id[key]), not_selected=left_out[key])
             for key, requirement in self.catalogue.items()
             if key in by_id
         ]
+
+    def not_selected(self) -> set[str]:
+        """Names of the checks that this run was to leave out."""
+        return self.known_checks.keys() - self.selected.keys() - {c.test for c in self.checks}
 
     def _not_run(self) -> list[CheckResult]:
         """Selected checks without a result: one that ran must not speak for one that did not."""

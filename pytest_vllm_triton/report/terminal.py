@@ -43,6 +43,7 @@ def write_summary(out: Writer, gate: Gate, facts: Sequence[tuple[str, str]]) -> 
     if requirements:
         _write_matrix(out, gate.results, requirements)
         _write_notable(out, requirements)
+        _write_in_part(out, requirements)
         out.write_line("")
     if unmet := gate.unmet:
         for entry in unmet:
@@ -94,6 +95,23 @@ def _write_notable(out: Writer, requirements: list[RequirementResult]) -> None:
             else:
                 for row in rows:
                     _write_requirement(out, row)
+
+
+def _write_in_part(out: Writer, requirements: list[RequirementResult]) -> None:
+    """What the matrix counts though not all checks of it were selected."""
+    parts = []
+    for row in requirements:
+        if row.not_selected:
+            selected = len({check.test for check in row.checks})
+            key = row.requirement.id
+            parts.append(f"{key} {selected} of {selected + row.not_selected}")
+    if parts:
+        out.write_line("")
+        text = f"checks that were selected: {', '.join(parts)}"
+        for line in textwrap.wrap(
+            f"{'IN PART':<9}{text}", _WIDTH, subsequent_indent=_INDENT, break_on_hyphens=False
+        ):
+            out.write_line(line, yellow=True)
 
 
 def _write_group(out: Writer, verdict: Verdict, reason: str, rows: list[RequirementResult]) -> None:

@@ -11,7 +11,8 @@ import hypothesis.internal.observability  # noqa: F401  (its pytest plugin impor
 import pytest
 from plugin_helpers import CACHES, PREAMBLE, Report
 
-import pytest_vllm_triton.known_answer  # noqa: F401
+import pytest_vllm_triton.known_answer
+import pytest_vllm_triton.runtime.choice  # noqa: F401  (its accelerators are compared by identity)
 from pytest_vllm_triton.paths import HOME_VARIABLE
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from plugin_helpers import Report, verdicts
+from plugin_helpers import PREAMBLE, Report, verdicts
+
+from pytest_vllm_triton import assets, catalogue_command
 
 Judged = Callable[..., tuple[pytest.RunResult, Report]]
 
@@ -133,3 +137,101 @@ def test_crash_of_a_worker_is_an_error(judged: Judged) -> None:
     assert verdicts(report) == {"GEN-001": "ERROR", "GEN-002": "PASS"}
     assert report["conformant"] is False
     assert result.ret != 0
+
+
+# -- checks that pytest was told to leave out ------------------------------------------------------
+
+PARTLY = """
+@requirement('GEN-001')
+@pytest.mark.parametrize('n', [1, 2])
+def test_one(n): pass
+@requirement('GEN-001', 'GEN-014')
+def test_two(): pass
+@requirement('STR-001')
+def test_three(): pass
+"""
+
+
+def test_what_other_plugins_deselect_is_no_error(judged: Judged, pytester: pytest.Pytester) -> None:
+    """What --lf leaves out was never to run; it is told as not selected."""
+    source = PARTLY + "@requirement('STR-001')\ndef test_bad(): expect.equal('a', 1, 2)\n"
+    judged(source, "-p", "cacheprovider")
+    result, report = judged(source, "--lf")
+    assert verdicts(report) == {"STR-001": "FAIL"}
+    assert report["requirements"][0]["not_selected"] == 1
+    result.assert_outcomes(failed=1)
+
+
+def test_what_a_plugin_takes_away_in_silence_is_no_error(
+    judged: Judged, pytester: pytest.Pytester
+) -> None:
+    pytester.makeconftest(
+        "import pytest\n@pytest.hookimpl(wrapper=True, tryfirst=True)\n"
+        "def pytest_collection_modifyitems(items):\n    yield\n    del items[1:]\n"
+    )
+    _, report = judged(PARTLY)
+    assert verdicts(report) == {"GEN-001": "PASS"}
+
+
+@pytest.mark.parametrize(
+    ("args", "required", "reason"),
+    [
+        (["-ktest_one"], "GEN-001", "only 2 of 3 checks of it were selected"),
+        (["-ktest_one or test_three"], "STR-001", ""),
+        (["-mnot parametrize"], "GEN-001", "only 1 of 3 checks of it were selected"),
+        (["--deselect=PATH::test_one[1]"], "gen", "only 2 of 3 checks of it were selected"),
+        (["PATH::test_one[2]"], "GEN-001", "only 1 of 3 checks of it were selected"),
+        (["-ktest_one", "-n1"], "GEN-001", "only 2 of 3 checks of it were selected"),
+        (["--conformance-select=GEN-014"], "GEN-014", ""),
+        (["--conformance-select=GEN-014"], "GEN-001", "only 1 of 3 checks of it were selected"),
+        # Level and selection say which requirements of a group are asked for.
+        (["--conformance-level=must", "-ktest_one or test_two"], "GEN", ""),
+        (["--conformance-select=GEN-014"], "GEN", ""),
+        (["-ktest_one"], "GEN", "only 2 of 3 checks of it were selected"),
+    ],
+)
+def test_required_and_checked_in_part_is_red(
+    pytester: pytest.Pytester, args: list[str], required: str, reason: str
+) -> None:
+    path = pytester.makepyfile(PREAMBLE + PARTLY)
+    args = [arg.replace("PATH", path.name) for arg in args]
+    given = [] if any(arg.startswith(path.name) for arg in args) else [str(path)]
+    result = pytester.runpytest(
+        *args, *given, f"--conformance-require={required}", "--conformance-report=r.json"
+    )
+    report = json.loads(Path("r.json").read_text(encoding="utf-8"))
+    unmet = [{"required": required.upper(), "reason": reason}] if reason else []
+    assert report["unmet"] == unmet
+    assert result.ret == (pytest.ExitCode.TESTS_FAILED if reason else pytest.ExitCode.OK)
+
+
+def test_checked_in_part_is_visible(judged: Judged) -> None:
+    result, report = judged(PARTLY, "-ktest_two or test_three")
+    assert {r["id"]: r["not_selected"] for r in report["requirements"]} == {
+        "GEN-001": 2,
+        "GEN-014": 0,
+        "STR-001": 0,
+    }
+    result.stdout.fnmatch_lines(
+        ["IN PART  checks that were selected: GEN-001 1 of 3", "", "CONFORMANT: *1 checked in part"]
+    )
+
+
+READ_ONE = """
+from pytest_vllm_triton.state import CENSUS
+
+def pytest_collection_finish(session):
+    tests = [t for t, ids in session.config.stash[CENSUS].checks().items() if "ERR-015" in ids]
+    print("KNOWN", *sorted({test.partition("[")[0].rpartition("/")[2] for test in tests}))
+"""
+
+
+def test_checks_of_files_that_were_not_read(pytester: pytest.Pytester) -> None:
+    """pytest reads only the files that it is given: the suite's others are known by their text."""
+    pytester.makeconftest(READ_ONE)
+    path = assets.suite_dir() / "test_errors.py"
+    options = ("-p", "conftest", "--collect-only", "-q", "-s")
+    result = pytester.runpytest_subprocess(*options, f"{path}::test_too_long_prompt")
+    expected = sorted(catalogue_command.tests_by_requirement()["ERR-015"])
+    assert {name.partition("::")[0] for name in expected} > {"test_errors.py"}
+    result.stdout.fnmatch_lines([f"KNOWN {' '.join(expected)}"])
