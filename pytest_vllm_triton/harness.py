@@ -170,6 +170,8 @@ class Harness:
         """
         if self.workers < 2 or self.settings.xdist_gpus == "share" or self.settings.gpus == "none":
             return None
+        if self._uses_embedded_runtime and not self.accelerator.needs_gpu:
+            return None
         from pytest_vllm_triton.gpus import VISIBLE_DEVICES, list_gpus, visible_gpus
         from pytest_vllm_triton.leases import GpuLeases
         from pytest_vllm_triton.paths import cache_home

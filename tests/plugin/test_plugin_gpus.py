@@ -13,7 +13,9 @@ import pytest
 from pytest_vllm_triton import gpus
 from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.gpus import Gpu, MemoryUnknown, memory_of, visible_gpus
+from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.leases import GpuLeases
+from pytest_vllm_triton.state import SETTINGS
 
 FOUR = tuple(Gpu(i, f"GPU-{i}{i}{i}{i}", "H200", 1 << 37) for i in range(4))
 
@@ -160,3 +162,26 @@ def test_workers_of_xdist(
     result = pytester.runpytest(*args, f"--triton-server-bin={server}", "-p", "no:cacheprovider")
     result.assert_outcomes(passed=2)
     assert {path.read_text() for path in (tmp_path / "notes").iterdir()} == seen
+
+
+@pytest.mark.parametrize(("accelerator", "leases"), [("cpu", False), ("cuda", True)])
+def test_a_runtime_for_the_cpu_leases_no_gpu(
+    pytester: pytest.Pytester,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    accelerator: str,
+    leases: bool,
+) -> None:
+    monkeypatch.setenv("PYTEST_VLLM_TRITON_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PATH", str(tmp_path))  # no tritonserver on it
+    monkeypatch.setattr(gpus, "list_gpus", lambda: FOUR)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    config = pytester.parseconfigure(
+        "--triton-launcher=process", f"--triton-accelerator={accelerator}"
+    )
+    harness = Harness(config.stash[SETTINGS], lambda: tmp_path, workers=4)
+    try:
+        assert harness.leased_gpus == ("0" if leases else None)
+    finally:
+        harness.close()
+        config._ensure_unconfigure()
