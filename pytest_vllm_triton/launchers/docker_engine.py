@@ -69,6 +69,7 @@ def ensure_image(client: Any, name: str, tell: Progress) -> None:
     """Pull the image if it is not here; raises UserError where it cannot be had."""
     from docker.errors import APIError
     from docker.utils import parse_repository_tag
+    from requests.exceptions import RequestException
 
     try:
         if has_image(client, name):
@@ -82,6 +83,8 @@ def ensure_image(client: Any, name: str, tell: Progress) -> None:
             progress.note(event)
     except APIError as error:
         raise UserError(no_image(name, str(error.explanation or error))) from None
+    except RequestException as error:  # the SDK passes on what its HTTP library raises
+        raise UserError(no_image(name, str(error))) from None
 
 
 def no_image(name: str, error: str) -> str:
@@ -118,8 +121,13 @@ class PullProgress:
             self.layers[layer] = (total, total)
         if time.monotonic() - self.told_at >= TELL_SECONDS:
             self.told_at = time.monotonic()
-            done, total = (sum(sizes) for sizes in zip(*self.layers.values(), strict=True))
-            self.tell(f"pulling {self.name}: {done / 1e9:.1f} of {total / 1e9:.1f} GB so far")
+            self.tell(self._so_far())
+
+    def _so_far(self) -> str:
+        if not self.layers:  # the registry takes its time to tell what there is
+            return f"pulling {self.name}"
+        done, total = (sum(sizes) for sizes in zip(*self.layers.values(), strict=True))
+        return f"pulling {self.name}: {done / 1e9:.1f} of {total / 1e9:.1f} GB so far"
 
 
 # --- GPUs ------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from pytest_vllm_triton.errors import ServerFailed, UserError
 from pytest_vllm_triton.launchers import docker_engine, leftovers
@@ -258,6 +259,27 @@ def test_pull_progress(monkeypatch: pytest.MonkeyPatch) -> None:
         "pulling x:1: 1.5 of 2.0 GB so far",
     ]
     assert told[3] == told[2]
+
+
+def test_pull_of_which_no_layer_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(docker_engine, "TELL_SECONDS", 0.0)
+    progress = docker_engine.PullProgress("x:1", told.append)
+    progress.note({"status": "Pulling from x", "id": "1"})
+    assert told == ["pulling x:1"]
+
+
+def test_daemon_that_goes_away_during_a_pull() -> None:
+    """The Docker SDK lets the errors of its HTTP library through."""
+
+    class Gone:
+        def get(self, name: str) -> None:
+            raise requests.exceptions.ReadTimeout("read timed out")
+
+        images = property(lambda self: self)
+
+    with pytest.raises(UserError, match=r"image x:1 .* cannot be pulled \(read timed out\)"):
+        docker_engine.ensure_image(Gone(), "x:1", print)
 
 
 def test_a_failure_shows_how_to_try_by_hand() -> None:
