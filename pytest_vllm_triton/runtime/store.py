@@ -124,12 +124,9 @@ class Runtime:
         for path in (self.python, self.tritonserver, self.backends / "python"):
             if not path.exists():
                 return f"{path} is missing"
-        libraries = list((self.root / "libpython").iterdir())
-        if not libraries or not all(library.exists() for library in libraries):
+        if not _links_hold(self.root / "libpython"):
             return f"the Python {self.python_version} that it was made from is gone"
-        if self.host_torch and not all(
-            link.exists() for link in (self.root / HOST_LINKS).iterdir()
-        ):
+        if self.host_torch and not _links_hold(self.root / HOST_LINKS):
             version, folder = self.host_torch
             return f"the PyTorch {version} that it uses is gone from {folder}"
         return ""
@@ -137,6 +134,12 @@ class Runtime:
     def size(self) -> int:
         """Bytes on disk."""
         return folder_size(self.root)
+
+
+def _links_hold(folder: Path) -> bool:
+    """Whether the folder has links, all of which lead somewhere."""
+    links = list(folder.iterdir()) if folder.is_dir() else []
+    return bool(links) and all(link.exists() for link in links)
 
 
 def home() -> Path:
