@@ -19,7 +19,6 @@ from pytest_vllm_triton.report.checks import (
     describe_failure,
     expect_known_failure,
 )
-from pytest_vllm_triton.report.results import CheckResult
 from pytest_vllm_triton.requirements import load_catalogue
 from pytest_vllm_triton.state import CENSUS, HARNESS, JUDGE, SETTINGS, TRANSCRIPT
 from pytest_vllm_triton.suggest import did_you_mean
@@ -135,8 +134,10 @@ class ServerSession:
             result = check_result(item, call, report, ids, transcript, self._log_since(item))
             if result is not None:
                 if report.failed:
-                    result = self._with_death(item, result)
-                    describe_failure(item, call, report, result, self._catalogue)
+                    death = self._new_death(item)
+                    describe_failure(item, call, report, result, self._catalogue, death)
+                    if death:  # first: of a reason, tables and summaries show the first line
+                        result = replace(result, reason=f"{death}\n{result.reason}")
                 result = expect_known_failure(report, result, self._settings.known_failures)
                 setattr(report, RESULT_ATTRIBUTE, result.to_dict())
                 item.stash.setdefault(_VERDICTS, []).append(result.verdict)
@@ -146,14 +147,12 @@ class ServerSession:
                 report.user_properties.append(("verdict", combine(verdicts).value))
         return report
 
-    def _with_death(self, item: pytest.Item, result: CheckResult) -> CheckResult:
-        """The result; if the shared server ended meanwhile, it and all that follow say so."""
-        if self._death is None:
-            self._death = self.harness.shared_death(f"during {item.name}")
-            if self._death is not None:
-                reason = f"{result.reason}\n{self._death.reason}"
-                return replace(result, reason=reason)
-        return result
+    def _new_death(self, item: pytest.Item) -> str:
+        """That the shared server ended during this test, "" if not; later tests say it as well."""
+        if self._death is not None:
+            return ""
+        self._death = self.harness.shared_death(f"during {item.name}")
+        return "" if self._death is None else self._death.reason
 
     def pytest_unconfigure(self) -> None:
         # The fixture's finalizer has done it, unless pytest was interrupted before any fixture.

@@ -115,10 +115,14 @@ def describe_failure(
     report: pytest.TestReport,
     result: CheckResult,
     catalogue: Catalogue,
+    death: str = "",
 ) -> None:
     """Replace pytest's traceback by what the requirement says and what came instead.
 
     A traceback is kept where the suite itself broke, or where the user asks for it (``--tb=long``).
+
+    Args:
+        death: that the server ended meanwhile, which explains all the rest; "" if it did not.
     """
     error = call.excinfo.value if call.excinfo is not None else None
     keep_traceback = item.config.getoption("tbstyle") == "long"
@@ -127,11 +131,13 @@ def describe_failure(
         for key in result.requirements
     ]
     if isinstance(error, (Violation, ServerFailed, UserError)) and not keep_traceback:
-        text = "\n".join([*heading, "", *_lines(error), "", _location(item, call)])
+        cause = [death, ""] if death else []
+        text = "\n".join([*cause, *heading, "", *_lines(error), "", _location(item, call)])
         report.longrepr = encodable(text)
     else:
-        if (text := str(report.longrepr)) != encodable(text):
-            report.longrepr = encodable(text)
+        text = str(report.longrepr)
+        if death or text != encodable(text):
+            report.longrepr = encodable(f"{death}\n\n{text}" if death else text)
         report.sections.insert(0, ("requirement", "\n".join(heading)))
     if result.exchanges:
         report.sections.append(

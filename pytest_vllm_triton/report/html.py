@@ -29,7 +29,6 @@ def to_html(document: Mapping[str, Any]) -> str:
     environment.filters["marked"] = marked
     environment.filters["printable"] = view.printable
     environment.filters["seconds"] = view.seconds
-    environment.filters["first_line"] = view.first_line
     environment.filters["slug"] = slug
     rows = document["requirements"]
     return environment.get_template("report.html.jinja").render(

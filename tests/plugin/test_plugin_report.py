@@ -293,3 +293,38 @@ def test_where_nothing_can_be_written(judged: Judged, pytester: pytest.Pytester)
     assert result.ret not in (0, pytest.ExitCode.INTERNAL_ERROR)
     result.stdout.fnmatch_lines(["The report was not written: *'*/file'"])
     result.stdout.no_fnmatch_line("*Traceback*")
+
+
+DEATH = """
+class Died:
+    log = None
+    def exit_code(self): return 7
+    def stop(self): pass
+
+@requirement('GEN-001')
+def test_it(vllm_harness):
+    vllm_harness._shared = Died()
+    BODY
+"""
+
+
+@pytest.mark.parametrize(
+    "body", ["expect.equal('text_output', 'cat', 'dog')", "assert False, 'plain'", "1 / 0"]
+)
+def test_death_of_the_server_is_told_first(
+    judged: Judged, model: str, lying_server: Path, body: str
+) -> None:
+    options = (f"--vllm-model={model}", f"--triton-server-bin={lying_server}")
+    result, report = judged(DEATH.replace("BODY", body), "--conformance-report=report.md", *options)
+    said = "The server ended with exit code 7 during test_it."
+    reason = row(report, "GEN-001")["reason"]
+    assert reason.startswith(f"{said}\n")
+    shown = result.stdout.str()
+    failure, _, matrix = shown.partition("= vLLM backend conformance")
+    failure = failure.partition("FAILURES")[2]
+    assert 0 < failure.index(said) < failure.index("GEN-001 MUST")
+    assert said in matrix
+    markdown = Path("report.md").read_text(encoding="utf-8").partition("<details>")[0]
+    assert "The server ended with exit code 7" in markdown
+    if "expect" in body:
+        assert r"text\_output" in markdown.partition("The server ended")[2].partition("expected")[0]
