@@ -249,19 +249,29 @@ def test_token_limits_are_exact(
     expect.equal("num_output_tokens", generate(request).last("num_output_tokens"), count)
 
 
+# More than 1024 tokens and 4096 characters, limits that servers like to have.
+LONG = ONE.but(
+    sampling={"temperature": 0, "max_tokens": 1100, "ignore_eos": True},
+    returns=("num_output_tokens",),
+)
+
+
 @pytest.mark.requirement("GEN-007")
-@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
-def test_long_answers_are_not_cut(
-    triton_grpc: GrpcClient, vllm_model: ModelUnderTest, stream: bool
-) -> None:
-    """More than 1024 tokens and 4096 characters, limits that servers like to have."""
-    sampling = {"temperature": 0, "max_tokens": 1100, "ignore_eos": True}
-    request = ONE.but(stream=stream, sampling=sampling, returns=("num_output_tokens",))
-    answer = triton_grpc.generate(request).ok()
-    tokens = sum(response.value("num_output_tokens") for response in answer.data)
+def test_long_answers_are_not_cut(triton_grpc: GrpcClient, vllm_model: ModelUnderTest) -> None:
+    is_whole(triton_grpc.generate(LONG), vllm_model)
+
+
+@pytest.mark.requirement("STR-002")
+def test_long_streams_are_not_cut(triton_grpc: GrpcClient, vllm_model: ModelUnderTest) -> None:
+    is_whole(triton_grpc.generate(LONG.but(stream=True)), vllm_model)
+
+
+def is_whole(answer: Generation, model: ModelUnderTest) -> None:
+    """It is all that the long request asked for."""
+    tokens = sum(response.value("num_output_tokens") for response in answer.ok().data)
     expect.equal("num_output_tokens", tokens, 1100)
-    if vllm_model.known_answer is not None:
-        told = vllm_model.known_answer.answer(PROMPT, max_tokens=1100, ignore_eos=True).text
+    if model.known_answer is not None:
+        told = model.known_answer.answer(PROMPT, max_tokens=1100, ignore_eos=True).text
         expect.equal("text_output", answer.text, told)
 
 
