@@ -192,11 +192,8 @@ def test_text_that_ends_inside_a_character(generate: Generate, known_answer: Kno
         STREAM.but(text_input="Say alpha", sampling={"temperature": 0, "max_tokens": 64}),
         STREAM.but(text_input="Say zulu", sampling={"temperature": 0, "max_tokens": 64}),
         STREAM.but(sampling={"temperature": 0, "max_tokens": 1}),
-        # Without sampling_parameters the request parameters are read, and the option is one.
-        STREAM.but(sampling=None),
-        UNARY.but(sampling=None, parameters={"max_tokens": 4}),
     ],
-    ids=["length", "unary", "to the end", "empty", "one token", "no sampling", "parameters"],
+    ids=["length", "unary", "to the end", "empty", "one token"],
 )
 def test_final_flag_is_on_the_last_data(
     triton_grpc: GrpcClient, request_: GenerateRequest, empty_final: bool
