@@ -22,6 +22,7 @@ import pytest
 from pytest_vllm_triton.addresses import host_and_port, http_url
 from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.known_failures import KnownFailure, load_known_failures
+from pytest_vllm_triton.launcher_options import Origin, select_launcher
 from pytest_vllm_triton.report.formats import check_suffix
 from pytest_vllm_triton.requirements import Level, Requirement, load_catalogue
 from pytest_vllm_triton.suggest import did_you_mean, nearest_sibling
@@ -68,6 +69,9 @@ class Option:
             return self.parse(text)
         parts = [part.strip() for part in re.split("[,\n]", text)]
         return tuple(dict.fromkeys(self.parse(part) for part in parts if part))
+
+    def values_or_none(self, text: str | None) -> Any:
+        return None if text is None else self.values(text)
 
     @property
     def ini(self) -> str:
@@ -466,32 +470,23 @@ def load_settings(config: pytest.Config) -> Settings:
     """
     _check_environment_names()
     values: dict[str, Any] = {}
-    given: set[str] = set()
+    given: dict[str, Origin] = {}
     selects_suite = False
     for option in OPTIONS:
         text, origin = _raw(config, option)
-        if origin:
-            given.add(option.ini)
-            selects_suite |= option.selects_suite and origin == option.flag
+        if origin is not None:
+            given[option.ini] = origin
+            selects_suite |= option.selects_suite and origin.distance == 0
         try:
-            values[option.ini] = None if text is None else option.values(text)
+            values[option.ini] = option.values_or_none(text)
         except UserError as error:
-            raise pytest.UsageError(f"{origin or option.flag}: {error}") from None
+            raise pytest.UsageError(f"{origin.name if origin else option.flag}: {error}") from None
+    launcher = _settle_launcher(values, given)
     if values["vllm_version"]:
         _check_accelerator(values["triton_accelerator"], values["vllm_version"])
-    launcher = LauncherKind(values["triton_launcher"])
-    if values["triton_url"] and launcher is LauncherKind.AUTO:
-        launcher = LauncherKind.ATTACH
     if launcher is LauncherKind.ATTACH and not values["triton_url"]:
         raise pytest.UsageError(
             "--triton-launcher attach needs --triton-url, e.g. http://localhost:8000"
-        )
-    if values["triton_image"] and launcher is LauncherKind.AUTO:
-        launcher = LauncherKind.CONTAINER
-    if launcher is LauncherKind.CONTAINER and values["triton_server_bin"]:
-        raise pytest.UsageError(
-            "--triton-server-bin is a program of this host, for --triton-launcher process; a "
-            "container runs the tritonserver of its image"
         )
     backend_of_image = "triton_backend_dir" in given and values["triton_backend_dir"] is None
     if backend_of_image and launcher is not LauncherKind.CONTAINER:
@@ -530,6 +525,21 @@ def load_settings(config: pytest.Config) -> Settings:
     )
 
 
+def _settle_launcher(values: dict[str, Any], given: Mapping[str, Origin]) -> LauncherKind:
+    """The launcher that is asked for; what is given and does not apply to it gets its default."""
+    defaults = {option.ini: option.values_or_none(option.default) for option in OPTIONS}
+    # What equals the default asks for nothing. The image's backend is refused where there is none.
+    telling = {k: v for k, v in given.items() if values[k] != defaults[k]}
+    try:
+        selection = select_launcher(telling, values["triton_launcher"])
+    except UserError as error:
+        raise pytest.UsageError(str(error)) from None
+    values.update({name: defaults[name] for name in selection.ignored})
+    # A tritonserver is no launcher: the header says that it is why there is a process.
+    by_server = selection.by == "triton_server_bin"
+    return LauncherKind.AUTO if by_server else LauncherKind(selection.launcher)
+
+
 def _check_accelerator(accelerator: str, vllm_version: str) -> None:
     from pytest_vllm_triton.runtime.choice import choose_accelerator
 
@@ -539,19 +549,19 @@ def _check_accelerator(accelerator: str, vllm_version: str) -> None:
         raise pytest.UsageError(f"--vllm-version: {error}") from None
 
 
-def _raw(config: pytest.Config, option: Option) -> tuple[str | None, str]:
-    """The option's text and where it came from ("" for the default)."""
+def _raw(config: pytest.Config, option: Option) -> tuple[str | None, Origin | None]:
+    """The option's text and where it came from (None for the default)."""
     from_command_line = config.getoption(option.ini)
     if from_command_line is not None:
         texts = from_command_line if option.several else [from_command_line]
-        return ",".join(str(text) for text in texts), option.flag
+        return ",".join(str(text) for text in texts), Origin(option.flag, 0)
     # An empty variable counts as unset: that is what a CI system passes for an empty input.
     if from_environment := os.environ.get(option.env):
-        return from_environment, option.env
+        return from_environment, Origin(option.env, 1)
     from_ini = config.getini(option.ini)
     if from_ini:
-        return str(from_ini), f"ini option {option.ini}"
-    return option.default, ""
+        return str(from_ini), Origin(f"ini option {option.ini}", 2)
+    return option.default, None
 
 
 def _check_environment_names() -> None:

@@ -482,7 +482,7 @@ def settings(pytester: pytest.Pytester) -> Callable[..., Settings]:
         (["--triton-shm-size=1T"], "is not a size"),
         (["--triton-shm-size=0"], "is not a size"),
         (["--triton-shm-size=much"], "is not a size"),
-        (["--triton-image=x", f"--triton-server-bin={sys.executable}"], "program of this host"),
+        (["--triton-image=x", f"--triton-server-bin={sys.executable}"], "is for launcher process"),
         (["--triton-backend-dir=image"], "needs an image: --triton-image"),
         (["--triton-backend-dir=image", "--triton-launcher=process"], "needs an image"),
     ],

@@ -270,8 +270,93 @@ def test_json_from_a_file(pytester: pytest.Pytester) -> None:
 
 def test_url_selects_attach(pytester: pytest.Pytester) -> None:
     assert settings_of(pytester, "--triton-url=h:1").launcher is LauncherKind.ATTACH
-    explicit = settings_of(pytester, "--triton-url=h:1", "--triton-launcher=process")
-    assert explicit.launcher is LauncherKind.PROCESS
+
+
+# -- options that exclude each other ---------------------------------------------------------------
+
+URL, IMAGE, PROCESS = "--triton-url=h:1", "--triton-image=x", "--triton-launcher=process"
+BIN = "--triton-server-bin=one/bin"
+
+
+@pytest.mark.parametrize(
+    ("args", "refused", "decisive"),
+    [
+        ([URL, IMAGE], "--triton-image", "--triton-url"),
+        ([URL, "--triton-backend-dir=one"], "--triton-backend-dir", "--triton-url"),
+        ([URL, "--vllm-version=0.27.1"], "--vllm-version", "--triton-url"),
+        ([URL, BIN], "--triton-server-bin", "--triton-url"),
+        ([URL, PROCESS], "--triton-url", "--triton-launcher"),
+        ([IMAGE, PROCESS], "--triton-image", "--triton-launcher"),
+        ([IMAGE, "--triton-launcher=attach", URL], "--triton-image", "--triton-launcher"),
+        ([IMAGE, "--vllm-version=0.27.1"], "--vllm-version", "--triton-image"),
+        ([IMAGE, "--triton-accelerator=cpu"], "--triton-accelerator", "--triton-image"),
+        ([IMAGE, "--triton-metrics-url=h:3"], "--triton-metrics-url", "--triton-image"),
+        ([PROCESS, "--triton-gpus=0"], "--triton-gpus", "--triton-launcher"),
+        ([PROCESS, "--triton-shm-size=2G"], "--triton-shm-size", "--triton-launcher"),
+        ([BIN, "--vllm-version=0.27.1"], "--vllm-version", "--triton-server-bin"),
+        ([BIN, "--triton-accelerator=cpu"], "--triton-accelerator", "--triton-server-bin"),
+        ([BIN, "--triton-ipc=host"], "--triton-ipc", "--triton-server-bin"),
+    ],
+)
+def test_contradictory_options(
+    pytester: pytest.Pytester, args: list[str], refused: str, decisive: str
+) -> None:
+    message = refusal(pytester, *args)
+    assert message.startswith(f"{refused} ")
+    assert f" {decisive} " in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [URL, "--triton-ipc=private", "--triton-accelerator=auto"],  # the defaults say nothing
+        [PROCESS, BIN, "--triton-backend-dir=one", "--triton-xdist-gpus=share"],
+        [IMAGE, "--triton-gpus=0", "--triton-backend-dir=one"],
+        ["--triton-gpus=0"],  # which launcher it is, is not known yet
+    ],
+)
+def test_options_that_agree(pytester: pytest.Pytester, args: list[str]) -> None:
+    settings_of(pytester, *args)
+
+
+@pytest.mark.parametrize(
+    ("ini", "args", "launcher"),
+    [
+        ("triton_image = x\ntriton_ipc = host", [PROCESS], LauncherKind.PROCESS),
+        ("triton_image = x", [URL], LauncherKind.ATTACH),
+        ("triton_url = h:1", [IMAGE], LauncherKind.CONTAINER),
+        ("triton_launcher = process\nvllm_version = 0.27.1", [IMAGE], LauncherKind.CONTAINER),
+        ("triton_launcher = process", [URL], LauncherKind.ATTACH),
+        ("triton_url = h:1\ntriton_image = y", [BIN], LauncherKind.AUTO),
+    ],
+)
+def test_what_is_given_closer_wins(
+    pytester: pytest.Pytester, ini: str, args: list[str], launcher: LauncherKind
+) -> None:
+    """A default of the ini file which does not fit to this command line is left out."""
+    pytester.makeini(f"[pytest]\n{ini}\n")
+    settings = settings_of(pytester, *args)
+    assert settings.launcher is launcher
+    assert (settings.image is None) == (launcher is not LauncherKind.CONTAINER)
+    assert (settings.url is None) == (launcher is not LauncherKind.ATTACH)
+    assert settings.vllm_version is None
+    assert settings.ipc == "private"
+
+
+def test_an_option_closer_than_the_launcher_is_not_lost(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makeini("[pytest]\ntriton_image = x\n")
+    monkeypatch.setenv("PYTEST_VLLM_VERSION", "0.27.1")
+    message = refusal(pytester)
+    assert message.startswith("PYTEST_VLLM_VERSION ")
+    assert " ini option triton_image " in message
+
+
+def test_the_backend_of_an_image_is_not_exchanged_for_another(pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\ntriton_backend_dir = image\n")
+    assert "needs an image" in refusal(pytester, PROCESS)
 
 
 # -- each option takes effect ----------------------------------------------------------------------

@@ -1,0 +1,103 @@
+"""Which launcher the options select, and which of them have no effect on it.
+
+An option that would be ignored is an error of its user, unless it is a mere default: given farther
+away (command line, environment, ini file) than the option that selects the launcher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pytest_vllm_triton.errors import UserError
+
+_AUTO, _CONTAINER, _PROCESS, _ATTACH = "auto", "container", "process", "attach"
+
+#: Option -> the launchers that it applies to. Those that are not listed apply to all.
+APPLIES: Mapping[str, tuple[str, ...]] = {
+    "triton_url": (_ATTACH,),
+    "triton_grpc_url": (_ATTACH,),
+    "triton_metrics_url": (_ATTACH,),
+    "triton_image": (_CONTAINER,),
+    "triton_gpus": (_CONTAINER,),
+    "triton_ipc": (_CONTAINER,),
+    "triton_shm_size": (_CONTAINER,),
+    "triton_server_bin": (_PROCESS,),
+    "vllm_version": (_PROCESS,),
+    "triton_accelerator": (_PROCESS,),
+    "triton_backend_dir": (_CONTAINER, _PROCESS),
+    "triton_xdist_gpus": (_CONTAINER, _PROCESS),
+}
+#: Of the process launcher's, those of the server that this package makes.
+_EMBEDDED = ("vllm_version", "triton_accelerator")
+#: Options that select a launcher by being given, of equally close ones the first.
+_SELECTING: Mapping[str, str] = {
+    "triton_url": _ATTACH,
+    "triton_image": _CONTAINER,
+    "triton_server_bin": _PROCESS,
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the value of an option came from.
+
+    Attributes:
+        name: as its user knows it.
+        distance: 0 for the command line, more for what it wins over.
+    """
+
+    name: str
+    distance: int
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the options together mean.
+
+    Attributes:
+        launcher: the launcher that is selected; ``auto``: none is.
+        by: the option that selects it; "" for none.
+        ignored: options that do not apply to it, and were only defaults.
+    """
+
+    launcher: str
+    by: str = ""
+    ignored: frozenset[str] = frozenset()
+
+
+def select_launcher(given: Mapping[str, Origin], launcher: str) -> Selection:
+    """The launcher that the closest option selects.
+
+    Args:
+        given: the options that were given, and say something else than their defaults.
+        launcher: the value of --triton-launcher.
+
+    Raises:
+        UserError: an option has no effect on it, or contradicts it; names both.
+    """
+    selecting = {**({} if launcher == _AUTO else {"triton_launcher": launcher}), **_SELECTING}
+    candidates = [name for name in selecting if name in given]
+    if not candidates:
+        return Selection(_AUTO)
+    by = min(candidates, key=lambda name: given[name].distance)
+    kind = selecting[by]
+    ignored = set()
+    for name, kinds in APPLIES.items():
+        if name in given and kind not in kinds:
+            _refuse(given[name], f"launcher {' or '.join(kinds)}", given[by], f"selects {kind}")
+            ignored.add(name)
+    if "triton_server_bin" in given and "triton_server_bin" not in ignored:
+        server = given["triton_server_bin"]
+        for name in given.keys() & set(_EMBEDDED):
+            _refuse(given[name], "the embedded runtime", server, "names another server")
+            ignored.add(name)
+    return Selection(kind, by, frozenset(ignored))
+
+
+def _refuse(option: Origin, meant_for: str, other: Origin, what: str) -> None:
+    """Say that the option has no effect beside the other, unless it is a mere default."""
+    if option.distance <= other.distance:
+        raise UserError(
+            f"{option.name} is for {meant_for}, and {other.name} {what}: leave one of the two out"
+        )
