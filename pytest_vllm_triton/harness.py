@@ -331,11 +331,6 @@ class Harness:
             return None
         return ended_by_itself(self._shared, when)
 
-    @property
-    def shared_failure(self) -> ServerFailed | None:
-        """Why the shared server did not boot, if it did not."""
-        return self._shared_failure
-
     def boot(self, spec: ServerSpec, purpose: str) -> ServerHandle:
         """Start a server; it is stopped at the end of the session if nobody does before.
 

@@ -32,7 +32,11 @@ class Exchange:
 
 @dataclass
 class Transcript:
-    """What the clients of one check sent and received, in order."""
+    """What the clients of one check sent and received, in order.
+
+    Attributes:
+        dropped: how many exchanges in the middle were left out.
+    """
 
     exchanges: list[Exchange] = field(default_factory=list)
     dropped: int = 0
@@ -56,16 +60,6 @@ class Transcript:
             raise
         finally:
             exchange.seconds = time.monotonic() - started
-
-    def text(self) -> str:
-        """The exchanges for a terminal."""
-        lines = []
-        for exchange in self.exchanges:
-            lines.append(f"> {exchange.request}")
-            lines.append(f"< {exchange.response}  ({exchange.seconds:.2f} s)")
-        if self.dropped:
-            lines.append(f"({self.dropped} exchanges in the middle are not shown)")
-        return "\n".join(lines)
 
 
 def shorten(text: str) -> str:

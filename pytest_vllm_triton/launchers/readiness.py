@@ -31,9 +31,6 @@ _STAGES = (
 
 #: One log line of Triton; the quoted text escapes line ends.
 _LOAD_FAILED = re.compile(r"\"failed to load '(?P<model>[^']+)' version \d+: (?P<reason>.*)\"\s*$")
-_POLL_FAILED = re.compile(
-    r"\"Poll failed for model directory '(?P<model>[^']+)': (?P<reason>.*)\"\s*$"
-)
 #: What the Python backend's stub says before it ends; the server may have no more to say after it
 #: than that the stub "is not healthy".
 _STUB_FAILED = re.compile(r"\"Failed to initialize Python stub: (?P<reason>.*)\"\s*$")

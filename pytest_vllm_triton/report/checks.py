@@ -56,6 +56,7 @@ def check_result(
         )
         if failed
         else (),
+        exchanges_left_out=transcript.dropped if failed else 0,
         server_log=server_log[-_MAX_LOG_CHARACTERS:] if failed else "",
     )
 
@@ -140,9 +141,11 @@ def describe_failure(
             report.longrepr = encodable(f"{death}\n\n{text}" if death else text)
         report.sections.insert(0, ("requirement", "\n".join(heading)))
     if result.exchanges:
+        left_out = result.exchanges_left_out
         report.sections.append(
             (
-                "requests (>) and responses (<)",
+                "requests (>) and responses (<)"
+                + (f", {left_out} in the middle left out" if left_out else ""),
                 "\n".join(
                     f"> {e['request']}\n< {e['response']}  ({e['seconds']:.2f} s)"
                     for e in result.exchanges

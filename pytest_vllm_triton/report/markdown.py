@@ -147,8 +147,9 @@ def _details(row: Row, check: Mapping[str, Any]) -> str:
             f"> {_cut(e['request'])}\n< {_cut(e['response'])}  ({view.seconds(e['seconds'])})"
             for e in exchanges[-_MAX_EXCHANGES:]
         ]
-        if len(exchanges) > _MAX_EXCHANGES:
-            lines.insert(0, f"({len(exchanges) - _MAX_EXCHANGES} earlier exchanges are not shown)")
+        earlier = len(exchanges) + check.get("exchanges_left_out", 0) - len(lines)
+        if earlier:
+            lines.insert(0, f"({earlier} earlier exchanges are not shown)")
         parts.append("Requests (>) and responses (<):\n" + block("\n".join(lines)))
     if log := check["server_log"].strip():
         tail = log.splitlines()[-_MAX_LOG_LINES:]

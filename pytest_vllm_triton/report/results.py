@@ -24,6 +24,7 @@ class CheckResult:
         reason: why it did not pass, in a sentence or as an error text.
         expected, actual: what the violated assertion compared; "" when there was none.
         exchanges: the requests and responses, as (request, response, seconds) mappings.
+        exchanges_left_out: how many more there were, in the middle.
         server_log: what the server logged since the check began.
     """
 
@@ -35,6 +36,7 @@ class CheckResult:
     expected: str = ""
     actual: str = ""
     exchanges: tuple[Mapping[str, Any], ...] = ()
+    exchanges_left_out: int = 0
     server_log: str = ""
 
     def to_dict(self) -> dict[str, Any]:

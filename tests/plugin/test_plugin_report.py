@@ -328,3 +328,27 @@ def test_death_of_the_server_is_told_first(
     assert "The server ended with exit code 7" in markdown
     if "expect" in body:
         assert r"text\_output" in markdown.partition("The server ended")[2].partition("expected")[0]
+
+
+MANY = """
+from pytest_vllm_triton.state import TRANSCRIPT
+
+@requirement('GEN-001')
+def test_it(request):
+    for number in range(15):
+        with request.node.stash[TRANSCRIPT].record(f"request {number}"):
+            pass
+    expect.equal("text_output", "cat", "dog")
+"""
+
+
+def test_exchanges_that_are_left_out_are_counted(judged: Judged, schema: Any) -> None:
+    options = [f"--conformance-report=r.{suffix}" for suffix in ("md", "html")]
+    result, report = judged(MANY, *options)
+    schema.validate(report)
+    (check,) = row(report, "GEN-001")["checks"]
+    assert (len(check["exchanges"]), check["exchanges_left_out"]) == (12, 3)
+    result.stdout.fnmatch_lines(["*requests (>) and responses (<), 3 in the middle left out*"])
+    assert "3 in the middle left out" in Path("r.html").read_text(encoding="utf-8")
+    # It shows the last four of fifteen.
+    assert "(11 earlier exchanges are not shown)" in Path("r.md").read_text(encoding="utf-8")
