@@ -15,4 +15,4 @@ def cache_home() -> Path:
         return Path(given).expanduser().absolute()
     from platformdirs import user_cache_path
 
-    return user_cache_path("pytest-vllm-triton")
+    return user_cache_path("pytest-vllm-triton", appauthor=False)

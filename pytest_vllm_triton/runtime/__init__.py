@@ -11,7 +11,6 @@ from pytest_vllm_triton.runtime.recipe import ACCELERATORS, CPU, CUDA, Accelerat
 from pytest_vllm_triton.runtime.store import (
     Runtime,
     find_runtime,
-    home,
     list_runtimes,
     remove_runtime,
 )
@@ -24,7 +23,6 @@ __all__ = [
     "Runtime",
     "create_runtime",
     "find_runtime",
-    "home",
     "install_runtime",
     "list_runtimes",
     "remove_runtime",

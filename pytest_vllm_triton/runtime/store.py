@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_vllm_triton.errors import UserError
+from pytest_vllm_triton.paths import cache_home
 from pytest_vllm_triton.runtime.recipe import (
     ACCELERATORS,
     CPU,
@@ -25,7 +26,6 @@ MANIFEST = "runtime.json"
 PARTIAL_SUFFIX = ".partial"
 #: In a runtime that uses the host's PyTorch: links to it.
 HOST_LINKS = "host"
-HOME_VARIABLE = "PYTEST_VLLM_TRITON_HOME"
 
 
 @dataclass(frozen=True)
@@ -142,18 +142,8 @@ def _links_hold(folder: Path) -> bool:
     return bool(links) and all(link.exists() for link in links)
 
 
-def home() -> Path:
-    """The folder of all that is cached: $PYTEST_VLLM_TRITON_HOME, or in the user's cache."""
-    named = os.environ.get(HOME_VARIABLE)
-    if named:
-        return Path(named).expanduser().absolute()
-    import platformdirs
-
-    return platformdirs.user_cache_path("pytest-vllm-triton", appauthor=False)
-
-
 def runtimes_folder() -> Path:
-    return home() / "runtimes"
+    return cache_home() / "runtimes"
 
 
 def list_runtimes() -> list[Runtime]:
@@ -237,14 +227,12 @@ def folder_size(root: Path) -> int:
 
 
 __all__ = [
-    "HOME_VARIABLE",
     "MANIFEST",
     "PARTIAL_SUFFIX",
     "TRITON_VERSION",
     "Runtime",
     "find_runtime",
     "folder_size",
-    "home",
     "list_partial",
     "list_runtimes",
     "remove_runtime",

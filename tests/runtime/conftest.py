@@ -8,8 +8,8 @@ from pathlib import Path
 import fake_wheels
 import pytest
 
+from pytest_vllm_triton.paths import HOME_VARIABLE
 from pytest_vllm_triton.runtime.source import Index
-from pytest_vllm_triton.runtime.store import HOME_VARIABLE
 
 
 @pytest.fixture
