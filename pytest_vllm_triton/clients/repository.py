@@ -23,6 +23,7 @@ class LoadAnswer:
     """What a load or unload request brought.
 
     Attributes:
+        answer: the server's answer, as it came.
         error: the error text, None when it succeeded.
     """
 
@@ -89,6 +90,7 @@ class ModelRepository:
         )
 
     def unload(self, name: str) -> LoadAnswer:
+        """Unload a model; the answer may come before its last requests have ended."""
         return LoadAnswer(
             self._http.request("POST", f"/v2/repository/models/{name}/unload", json_body={})
         )
@@ -99,6 +101,7 @@ class ModelRepository:
         return {entry["name"]: entry for entry in entries}
 
     def is_ready(self, name: str) -> bool:
+        """Whether the server says that the model can be asked."""
         return self._http.get(f"/v2/models/{name}/ready").status == 200
 
     def close(self) -> None:
