@@ -3,9 +3,9 @@
 Idefics3's layout, because vLLM's CPU build runs it without torchvision. A token is a unit vector of
 its own. A patch of a picture becomes its mean red, green and blue, +1 or -1 each, in three more
 dimensions. The one attention layer looks at pictures only, and at the nearest one most of all: its
-rotary angle is so slow that nearer means larger for a hundred tokens. It writes each of the three
-into the dimension of that colour's name, so large that the name is the next token whatever the text
-says. Without pictures the last token is said again.
+rotary angle is so slow that nearer means larger for a hundred tokens, and what is farther away never
+comes near. It writes each of the three into the dimension of that colour's name, so large that the
+name is the next token whatever the text says. Without pictures the last token is said again.
 """
 
 from __future__ import annotations
@@ -31,9 +31,14 @@ COLOURS: Mapping[str, Colour] = {
 }
 # Stands for one picture in a prompt.
 IMAGE_TOKEN = "<image>"
-# Tokens that one picture occupies: 2 x 2 patches, and three that frame them.
-IMAGE_TOKENS = 4 + 3
-_FRAMES = ("<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
+# Tokens that one picture occupies. It is cut into 2 x 2 tiles, as vLLM 0.25.1 drops pictures
+# that are not; each tile has a frame, a place and 2 x 2 patches. Three line feeds set off its rows,
+# and the whole picture follows, as 2 x 2 patches between frames.
+IMAGE_TOKENS = 4 * (2 + 4) + 3 + (2 + 4 + 1)
+_FRAMES = (
+    *("<fake_token_around_image>", "<global-img>", "<end_of_utterance>"),
+    *(f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)),
+)
 _SPEC = KnownAnswerSpec(story=(*COLOURS, " in", " this", " picture"))
 _SIDE, _PATCH = 8, 4
 _VISION_HIDDEN = 8
@@ -44,7 +49,7 @@ _POSITIONS = 4096
 _LOUD = 16.0
 # This pair of a head's dimensions turns by 0.03 for each token between two.
 _SLOW = 12
-# Makes an attention score of 200 of the closest picture: 7 less for the one before it.
+# Makes an attention score of 200 of the closest patch.
 _SHARP = 3.625
 
 
@@ -52,8 +57,8 @@ def vision_answer(colours: Sequence[str], tokens: int) -> str:
     """What the model tells after a prompt with pictures of these colours.
 
     Args:
-        colours: names of `COLOURS`, in the order of the pictures.
-        tokens: number of tokens to tell; they and the prompt are a hundred at most.
+        colours: names of `COLOURS`, in the order of the pictures; four at most.
+        tokens: number of tokens to tell; with the text after the last picture fifty at most.
     """
     return colours[-1] * tokens
 
@@ -75,8 +80,8 @@ def vision_documents() -> dict[str, dict[str, Any]]:
         "special_tokens_map.json": special,
         "preprocessor_config.json": {
             "image_processor_type": "Idefics3ImageProcessor",
-            "do_image_splitting": False,
-            "size": {"longest_edge": _SIDE},
+            "do_image_splitting": True,
+            "size": {"longest_edge": 2 * _SIDE},
             "max_image_size": {"longest_edge": _SIDE},
             "image_mean": [0.5, 0.5, 0.5],
             "image_std": [0.5, 0.5, 0.5],
