@@ -4,8 +4,8 @@ Idefics3's layout, because vLLM's CPU build runs it without torchvision. A token
 its own. A patch of a picture becomes its mean red, green and blue, +1 or -1 each, in three more
 dimensions. The one attention layer looks at pictures only, and at the nearest one most of all: its
 rotary angle is so slow that nearer means larger for a hundred tokens, and whatever is farther away
-stays behind. It writes each of the three into the dimension of that colour's name, so large that the
-name is the next token whatever the text says. Without pictures the last token is said again.
+stays behind. It writes each of the three into the dimension of that colour's name, so large that
+the name is the next token whatever the text says. Without pictures the last token is said again.
 """
 
 from __future__ import annotations
