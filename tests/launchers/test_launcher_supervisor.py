@@ -26,6 +26,9 @@ Start = Callable[..., Supervised]
 FAMILY = """
 import os, signal, sys, time
 
+def say(word):  # one write: with PYTHONUNBUFFERED, print makes two, and both processes say something
+    os.write(1, f"{word}\\n".encode())
+
 def deaf():
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -35,10 +38,10 @@ if os.fork() == 0:
     if os.fork() > 0:
         os._exit(0)
     deaf()
-    print(os.getpid(), flush=True)
+    say(os.getpid())
     time.sleep(600)
 os.wait()
-print("ready", flush=True)
+say("ready")
 time.sleep(600)
 """
 
