@@ -63,7 +63,10 @@ output [
 instance_group [ { kind: KIND_CPU count: %d } ]
 """
 
-# As python_backend's README shows business logic scripting with decoupled models.
+# As python_backend's README shows business logic scripting with decoupled models, but for `kept`:
+# Triton 24.10's stub destroys the responses of a finished call in a thread of its own that does not
+# hold the GIL (Stub::SendCleanupId), and now and then crashes of it, on a busy host. It must not be
+# the last to hold them, so this model keeps them until its next call is over.
 _CALLER = """
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -82,13 +85,16 @@ class TritonPythonModel:
             inputs=[pb_utils.get_input_tensor_by_name(request, name) for name in INPUTS],
         )
         found = {"pieces": [], "errors": []}
+        responses = []
         for response in call.exec(decoupled=True):
+            responses.append(response)
             if response.has_error():
                 found["errors"].append(response.error().message().encode())
                 continue
             output = pb_utils.get_output_tensor_by_name(response, "text_output")
             if output is not None:
                 found["pieces"].append(output.as_numpy()[0])
+        self.kept = responses
         return pb_utils.InferenceResponse(
             output_tensors=[
                 pb_utils.Tensor(name, np.array(values, dtype=np.object_))

@@ -22,6 +22,7 @@ from pytest_vllm_triton.options import DEFAULT_IMAGE, LauncherKind, Settings
 if TYPE_CHECKING:
     import subprocess
 
+    from pytest_vllm_triton.gpus import Gpu
     from pytest_vllm_triton.launchers.choice import Choice
     from pytest_vllm_triton.launchers.container import ContainerLauncher
     from pytest_vllm_triton.leases import GpuLeases
@@ -162,28 +163,45 @@ class Harness:
         )
 
     @cached_property
+    def gpus_to_divide(self) -> tuple[Gpu, ...]:
+        """The GPUs that the workers of pytest-xdist divide among themselves; none: no need to."""
+        if self.workers < 2 or self.settings.xdist_gpus == "share" or self.settings.gpus == "none":
+            return ()
+        if self._uses_embedded_runtime and not self.accelerator.needs_gpu:
+            return ()
+        from pytest_vllm_triton.gpus import VISIBLE_DEVICES, list_gpus, visible_gpus
+
+        visible = os.environ.get(VISIBLE_DEVICES)
+        if self.choice.kind is LauncherKind.CONTAINER:
+            visible = None if self.settings.gpus == "all" else self.settings.gpus
+        return visible_gpus(visible, list_gpus())
+
+    def check_gpus(self) -> None:
+        """Say at once, and once, when there are not enough GPUs for all workers.
+
+        Raises:
+            UserError: there are fewer GPUs than workers.
+        """
+        from pytest_vllm_triton.leases import share_of
+
+        if self.gpus_to_divide:
+            share_of(self.gpus_to_divide, self.workers)
+
+    @cached_property
     def leased_gpus(self) -> str | None:
         """The GPUs that only this worker of pytest-xdist uses, divided by commas; None: any.
 
         Raises:
             UserError: there are not enough for all workers.
         """
-        if self.workers < 2 or self.settings.xdist_gpus == "share" or self.settings.gpus == "none":
+        if not self.gpus_to_divide:
             return None
-        if self._uses_embedded_runtime and not self.accelerator.needs_gpu:
-            return None
-        from pytest_vllm_triton.gpus import VISIBLE_DEVICES, list_gpus, visible_gpus
         from pytest_vllm_triton.leases import GpuLeases
         from pytest_vllm_triton.paths import cache_home
 
-        visible = os.environ.get(VISIBLE_DEVICES)
-        if self.choice.kind is LauncherKind.CONTAINER:
-            visible = None if self.settings.gpus == "all" else self.settings.gpus
-        gpus = visible_gpus(visible, list_gpus())
-        if not gpus:
-            return None
         self._leases = GpuLeases(cache_home() / "gpu-leases")
-        return ",".join(str(gpu.index) for gpu in self._leases.acquire(gpus, self.workers))
+        leased = self._leases.acquire(self.gpus_to_divide, self.workers)
+        return ",".join(str(gpu.index) for gpu in leased)
 
     def _container_launcher(self) -> ContainerLauncher:
         from pytest_vllm_triton.launchers.container import ContainerLauncher, ContainerOptions

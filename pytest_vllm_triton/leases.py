@@ -14,6 +14,27 @@ from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.gpus import Gpu
 
 
+def share_of(gpus: Sequence[Gpu], workers: int) -> int:
+    """How many GPUs each worker may have.
+
+    Raises:
+        UserError: there are fewer GPUs than workers.
+    """
+    share = len(gpus) // workers
+    if share == 0:
+        raise _too_few(gpus, workers)
+    return share
+
+
+def _too_few(gpus: Sequence[Gpu], workers: int, used: int = 0) -> UserError:
+    held = f", of which others use {used}" if used else ""
+    return UserError(
+        f"Each of pytest-xdist's workers needs GPUs of its own, and there are {workers} workers "
+        f"for {len(gpus)} GPU(s){held}. Start fewer workers (-n), or let them share GPUs, which "
+        "suits small models: --triton-xdist-gpus share."
+    )
+
+
 class GpuLeases:
     """The leases of one worker.
 
@@ -34,21 +55,15 @@ class GpuLeases:
         Raises:
             UserError: there are fewer GPUs than workers, or others hold too many of them.
         """
-        share = len(gpus) // workers
+        share = share_of(gpus, workers)
         self._folder.mkdir(parents=True, exist_ok=True)
         taken: list[Gpu] = []
         for gpu in gpus:
             if len(taken) < share and self._lock(gpu):
                 taken.append(gpu)
-        if share == 0 or len(taken) < share:
+        if len(taken) < share:
             self.release()
-            held = f", of which others use {len(gpus) - len(taken)}" if share else ""
-            raise UserError(
-                f"Each of pytest-xdist's workers needs GPUs of its own, and there are {workers} "
-                f"workers for {len(gpus)} GPU(s){held}. Start fewer "
-                "workers (-n), or let them share GPUs, which suits small models: "
-                "--triton-xdist-gpus share."
-            )
+            raise _too_few(gpus, workers, used=len(gpus) - len(taken))
         return tuple(taken)
 
     def _lock(self, gpu: Gpu) -> bool:

@@ -7,7 +7,9 @@ until a collected test needs a server or carries a requirement; then `session` a
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,6 +82,21 @@ def pytest_report_header(config: pytest.Config) -> list[str] | None:
 
     facts = Harness(settings, make_work_dir=Path).describe()
     return [f"vllm-triton {name}: {value}" for name, value in facts.items()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[Any]) -> None:
+    """In pytest-xdist's controller: refuse too many workers, rather than fail in each check."""
+    settings = config.stash[SETTINGS]
+    if not settings.selects_suite:
+        return
+    from pytest_vllm_triton.errors import UserError
+    from pytest_vllm_triton.harness import Harness
+
+    try:
+        Harness(settings, make_work_dir=Path, workers=len(specs)).check_gpus()
+    except UserError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 @pytest.hookimpl(trylast=True)

@@ -78,10 +78,10 @@ def test_request_whose_response_cannot_be_sent_leaves_the_engine(
 ) -> None:
     stream: Any = FakeStream()
     runner.submit(REQUEST, None, None, stream)
-    assert engine.added.acquire(timeout=5)
+    assert engine.added.acquire(timeout=30)
     # Its stream has ended with an error of its own; the engine still works on it.
     runner.forget(stream)
-    assert engine.aborted.acquire(timeout=5)
+    assert engine.aborted.acquire(timeout=30)
 
 
 def test_one_failed_look_does_not_end_the_watch(runner: RequestRunner, engine: FakeEngine) -> None:
@@ -89,6 +89,6 @@ def test_one_failed_look_does_not_end_the_watch(runner: RequestRunner, engine: F
     cancelled: Any = FakeStream()
     for stream in (broken, cancelled):
         runner.submit(REQUEST, None, None, stream)
-        assert engine.added.acquire(timeout=5)
+        assert engine.added.acquire(timeout=30)
     cancelled.cancelled = True
-    assert engine.aborted.acquire(timeout=5)
+    assert engine.aborted.acquire(timeout=30)

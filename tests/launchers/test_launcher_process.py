@@ -148,7 +148,7 @@ def test_a_crashed_server_is_noticed_and_its_orphans_stay_visible(launch: Launch
 
     os.kill(server.server_pid, signal.SIGKILL)
 
-    assert eventually(lambda: not server.is_running(), 5)
+    assert eventually(lambda: not server.is_running())
     assert server.exit_code() == -signal.SIGKILL
     assert engine["pid"] in [member.pid for member in server.processes()]
     assert server.stop() == -signal.SIGKILL

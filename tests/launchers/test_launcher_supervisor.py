@@ -26,7 +26,8 @@ Start = Callable[..., Supervised]
 FAMILY = """
 import os, signal, sys, time
 
-def say(word):  # one write: with PYTHONUNBUFFERED, print makes two, and both processes say something
+# One write: with PYTHONUNBUFFERED, print makes two, and both processes say something.
+def say(word):
     os.write(1, f"{word}\\n".encode())
 
 def deaf():

@@ -70,7 +70,7 @@ def model(name: str, code: str = ECHO, config: str = CONFIG) -> ModelSpec:
     return ModelSpec(name, None, config, files=(("1/model.py", textwrap.dedent(code).encode()),))
 
 
-def eventually(condition: Callable[[], object], seconds: float = 10.0) -> bool:
+def eventually(condition: Callable[[], object], seconds: float = 30.0) -> bool:
     """Whether the condition becomes true in time."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -164,6 +164,19 @@ def test_workers_of_xdist(
     assert {path.read_text() for path in (tmp_path / "notes").iterdir()} == seen
 
 
+def test_too_many_workers_are_refused_at_once(
+    pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    server = tmp_path / "tritonserver"
+    server.touch(0o755)
+    pytester.makeconftest(CONFTEST)
+    result = pytester.runpytest("-n3", "--vllm-model=known-answer", f"--triton-server-bin={server}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    (line,) = filter(None, result.errlines)
+    assert "3 workers for 2 GPU(s)" in line
+
+
 @pytest.mark.parametrize(("accelerator", "leases"), [("cpu", False), ("cuda", True)])
 def test_a_runtime_for_the_cpu_leases_no_gpu(
     pytester: pytest.Pytester,
