@@ -15,7 +15,10 @@ from pytest_vllm_triton.models import other_known_answer_model
 from pytest_vllm_triton.state import TRANSCRIPT
 from pytest_vllm_triton.verdicts import untested
 
-from .experiments import BareLife, Deaths, PlainLife, SecondModelLife
+from .experiments.bare_server import BareLife
+from .experiments.deaths import Deaths
+from .experiments.plain_server import PlainLife
+from .experiments.second_model import SecondModelLife
 from .extra_models import (
     ExtraModel,
     config_with,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pytest_vllm_triton.clients import GrpcClient, HttpClient
@@ -18,7 +19,8 @@ from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle, ServerPro
 from pytest_vllm_triton.models import known_answer_model, known_answer_model_of_layers
 from pytest_vllm_triton.verdicts import untested
 
-from .experiments import GONE_SECONDS, PATIENCE, UNLOAD_SECONDS, greedy, told
+from .experiments.traffic import greedy, told
+from .experiments.waits import GONE_SECONDS, PATIENCE, UNLOAD_SECONDS
 from .extra_models import config_with, lora_spec, oracle
 from .observe import WORKER, Seen, at_once, first_of, is_engine, is_stub, living, until
 
@@ -167,7 +169,7 @@ class ManyGpus:
             client.close()
             distinct = [set(answers[i :: len(REQUESTS)]) for i in range(len(REQUESTS))]
             self.seen[f"texts of {name}"] = [" | ".join(sorted(texts)) for texts in distinct]
-            self.seen.look(f"memory of {name}", lambda name=name: self._memory_of_instances(name))
+            self.seen.look(f"memory of {name}", partial(self._memory_of_instances, name))
 
     def stream_with_tensor_parallelism(self) -> None:
         seen = self.seen

@@ -12,7 +12,7 @@ from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.models import ModelUnderTest
 from pytest_vllm_triton.verdicts import untested
 
-from .experiments import greedy
+from .experiments.traffic import greedy
 from .observe import Seen, at_once, first_of, text_or_error, until
 
 # More than any pool of threads or queue of a backend is likely to hold.

@@ -10,7 +10,7 @@ from pytest_vllm_triton.clients import HttpClient
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.verdicts import untested
 
-from .experiments import NOTICED_SECONDS, UNLOAD_SECONDS
+from .experiments.waits import NOTICED_SECONDS, UNLOAD_SECONDS
 from .observe import Seen
 from .servers import EngineDeath
 

@@ -10,7 +10,8 @@ from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.verdicts import untested
 
-from .experiments import SHARED_LOAD, SHORT_STUB_TIMEOUT
+from .experiments.bare_server import SHORT_STUB_TIMEOUT
+from .experiments.shared_host import SHARED_LOAD
 from .observe import Seen
 
 

@@ -7,14 +7,8 @@ import pytest
 from pytest_vllm_triton import expect
 from pytest_vllm_triton.verdicts import untested
 
-from .experiments import (
-    EXIT_SECONDS,
-    NOTICED_SECONDS,
-    SOAK_REQUESTS,
-    SOAK_STREAMS,
-    STREAM_ID,
-    UNLOAD_SECONDS,
-)
+from .experiments.second_model import SOAK_REQUESTS, SOAK_STREAMS, STREAM_ID
+from .experiments.waits import EXIT_SECONDS, NOTICED_SECONDS, UNLOAD_SECONDS
 from .observe import Footprint, Seen, is_stub
 
 REFUSAL_SECONDS = 10.0

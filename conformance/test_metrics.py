@@ -21,7 +21,7 @@ from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.transcript import Transcript
 
-from .experiments import SECOND
+from .experiments.second_model import SECOND
 from .extra_models import ExtraModel
 from .metrics_page import (
     Growth,

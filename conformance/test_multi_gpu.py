@@ -14,7 +14,7 @@ from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.verdicts import not_applicable, untested
 
-from .experiments import UNLOAD_SECONDS
+from .experiments.waits import UNLOAD_SECONDS
 from .observe import Seen
 from .placement import (
     CHOSEN_GPU,

@@ -1,0 +1,1 @@
+"""Scripted experiments on servers. Each is done once a session; several checks read what it saw."""

@@ -1,0 +1,137 @@
+"""A server without metrics page and control API, until its engine dies."""
+
+from __future__ import annotations
+
+import httpx
+
+from pytest_vllm_triton.clients import (
+    GrpcClient,
+    HttpClient,
+)
+from pytest_vllm_triton.errors import ServerFailed
+from pytest_vllm_triton.harness import Harness
+from pytest_vllm_triton.launchers.base import ModelSpec
+from pytest_vllm_triton.verdicts import untested
+
+from ..extra_models import config_with
+from ..observe import (
+    Seen,
+    described,
+    is_engine,
+    is_stub,
+    living,
+    until,
+)
+from .traffic import greedy
+from .waits import (
+    GONE_SECONDS,
+    PATIENCE,
+)
+
+# More than the start of a Python process takes, less than a load: vLLM is imported in it.
+SHORT_STUB_TIMEOUT = 10
+
+
+class BareLife:
+    """A server without metrics page and without control API, whose engine is then killed.
+
+    Its vLLM model asks for custom metrics and has the health check on; beside it is a model without
+    vLLM. The python backend has settings that are not for the vLLM backend: a batch size for models
+    that name none, and a time-out of stubs that is shorter than a load.
+    """
+
+    def __init__(self, harness: Harness) -> None:
+        self.harness = harness
+        self.model = harness.settings.model_name
+        self.seen = Seen()
+
+    def run(self) -> Seen:
+        harness, seen = self.harness, self.seen
+        config = config_with(REPORT_CUSTOM_METRICS="true", ENABLE_VLLM_HEALTH_CHECK="true")
+        echo = ModelSpec(ECHO, config=_ECHO_CONFIG, files=(("1/model.py", _ECHO_CODE.encode()),))
+        spec = harness.server_spec(
+            harness.model_spec(config=config),
+            echo,
+            args=(
+                "--allow-metrics=false",
+                "--backend-config=python,default-max-batch-size=8",
+                f"--backend-config=python,stub-timeout-seconds={SHORT_STUB_TIMEOUT}",
+            ),
+            control_mode="none",
+        )
+        try:
+            self.handle = harness.boot(spec, "no metrics page, no control API; its engine dies")
+        except ServerFailed as failure:
+            seen["boot error"] = failure.reason
+            return seen
+        seen["boot error"] = None
+        seen["boot seconds"] = self.handle.boot_seconds
+        try:
+            for step in (self.serve, self.engine_dies):
+                if not seen.step(step):
+                    break
+        finally:
+            self.handle.kill()
+            harness.forget(self.handle)
+        return seen
+
+    def serve(self) -> None:
+        seen = self.seen
+        with self._http(self.model) as http:
+            seen["/v2/health/ready"] = http.get("/v2/health/ready").status
+            seen["max_batch_size"] = http.get(http.path("config")).json().get("max_batch_size")
+            seen["answer"] = http.generate(greedy("Say alpha", 8))
+        seen["refusal of the metrics page"] = _refusal(str(self.handle.metrics_address))
+
+    def engine_dies(self) -> None:
+        """This server cannot unload the model."""
+        seen = self.seen
+        stubs = [p for p in self.handle.processes() if is_stub(p, self.model)]
+        children = [child for stub in stubs for child in stub.children(recursive=True)]
+        engine = [process for process in children if is_engine(process)]
+        if not engine:
+            untested("no process of the server looks like one of vLLM's engine")
+        for process in engine:
+            process.kill()
+        until(lambda: not living(engine), GONE_SECONDS)
+        with self._http(self.model) as http:
+            with GrpcClient(self.handle.endpoints.grpc, self.model, deadline=PATIENCE) as grpc:
+                answers = [grpc.generate(greedy("tango", 8)), http.generate(greedy("tango", 8))]
+            seen["answers of a dead engine"] = answers
+            seen["live with a dead engine"] = http.get("/v2/health/live").status
+            seen["stubs that crashed"] = [described(stub) for stub in stubs if not living([stub])]
+            tensor = {"name": "IN", "shape": [1], "datatype": "BYTES", "data": ["mars"]}
+            path = f"/v2/models/{ECHO}/infer"
+            echoed = http.request("POST", path, json_body={"inputs": [tensor]})
+            seen["answer of the other model"] = echoed.text
+
+    def _http(self, model: str) -> HttpClient:
+        return HttpClient(self.handle.endpoints.http, model, deadline=PATIENCE)
+
+
+ECHO = "echo_model"
+_ECHO_CONFIG = """
+backend: "python"
+max_batch_size: 0
+input [ { name: "IN" data_type: TYPE_STRING dims: [ 1 ] } ]
+output [ { name: "OUT" data_type: TYPE_STRING dims: [ 1 ] } ]
+instance_group [ { kind: KIND_CPU } ]
+"""
+_ECHO_CODE = """
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        inputs = [pb_utils.get_input_tensor_by_name(request, "IN") for request in requests]
+        outputs = [pb_utils.Tensor("OUT", tensor.as_numpy()) for tensor in inputs]
+        return [pb_utils.InferenceResponse([tensor]) for tensor in outputs]
+"""
+
+
+def _refusal(address: str) -> Exception | None:
+    """What asking for the metrics page brought: no answer is an exception, any answer None."""
+    try:
+        httpx.get(f"http://{address}/metrics", timeout=5.0, trust_env=False)
+    except httpx.TransportError as error:
+        return error
+    return None

@@ -1,0 +1,235 @@
+"""Every process of a server is killed, one after another."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from pytest_vllm_triton import expect
+from pytest_vllm_triton.clients import (
+    GenerateRequest,
+    Generation,
+    GrpcClient,
+    HttpClient,
+)
+from pytest_vllm_triton.launchers.base import ServerHandle, ServerProcess
+from pytest_vllm_triton.verdicts import untested
+
+from ..observe import (
+    WORKER,
+    Background,
+    Footprint,
+    Seen,
+    is_engine,
+    is_stub,
+    living,
+    until,
+)
+from ..servers import EngineDeath, StrictServer, engine_process
+from .shared_host import share_the_host
+from .traffic import greedy, long_stream
+from .waits import (
+    GONE_SECONDS,
+    NOTICED_SECONDS,
+    PATIENCE,
+    TAKEN_OUT_SECONDS,
+    UNLOAD_SECONDS,
+)
+
+# Streams at the same time when the engine is killed.
+KILLED_STREAMS = 3
+
+
+class Deaths:
+    """Every process of a server beside the shared one is killed, one after another."""
+
+    def __init__(self, strict: StrictServer, shared: ServerHandle) -> None:
+        self.strict = strict
+        self.shared = shared
+        self.model = strict.model
+        self.seen = Seen()
+        self.bystander = GrpcClient(shared.endpoints.grpc, self.model, deadline=PATIENCE)
+        self.bystander_request = greedy("Say alpha", 200, stream=True)
+
+    def run(self) -> Seen:
+        seen = self.seen
+        seen.look(
+            "text of the other server", lambda: self.bystander.generate(self.bystander_request).text
+        )
+        strict = self.strict
+        self.repository = strict.repository()
+        endpoints = strict.handle.endpoints
+        self.http = HttpClient(endpoints.http, self.model, deadline=PATIENCE)
+        self.grpc = GrpcClient(endpoints.grpc, self.model, deadline=PATIENCE)
+        steps = (
+            self.two_servers_under_load,
+            self.engine_dies_while_streaming,
+            self.worker_dies_with_health_check,
+            self.stub_dies,
+            self.server_dies,
+        )
+        try:
+            for step in steps:
+                if not seen.step(step):
+                    break
+        finally:
+            self.repository.close()
+            for client in (self.http, self.grpc, self.bystander):
+                client.close()
+            strict.discard()
+        return seen
+
+    def two_servers_under_load(self) -> None:
+        share_the_host(self.seen, self.shared, self.strict.handle, self.strict.harness)
+
+    def engine_dies_while_streaming(self) -> None:
+        """The engine's own process, with ENABLE_VLLM_HEALTH_CHECK "1", which is not "true"."""
+        seen = self.seen
+        request = long_stream(self.grpc, "Say alpha")
+        full = self.grpc.generate(request.but(stream=False, exclude_input_in_output=True)).text
+        processes = self._engine_processes()
+        victim = engine_process(self.strict.handle)
+        begun = threading.Event()
+        with ThreadPoolExecutor(KILLED_STREAMS) as pool:
+            streams = [
+                pool.submit(self._stream_until_error, part, begun)
+                for part in _parts(request, KILLED_STREAMS)
+            ]
+            begun.wait(PATIENCE)
+            victim.kill()
+            killed_at = time.monotonic()
+            endings = [stream.result() for stream in streams]
+        in_flight = max((ending for ending, _ in endings), key=lambda ending: len(ending.data))
+        seconds = max(0.0, *(ended_at - killed_at for _, ended_at in endings))
+        seen["seconds until not ready"] = until(lambda: not self._is_ready(), NOTICED_SECONDS)
+        later = self.grpc.until_error(request)
+        seen["engine death"] = EngineDeath(in_flight, seconds, later, full)
+        until(lambda: not living(processes), GONE_SECONDS)
+        seen["left of a killed engine"] = living(processes)
+
+    def _stream_until_error(
+        self, request: GenerateRequest, begun: threading.Event
+    ) -> tuple[Generation, float]:
+        """The first of these streams that ends with an error, and when it did.
+
+        A kill may take its time (a `docker exec`), so there must be another stream when one ends.
+        """
+        while True:
+            with self.grpc.open() as stream:
+                stream.send(request)
+                stream.half_close()
+                responses = []
+                for response in stream:
+                    responses.append(response)
+                    begun.set()
+            if not responses or responses[-1].error is not None:
+                answer = Generation(request, responses, stream.status, stream.seconds)
+                return answer, time.monotonic()
+
+    def worker_dies_with_health_check(self) -> None:
+        seen = self.seen
+        # "true" in any case; BareLife's is in lower case.
+        error = seen["error of the load after the engine's death"] = self._load("True")
+        expect.equal("error of the load after the engine's death", error, None)
+        seen.look("answer of a healthy engine", lambda: self.grpc.generate(greedy("tango", 8)))
+        processes = self._engine_processes()
+        workers = [process for process in processes if is_engine(process, WORKER)]
+        for process in workers or processes:
+            process.kill()
+        until(lambda: not living(processes), GONE_SECONDS)
+        seen["left of a killed worker"] = living(processes)
+        # It streams; BareLife's do not.
+        request = greedy("tango", 8, stream=True)
+        # A request that vLLM took before it noticed the death is like one in flight.
+        for _ in range(3):
+            answer = self.grpc.until_error(request)
+            seen["responses after the death"] = answer.responses
+            seen["status after the death"] = answer.status
+            if until(lambda: self._state() != "READY", TAKEN_OUT_SECONDS) is not None:
+                break
+        seen["seconds until unloaded"] = until(lambda: not self._is_ready(), UNLOAD_SECONDS)
+        seen["state after the death"] = self._state()
+        seen["HTTP answer of the next request"] = self.http.generate(greedy("tango", 8))
+        seen["gRPC answer of the next request"] = self.grpc.generate(greedy("tango", 8))
+        seen["seconds until gone"] = until(
+            lambda: self._state() in ("UNAVAILABLE", None), UNLOAD_SECONDS
+        )
+
+    def stub_dies(self) -> None:
+        seen = self.seen
+        error = seen["error of the load after the worker's death"] = self._load("false")
+        expect.equal("error of the load after the worker's death", error, None)
+        request = greedy("tango", 8)
+        seen.look("text after the recovery", lambda: self.grpc.generate(request).text)
+        engine = self._engine_processes()
+        server = self.strict.handle
+        main = server.main_process()
+        assert main is not None
+        regions = server.regions_of(engine) - server.regions_of([main])
+        stubs = [process for process in server.processes() if is_stub(process, self.model)]
+        if not stubs:
+            untested("no process of the server looks like the model's stub")
+        for process in stubs:
+            process.kill()
+        until(lambda: not living(engine), GONE_SECONDS)
+        seen["processes left of a killed stub"] = living(engine)
+        until(lambda: not server.regions_left(regions), GONE_SECONDS)
+        seen["regions left of a killed stub"] = server.regions_left(regions)
+        seen.look("gRPC answer without a stub", lambda: self.grpc.generate(request))
+        seen.look("HTTP answer without a stub", lambda: self.http.generate(request))
+        seen.look("live without a stub", lambda: self.http.get("/v2/health/live").status)
+        self.repository.unload(self.model)
+        until(lambda: self._state() == "UNAVAILABLE", UNLOAD_SECONDS)
+        seen["error of the load after the stub's death"] = self._load("false")
+        seen.look("text after the stub's death", lambda: self.grpc.generate(request).text)
+
+    def server_dies(self) -> None:
+        seen = self.seen
+        handle = self.strict.handle
+        footprint = Footprint.of(handle)
+        if handle.leaves_shm_when_killed:
+            footprint = replace(footprint, regions=frozenset())
+        others = self.shared.regions_of(self.shared.processes())
+        with Background(self.bystander, self.bystander_request) as streams:
+            until(lambda: bool(streams.answers), NOTICED_SECONDS)
+            handle.send_signal(signal.SIGKILL)
+            until(lambda: not footprint.left(), 2 * GONE_SECONDS)
+            seen["left of a killed server"] = footprint.left()
+        seen["texts of the other server meanwhile"] = streams.texts
+        seen["regions of the other server that are gone"] = sorted(
+            others - set(self.shared.regions_left(others))
+        )
+
+    def _load(self, health_check: str) -> str | None:
+        config = json.loads(self.strict.config)
+        config.setdefault("parameters", {})["ENABLE_VLLM_HEALTH_CHECK"] = {
+            "string_value": health_check
+        }
+        return self.repository.load(self.model, {"config": json.dumps(config)}).error
+
+    def _is_ready(self) -> bool:
+        return self.repository.is_ready(self.model)
+
+    def _state(self) -> str | None:
+        state = self.repository.index().get(self.model, {}).get("state")
+        return None if state is None else str(state)
+
+    def _engine_processes(self) -> list[ServerProcess]:
+        found = [process for process in self.strict.handle.processes() if is_engine(process)]
+        if not found:
+            untested("no process of the server looks like one of vLLM's engine")
+        return found
+
+
+def _parts(request: GenerateRequest, number: int) -> list[GenerateRequest]:
+    """The request, and some that end earlier: streams of them do not all end at the same time."""
+    assert isinstance(request.sampling, dict)
+    tokens = int(request.sampling["max_tokens"])
+    return [
+        request.but(sampling={**request.sampling, "max_tokens": tokens * (i + 1) // number})
+        for i in range(number)
+    ]

@@ -1,0 +1,172 @@
+"""A server as the README starts one, until SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+
+from tritonclient.grpc import service_pb2
+
+from pytest_vllm_triton.clients import (
+    Generation,
+    GrpcClient,
+    HttpClient,
+)
+from pytest_vllm_triton.clients.repository import ModelRepository
+from pytest_vllm_triton.harness import Harness
+from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.models import other_known_answer_model
+
+from ..extra_models import config_with
+from ..metrics_page import settled_page
+from ..observe import (
+    Footprint,
+    Seen,
+    first_of,
+    living,
+    text_or_error,
+    until,
+)
+from .second_model import SECOND
+from .shared_host import share_the_host
+from .traffic import greedy, long_stream, second_oracle, told
+from .waits import (
+    EXIT_SECONDS,
+    GONE_SECONDS,
+    NOTICED_SECONDS,
+    PATIENCE,
+)
+
+
+class PlainLife:
+    """A server as the README starts one (all models, no control API), until SIGTERM.
+
+    It has the same shared-memory prefix as the shared server, as two servers have that are started
+    without the option. Its first model has the health check on, its second one custom metrics.
+    Nothing is done to it before SIGTERM that a server must not be exposed to.
+    """
+
+    def __init__(self, harness: Harness, shared: ServerHandle) -> None:
+        self.harness = harness
+        self.shared = shared
+        self.model = harness.settings.model_name
+        self.seen = Seen()
+        self.oracle = second_oracle()
+
+    def run(self) -> Seen:
+        harness, seen = self.harness, self.seen
+        second = harness.model_spec(
+            SECOND,
+            {"model": str(other_known_answer_model().path)},
+            config_with(REPORT_CUSTOM_METRICS="true"),
+        )
+        spec = harness.server_spec(
+            harness.model_spec(config=_health_check_on()),
+            second,
+            control_mode="none",
+            shm_prefix=self.shared.shm_prefix,
+            shm_domain=self.shared.shm_domain,
+        )
+        self.regions_before = self.shared.all_regions()
+        self.handle = harness.boot(spec, "all models, no control API, until SIGTERM")
+        try:
+            for step in (
+                self.health,
+                self.control_is_refused,
+                self.two_servers_under_load,
+                self.sigterm_while_streaming,
+            ):
+                seen.step(step)
+        finally:
+            self.handle.stop()
+            harness.forget(self.handle)
+        return seen
+
+    def health(self) -> None:
+        seen = self.seen
+        with self._http(self.model) as http, self._grpc(self.model) as grpc:
+            for path in ("live", "ready"):
+                seen[f"/v2/health/{path}"] = http.get(f"/v2/health/{path}").status
+            for name in (self.model, SECOND, "no_such_model"):
+                seen[f"HTTP ready: {name}"] = http.get(f"/v2/models/{name}/ready").status
+                asked = service_pb2.ModelReadyRequest(name=name)
+                seen[f"gRPC ready: {name}"] = grpc.stub.ModelReady(asked, timeout=10.0).ready
+            seen["answers with the check on"] = [
+                text_or_error(grpc.generate(greedy("tango", 8))) for _ in range(10)
+            ]
+            seen["ready after them"] = http.get(http.path("ready")).status
+        with self._http(SECOND) as http:
+            request = greedy("venus", 8)
+            seen["text of the second model"] = http.generate(request).text
+            seen["text expected of the second model"] = told(self.oracle, request)
+        page = settled_page(self.handle, lambda page: bool(page.vllm_lines(SECOND)))
+        seen["lines of metrics"] = {name: page.vllm_lines(name) for name in (self.model, SECOND)}
+
+    def control_is_refused(self) -> None:
+        seen = self.seen
+        assert self.handle.model_repository is not None
+        repository = ModelRepository(self.handle.endpoints.http, self.handle.model_repository)
+        seen["load error"] = repository.load(SECOND).error
+        seen["unload error"] = repository.unload(SECOND).error
+        seen["ready after load and unload"] = repository.is_ready(SECOND)
+        repository.close()
+        with self._http(SECOND) as http:
+            request = greedy("mars", 8)
+            seen["text after load and unload"] = http.generate(request).text
+            seen["text expected after load and unload"] = told(self.oracle, request)
+
+    def two_servers_under_load(self) -> None:
+        share_the_host(self.seen, self.shared, self.handle, self.harness)
+
+    def sigterm_while_streaming(self) -> None:
+        seen = self.seen
+        handle = self.handle
+        footprint = Footprint.of(handle)
+        others = self.shared.regions_of(self.shared.processes())
+        own = footprint.regions - self.regions_before - others
+        with self._grpc(SECOND) as streaming, self._grpc(SECOND) as late:
+            request = long_stream(late, "mars")  # and connects before the server shuts down
+            with streaming.open() as stream:
+                stream.send(request)
+                stream.half_close()
+                answers = iter(stream)
+                responses = [first_of(answers)]
+                handle.send_signal(signal.SIGTERM)
+                refused: list[Generation | Exception] = []
+
+                def is_refused() -> bool:
+                    try:
+                        refused.append(late.generate(greedy("mars", 1)))
+                    except Exception as error:
+                        refused.append(error)
+                    return isinstance(refused[-1], Exception) or refused[-1].error is not None
+
+                seen["seconds until requests are refused"] = until(is_refused, NOTICED_SECONDS)
+                seen.look("stream during the shutdown", lambda: [*responses, *answers])
+                seen["stream expected"] = told(self.oracle, request)
+        ended = until(lambda: handle.exit_code() is not None, EXIT_SECONDS + GONE_SECONDS)
+        seen["seconds until the exit"] = ended
+        seen["exit code"] = handle.exit_code()
+        until(
+            lambda: not living(footprint.processes) and not handle.regions_left(own), GONE_SECONDS
+        )
+        seen["processes left"] = living(footprint.processes)
+        seen["regions left"] = handle.regions_left(own)
+        seen["regions of the other server that are gone"] = sorted(
+            others - set(self.shared.regions_left(others))
+        )
+        with GrpcClient(self.shared.endpoints.grpc, self.model) as bystander:
+            seen["other server afterwards"] = bystander.generate(greedy("tango", 8)).error
+
+    def _http(self, model: str) -> HttpClient:
+        return HttpClient(self.handle.endpoints.http, model, deadline=PATIENCE)
+
+    def _grpc(self, model: str) -> GrpcClient:
+        return GrpcClient(self.handle.endpoints.grpc, model, deadline=PATIENCE)
+
+
+def _health_check_on() -> str:
+    return """backend: "vllm"
+instance_group [{ kind: KIND_MODEL }]
+parameters { key: "ENABLE_VLLM_HEALTH_CHECK" value { string_value: "true" } }
+parameters { key: "REPORT_CUSTOM_METRICS" value { string_value: "false" } }
+"""

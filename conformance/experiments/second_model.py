@@ -1,0 +1,268 @@
+"""A second model comes and goes on the shared server."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pytest_vllm_triton.clients import (
+    GenerateRequest,
+    GrpcClient,
+    HttpClient,
+    Response,
+)
+from pytest_vllm_triton.clients.repository import ModelRepository
+from pytest_vllm_triton.harness import Harness
+from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.models import other_known_answer_model
+
+from ..observe import (
+    Background,
+    Footprint,
+    Holdings,
+    Seen,
+    at_once,
+    first_of,
+    is_stub,
+    until,
+)
+from .traffic import greedy, second_oracle, told, words_of
+from .waits import (
+    GONE_SECONDS,
+    PATIENCE,
+    UNLOAD_SECONDS,
+)
+
+SECOND = "second_model"
+STREAM_ID = "stream"
+SECOND_MAX_MODEL_LEN = 512
+OVERRIDE_MAX_MODEL_LEN = 256
+# The engine's cache holds two of the longest sequences, and there are eight at a time: some have
+# to be put off (preempted) and taken up again.
+SECOND_ARGUMENTS: dict[str, Any] = {
+    "max_model_len": SECOND_MAX_MODEL_LEN,
+    "max_num_seqs": 8,
+    "block_size": 32,
+    "num_gpu_blocks_override": 2 * SECOND_MAX_MODEL_LEN // 32,
+}
+SOAK_REQUESTS = 1000
+SOAK_STREAMS = 300
+SOAK_CONCURRENCY = 20
+# Requests without stream that are in the engine, or wait for it, when the model is unloaded.
+UNARY_AT_UNLOAD = 12
+# What a configuration says that was written for an early version of the backend.
+EARLY_CONFIG: dict[str, Any] = {
+    "input": [
+        {"name": "text_input", "data_type": "TYPE_STRING", "dims": [1]},
+        {"name": "stream", "data_type": "TYPE_BOOL", "dims": [1], "optional": True},
+        {
+            "name": "sampling_parameters",
+            "data_type": "TYPE_STRING",
+            "dims": [1],
+            "optional": True,
+        },
+    ],
+    "output": [{"name": "text_output", "data_type": "TYPE_STRING", "dims": [-1]}],
+}
+
+
+class SecondModelLife:
+    """A second model on the shared server, from a load that fails to its last unload."""
+
+    def __init__(self, harness: Harness, server: ServerHandle) -> None:
+        assert server.model_repository is not None
+        self.harness = harness
+        self.server = server
+        self.seen = Seen()
+        self.oracle = second_oracle()
+        self.repository = ModelRepository(server.endpoints.http, server.model_repository)
+        self.http = HttpClient(server.endpoints.http, SECOND, deadline=PATIENCE)
+        self.grpc = GrpcClient(server.endpoints.grpc, SECOND, deadline=PATIENCE)
+        self.first = GrpcClient(
+            server.endpoints.grpc, harness.settings.model_name, deadline=PATIENCE
+        )
+        self.first_request = greedy("Say alpha", 200, stream=True)
+
+    def run(self) -> Seen:
+        seen = self.seen
+        seen.look("first text", lambda: self.first.generate(self.first_request).text)
+        seen["before"] = Footprint.of(self.server)
+        try:
+            for step in (
+                self.load_that_fails,
+                self.load_while_the_first_streams,
+                self.serve,
+                self.unload_while_streaming,
+                self.second_time,
+            ):
+                if not seen.step(step):
+                    break
+        finally:
+            self.repository.close()
+            seen["first text at the end"] = self._first_text()
+            for client in (self.http, self.grpc, self.first):
+                client.close()
+        return seen
+
+    def load_that_fails(self) -> None:
+        """A cache too small for one sequence: the engine's own process finds out."""
+        self._write(num_gpu_blocks_override=1)
+        seen = self.seen
+        seen["error of a broken load"] = self.repository.load(SECOND).error
+        seen["live after a broken load"] = self.http.get("/v2/health/live").status
+        seen["first text after a broken load"] = self._first_text()
+        seen["left after a broken load"] = self._left_after_unload()
+
+    def load_while_the_first_streams(self) -> None:
+        self._write()
+        with Background(self.first, self.first_request) as streams:
+            error = self.repository.load(SECOND).error
+        self.seen["error of the mended load"] = error
+        self.seen["first texts during the load"] = streams.texts
+        self._note_state("loaded")
+        self.seen["while loaded"] = Footprint.of(self.server)
+
+    def serve(self) -> None:
+        seen = self.seen
+        words = words_of(self.oracle)
+        crowd = [greedy(f"number {i} {words[i % len(words)]}", 200) for i in range(64)]
+        seen["crowd expected"] = [told(self.oracle, request) for request in crowd]
+        seen["crowd"] = at_once(self.grpc.generate, crowd, len(crowd))
+        with Background(self.first, self.first_request) as streams:
+            both = [greedy(f"number {i} {words[i % len(words)]}", 32) for i in range(16)]
+            seen["second texts beside the first"] = at_once(self.http.generate, both, 4)
+            seen["second texts expected"] = [told(self.oracle, request) for request in both]
+        seen["first texts beside the second"] = streams.texts
+        seen["stub before the soak"] = self._stub()
+        soak = [greedy(f"{i} {words[i % len(words)]}", 4) for i in range(SOAK_REQUESTS)]
+        expected = [told(self.oracle, request) for request in soak]
+        answers = at_once(self.http.generate, soak, SOAK_CONCURRENCY)
+        seen["soak"] = _differing(answers, expected)
+        short = [
+            greedy(f"{i} {words[i % len(words)]}", 4, stream=True) for i in range(SOAK_STREAMS)
+        ]
+        expected = [told(self.oracle, request) for request in short]
+        seen["soak of streams"] = _differing(
+            at_once(self.grpc.generate, short, SOAK_CONCURRENCY), expected
+        )
+        seen["stub after the soak"] = self._stub()
+        # What server#7626 got stuck after: errors and cancelled streams.
+        refused = GenerateRequest("venus", stream=True, sampling={"temperature": -1})
+        seen["error before the unload"] = self.grpc.generate(refused).error
+        for _ in range(3):
+            with self.grpc.open() as stream:
+                stream.send(greedy("venus", 400, stream=True))
+                first_of(stream)
+
+    def unload_while_streaming(self) -> None:
+        seen = self.seen
+        request = greedy("mars", 500, stream=True)
+        unary = {str(i): greedy(f"venus {i}", 200).but(id=str(i)) for i in range(UNARY_AT_UNLOAD)}
+        responses: list[Response] = []
+        with self.grpc.open() as stream, ThreadPoolExecutor(1) as pool:
+            for one in unary.values():
+                stream.send(one)
+            # Triton takes a stream's requests in order: when this one is answered, it has all.
+            stream.send(request.but(id=STREAM_ID))
+            stream.half_close()
+            answers = iter(stream)
+            for response in answers:
+                responses.append(response)
+                if response.id == STREAM_ID:
+                    break
+            unload = pool.submit(self.repository.unload, SECOND)
+            until(lambda: not self.repository.is_ready(SECOND), UNLOAD_SECONDS)
+            self._note_refusal("during the unload")
+            seen.look("answers during the unload", lambda: [*responses, *answers])
+            ended = time.monotonic()
+            seen["stream expected"] = told(self.oracle, request)
+            seen["unary expected"] = {i: told(self.oracle, one) for i, one in unary.items()}
+            seen["error of the unload"] = unload.result().error
+        seen["seconds of the unload"] = self._until_unavailable(ended)
+        self._note_state("unloaded")
+        self._note_refusal("after the unload")
+        seen["left after the unload"] = self._left_after_unload()
+        seen["first text after the unload"] = self._first_text()
+        seen["after one life"] = Footprint.of(self.server)
+
+    def second_time(self) -> None:
+        """With model.json handed in, as the load API can."""
+        seen = self.seen
+        arguments = self._arguments(max_model_len=OVERRIDE_MAX_MODEL_LEN)
+        text = json.dumps(arguments).encode()
+        config = {"backend": "vllm", "instance_group": [{"kind": "KIND_MODEL"}], **EARLY_CONFIG}
+        seen["error of the second load"] = self.repository.load(
+            SECOND,
+            {
+                "config": json.dumps(config),
+                "file:1/model.json": base64.b64encode(text).decode(),
+            },
+        ).error
+        self._note_state("loaded again")
+        seen.look(
+            "inputs and outputs of an early configuration",
+            lambda: self.http.get(self.http.path("config")).json(),
+        )
+        request = greedy("venus", 32)
+        seen["text after the second load"] = at_once(self.http.generate, [request], 1)
+        seen["text expected after the second load"] = [told(self.oracle, request)]
+        between = " venus" * ((OVERRIDE_MAX_MODEL_LEN + SECOND_MAX_MODEL_LEN) // 2)
+        seen.look("error of a long prompt", lambda: self.http.generate(greedy(between, 1)).error)
+        started = time.monotonic()
+        self.repository.unload(SECOND)
+        seen["seconds of the second unload"] = self._until_unavailable(started)
+        seen["left after the second unload"] = self._left_after_unload()
+        seen["after two lives"] = Footprint.of(self.server)
+
+    def _arguments(self, **changes: Any) -> dict[str, Any]:
+        path = str(other_known_answer_model().path)
+        arguments = {"model": path, **SECOND_ARGUMENTS, **changes}
+        return self.harness.model_spec(SECOND, arguments).engine_args
+
+    def _write(self, **changes: Any) -> None:
+        spec = self.harness.model_spec(SECOND, self._arguments(**changes))
+        self.repository.add(spec)
+
+    def _first_text(self) -> str:
+        return at_once(self.first.generate, [self.first_request], 1)[0]
+
+    def _note_state(self, when: str) -> None:
+        seen = self.seen
+        seen.look(f"ready when {when}", lambda: self.repository.is_ready(SECOND))
+        seen.look(f"state when {when}", lambda: self.repository.index()[SECOND].get("state"))
+
+    def _note_refusal(self, when: str) -> None:
+        """What a request brings, over both protocols, and how long it takes."""
+        seen = self.seen
+        seen.look(f"HTTP answer {when}", lambda: self.http.generate(greedy("venus", 4)))
+        seen.look(f"gRPC answer {when}", lambda: self.grpc.generate(greedy("venus", 4)))
+
+    def _stub(self) -> Holdings:
+        """What the model's stub holds; nothing if there is none."""
+        for process in self.server.processes():
+            if is_stub(process, SECOND):
+                return Holdings.of(process)
+        return Holdings()
+
+    def _until_unavailable(self, started: float) -> float | None:
+        def unavailable() -> bool:
+            return self.repository.index().get(SECOND, {}).get("state") == "UNAVAILABLE"
+
+        if until(unavailable, 2 * UNLOAD_SECONDS) is None:
+            return None
+        return time.monotonic() - started
+
+    def _left_after_unload(self) -> list[str]:
+        """Processes and regions of the second model that do not go away."""
+        before: Footprint = self.seen["before"]
+        until(lambda: not Footprint.of(self.server).beyond(before).left(), GONE_SECONDS)
+        return Footprint.of(self.server).beyond(before).left()
+
+
+def _differing(answers: list[str], expected: list[str]) -> list[str]:
+    """Those answers that are not what was expected."""
+    pairs = zip(answers, expected, strict=True)
+    return [f"{got!r} instead of {wanted!r}" for got, wanted in pairs if got != wanted]

@@ -1,0 +1,13 @@
+"""How long an experiment waits for what must happen, in seconds."""
+
+UNLOAD_SECONDS = 30.0
+# From an answer that the engine is unhealthy until the model is seen to be taken out.
+TAKEN_OUT_SECONDS = 2.0
+# An experiment that gives up early tells nothing, so its clients wait longer than those of a check.
+PATIENCE = 180.0
+# Time for processes that were told to end, on a busy machine.
+GONE_SECONDS = 20.0
+# Time for a backend or a server to notice what happened.
+NOTICED_SECONDS = 10.0
+# Triton's own default of --exit-timeout-secs.
+EXIT_SECONDS = 30.0
