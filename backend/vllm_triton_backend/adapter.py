@@ -243,6 +243,10 @@ class Engine:
 
     def shutdown(self) -> None:
         """Stop the engine's processes."""
+        # First, or vLLM's output loop would log the end of the engine as a failure.
+        output_loop = getattr(self._engine, "output_handler", None)
+        if output_loop is not None:
+            output_loop.get_loop().call_soon_threadsafe(output_loop.cancel)
         self._engine.shutdown()
 
 
