@@ -24,6 +24,8 @@ _LAST_FLUSH_SECONDS = 1.0
 # While requests run: 200 round trips per flush are about 10 ms, a twentieth of a thread.
 _OBSERVATIONS_PER_FLUSH = 200
 _BACKLOG = 1_000_000
+# How long a load and an unload wait for the metrics.
+_PATIENCE_SECONDS = 5.0
 
 COUNTER, GAUGE, HISTOGRAM = "COUNTER", "GAUGE", "HISTOGRAM"
 
@@ -197,6 +199,9 @@ class _Pending:
 class MetricsExporter:
     """Collects Stats from the event loop and sends them to Triton from a thread of its own.
 
+    That thread makes, uses and frees all of Triton's objects: a round trip that never returns (seen
+    of Triton 24.10 on a busy host) then holds up neither the load nor the unload of the model.
+
     Args:
         pb_utils: Triton's module.
         labels: {"model": name, "version": version}.
@@ -215,6 +220,10 @@ class MetricsExporter:
         max_model_len: int,
         is_idle: Callable[[], bool],
     ) -> None:
+        self._pb_utils = pb_utils
+        self._labels = dict(labels)
+        self._entries = families(max_model_len)
+        self._kinds = {entry.attribute: entry.kind for entry in self._entries}
         self._is_idle = is_idle
         self._lock = threading.Lock()
         self._pending = _Pending()
@@ -223,27 +232,14 @@ class MetricsExporter:
         self._families: list[Any] = []
         self._metrics: dict[str, Any] = {}
         self._finished: dict[str, Any] = {}
-        self._kinds: dict[str, str] = {}
-        for entry in families(max_model_len):
-            family = pb_utils.MetricFamily(
-                name=entry.name,
-                description=entry.description,
-                kind=getattr(pb_utils.MetricFamily, entry.kind),
-            )
-            self._families.append(family)
-            options = {"buckets": list(entry.buckets)} if entry.kind == HISTOGRAM else {}
-            self._metrics[entry.attribute] = family.Metric(labels=dict(labels), **options)
-            self._kinds[entry.attribute] = entry.kind
-        name, description, label = _FINISHED
-        family = pb_utils.MetricFamily(
-            name=name, description=description, kind=pb_utils.MetricFamily.COUNTER
-        )
-        self._families.append(family)
-        for reason in FINISHED_REASONS:
-            self._finished[reason] = family.Metric(labels={**labels, label: reason})
+        self._created = threading.Event()
+        self._failure: Exception | None = None
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="vllm-metrics", daemon=True)
         self._thread.start()
+        self._created.wait(_PATIENCE_SECONDS)
+        if self._failure is not None:
+            raise self._failure
 
     def record(self, stats: Stats) -> None:
         """Take in one engine step; cheap, called on the event loop."""
@@ -267,34 +263,55 @@ class MetricsExporter:
 
     def count_finished(self, reason: str) -> None:
         """One sequence ended; unknown reasons count as "error"."""
-        key = reason if reason in self._finished else "error"
+        key = reason if reason in FINISHED_REASONS else "error"
         finished = self._pending.finished
         finished[key] = finished.get(key, 0) + 1
 
     def close(self) -> None:
-        """Send the rest and let go of Triton's objects.
-
-        They must die before `finalize` returns, metrics before their families: the stub crashes
-        when one outlives its shared memory.
-        """
+        """Send the rest and let go of Triton's objects."""
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(_PATIENCE_SECONDS)
+
+    def _run(self) -> None:
+        try:
+            self._create()
+        except Exception as error:
+            self._failure = error
+            return
+        finally:
+            self._created.set()
+        while not self._stopped.wait(_FLUSH_SECONDS):
+            with contextlib.suppress(Exception):
+                # Idle means that nobody pays for the round trips.
+                idle = self._is_idle()
+                self._flush(_BACKLOG if idle else _OBSERVATIONS_PER_FLUSH, _FLUSH_SECONDS)
         with contextlib.suppress(Exception):
             self._flush(_BACKLOG, _LAST_FLUSH_SECONDS)
             for attribute, value in self._sent_gauges.items():
                 # Instances of one model share the gauge: take away only our part.
                 if value:
                     self._metrics[attribute].increment(-value)
+        # They must die before `finalize` returns, metrics before their families: the stub crashes
+        # when one outlives its shared memory.
         self._metrics.clear()
         self._finished.clear()
         self._families.clear()
 
-    def _run(self) -> None:
-        while not self._stopped.wait(_FLUSH_SECONDS):
-            with contextlib.suppress(Exception):
-                # Idle means that nobody pays for the round trips.
-                idle = self._is_idle()
-                self._flush(_BACKLOG if idle else _OBSERVATIONS_PER_FLUSH, _FLUSH_SECONDS)
+    def _create(self) -> None:
+        for entry in self._entries:
+            family = self._family(entry.name, entry.description, entry.kind)
+            options = {"buckets": list(entry.buckets)} if entry.kind == HISTOGRAM else {}
+            self._metrics[entry.attribute] = family.Metric(labels=dict(self._labels), **options)
+        name, description, label = _FINISHED
+        family = self._family(name, description, COUNTER)
+        for reason in FINISHED_REASONS:
+            self._finished[reason] = family.Metric(labels={**self._labels, label: reason})
+
+    def _family(self, name: str, description: str, kind: str) -> Any:
+        maker = self._pb_utils.MetricFamily
+        family = maker(name=name, description=description, kind=getattr(maker, kind))
+        self._families.append(family)
+        return family
 
     def _flush(self, limit: int, seconds: float) -> None:
         """Send what is pending; of the latencies, `limit` of a kind and for `seconds` at most."""
