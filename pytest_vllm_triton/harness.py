@@ -41,6 +41,10 @@ class ServerPython(Protocol):
         """Run a script (its text) with the environment that servers have."""
 
 
+# Of a backend that brings the server down now and then, the other checks are worth a boot each;
+# one that does so at every turn is not.
+_REPLACEMENTS = 2
+
 #: Begins the line on which the script for `Harness.reference_texts` tells its result.
 REFERENCE = "reference texts: "
 
@@ -88,6 +92,7 @@ class Harness:
     servers: list[ServerHandle] = field(default_factory=list)
     _shared: ServerHandle | None = None
     _shared_failure: ServerFailed | None = None
+    _replaced: int = 0
     _triton_version: str = ""
     _leases: GpuLeases | None = None
 
@@ -330,7 +335,10 @@ class Harness:
             raise ServerFailed("the shared server did not boot (see the first error)")
         if self._shared is None:
             try:
-                self._shared = self.boot(self.server_spec(), "shared by all checks that can share")
+                purpose = "shared by all checks that can share"
+                if self._replaced:
+                    purpose += ", after the one before had ended"
+                self._shared = self.boot(self.server_spec(), purpose)
             except ServerFailed as error:
                 self._shared_failure = error
                 raise
@@ -340,6 +348,19 @@ class Harness:
 
                 self._triton_version = triton_version(self._shared.endpoints.http)
         return self._shared
+
+    def replace_shared_server(self) -> bool:
+        """Let go of the shared server, which has ended; the next call of `shared_server` boots one.
+
+        Returns False, and does nothing, when that has happened too often: the next would end too.
+        """
+        if self._shared is None or self._replaced >= _REPLACEMENTS:
+            return False
+        self._replaced += 1
+        self._shared.stop()
+        self.forget(self._shared)
+        self._shared = None
+        return True
 
     def shared_death(self, when: str) -> ServerFailed | None:
         """That the shared server has ended by itself, e.g. "during test_x"; None while it lives."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,8 +120,8 @@ class ServerSession:
             for server in self.harness.servers
             if server.log is not None
         }
-        if self._death is not None and "vllm_server" in getattr(item, "fixturenames", ()):
-            raise ServerFailed(self._death.reason)
+        if "vllm_server" in getattr(item, "fixturenames", ()):
+            self._see_to_shared_server(item)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -147,8 +147,23 @@ class ServerSession:
                 report.user_properties.append(("verdict", combine(verdicts).value))
         return report
 
+    def _see_to_shared_server(self, item: pytest.Item) -> None:
+        """If it ended during a test before, boot another for this one; not again and again.
+
+        Raises:
+            ServerFailed: the server ended after the last test, which nothing has told yet; or it
+                has been replaced before.
+        """
+        if self._death is None:
+            self._death = self.harness.shared_death(f"before {item.name}")
+        elif self.harness.replace_shared_server():
+            self._death = None
+            _finish_fixture(item, "vllm_server")
+        if self._death is not None:
+            raise ServerFailed(self._death.reason)
+
     def _new_death(self, item: pytest.Item) -> str:
-        """That the shared server ended during this test, "" if not; later tests say it as well."""
+        """That the shared server ended during this test, "" if not."""
         if self._death is not None:
             return ""
         self._death = self.harness.shared_death(f"during {item.name}")
@@ -189,3 +204,14 @@ class ServerSession:
             with self._visible():
                 terminal.ensure_newline()
                 terminal.write_line(line)
+
+
+def _finish_fixture(item: pytest.Item, name: str) -> None:
+    """End a fixture, and with it those that use it, so that the next test makes them anew.
+
+    What they would do at the end of the session, they would do to a server that is gone.
+    """
+    manager: Any = item.session._fixturemanager
+    for definition in manager.getfixturedefs(name, item) or ():
+        with suppress(Exception):
+            definition.finish(item._request)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""A server that dies in the middle of a run is named as the cause, not each request after it."""
+"""A server that dies in the middle of a run is named as the cause, and the other checks go on."""
 
 from __future__ import annotations
 
@@ -10,29 +10,67 @@ from pathlib import Path
 from plugin_helpers import environment
 
 TESTS = """
+import time
 import pytest
 from pytest_vllm_triton.clients import GenerateRequest
 
+@pytest.fixture(scope="session")
+def address(vllm_server):
+    yield vllm_server.endpoints.http
+    assert vllm_server.exit_code() is None, "a fixture that cannot clean up any more"
+
+def kill(server):
+    server.main_process().kill()
+    deadline = time.monotonic() + 30
+    while server.exit_code() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+
 @pytest.mark.requirement("GEN-001")
-def test_before(triton_http):
+def test_before(triton_http, address):
     triton_http.generate(GenerateRequest("Say alpha")).ok()
 
 @pytest.mark.requirement("GEN-002")
 def test_death(vllm_server, triton_http):
-    vllm_server.main_process().kill()
+    kill(vllm_server)
     triton_http.generate(GenerateRequest("Say alpha")).ok()
 
 @pytest.mark.requirement("GEN-003")
-def test_after(triton_http):
+def test_after(vllm_server, triton_http, address):
     triton_http.generate(GenerateRequest("Say alpha")).ok()
+    assert address == vllm_server.endpoints.http
 
 @pytest.mark.requirement("GEN-004")
+def test_quiet_death(vllm_server):
+    kill(vllm_server)
+
+@pytest.mark.requirement("GEN-005")
+def test_finds_it_dead(triton_http):
+    pass
+
+@pytest.mark.requirement("GEN-006")
+def test_after_quiet_death(triton_http):
+    triton_http.generate(GenerateRequest("Say alpha")).ok()
+
+@pytest.mark.requirement("GEN-007")
+def test_third_death(vllm_server, triton_http):
+    kill(vllm_server)
+    triton_http.generate(GenerateRequest("Say alpha")).ok()
+
+@pytest.mark.requirement("GEN-008")
+def test_after_third_death(triton_http):
+    pass
+
+@pytest.mark.requirement("GEN-009")
+def test_long_after_third_death(triton_http):
+    pass
+
+@pytest.mark.requirement("GEN-010")
 def test_without_server():
     pass
 """
 
 
-def test_death_is_named(tmp_path: Path) -> None:
+def test_death_is_named_and_the_server_replaced_twice(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(TESTS)
     options = ("--vllm-model=known-answer", "--conformance-report=r.json")
     done = subprocess.run(
@@ -41,7 +79,7 @@ def test_death_is_named(tmp_path: Path) -> None:
         env=environment(),
         text=True,
         capture_output=True,
-        timeout=300,
+        timeout=900,
     )
     report = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     rows = {row["id"]: row for row in report["requirements"] if row["checks"]}
@@ -49,9 +87,25 @@ def test_death_is_named(tmp_path: Path) -> None:
     assert verdicts == {
         "GEN-001": "PASS",
         "GEN-002": "FAIL",
-        "GEN-003": "ERROR",
+        "GEN-003": "PASS",
         "GEN-004": "PASS",
+        "GEN-005": "ERROR",
+        "GEN-006": "PASS",
+        "GEN-007": "FAIL",
+        "GEN-008": "ERROR",
+        "GEN-009": "ERROR",
+        "GEN-010": "PASS",
     }, done.stdout
-    said = "The server was killed by signal 9 during test_death."
-    assert said in rows["GEN-002"]["checks"][0]["reason"]
-    assert rows["GEN-003"]["checks"][0]["reason"] == said
+
+    def reason(key: str) -> str:
+        (check,) = rows[key]["checks"]
+        return str(check["reason"])
+
+    assert "The server was killed by signal 9 during test_death." in reason("GEN-002")
+    assert reason("GEN-005") == "The server was killed by signal 9 before test_finds_it_dead."
+    said = "The server was killed by signal 9 during test_third_death."
+    assert said in reason("GEN-007")
+    assert reason("GEN-008") == reason("GEN-009") == said
+    purpose = "shared by all checks that can share"
+    again = f"{purpose}, after the one before had ended"
+    assert [boot["purpose"] for boot in report["boots"]] == [purpose, again, again]
