@@ -114,9 +114,15 @@ def is_stub(process: ServerProcess, model: str = "") -> bool:
     """Whether it is a stub of Triton's Python backend (of this model)."""
     with contextlib.suppress(psutil.Error):
         words = process.cmdline()
-        ours = not model or any(re.fullmatch(rf"{re.escape(model)}(_\d+)+", w) for w in words)
+        ours = not model or bool(stub_instance(process, model))
         return bool(words) and words[0].endswith(STUB) and ours
     return False
+
+
+def stub_instance(process: ServerProcess, model: str) -> str:
+    """Triton's name of the instance of this model that the stub runs: "model_0_1"; "" if of none."""
+    name = re.compile(rf"{re.escape(model)}(_\d+)+")
+    return next((word for word in process.cmdline() if name.fullmatch(word)), "")
 
 
 def is_engine(process: ServerProcess, pattern: re.Pattern[str] = ENGINE) -> bool:

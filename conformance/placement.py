@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -22,7 +21,17 @@ from pytest_vllm_triton.verdicts import untested
 from .experiments.traffic import greedy, told
 from .experiments.waits import GONE_SECONDS, PATIENCE, UNLOAD_SECONDS
 from .extra_models import config_with, lora_spec, oracle
-from .observe import WORKER, Seen, at_once, first_of, is_engine, is_stub, living, until
+from .observe import (
+    WORKER,
+    Seen,
+    at_once,
+    first_of,
+    is_engine,
+    is_stub,
+    living,
+    stub_instance,
+    until,
+)
 
 TENSOR = "tensor_parallel"
 VICTIM = "tensor_parallel_victim"
@@ -263,7 +272,7 @@ class ManyGpus:
 
     def _memory_of_instances(self, model: str) -> list[list[int]]:
         """Bytes on each GPU, of each instance of the model, in the order of their names."""
-        instances = sorted(self._instances_of(model), key=lambda one: json.dumps(one[0].cmdline()))
+        instances = sorted(self._instances_of(model), key=lambda one: stub_instance(one[0], model))
         return [self._memory(processes) for processes in instances]
 
     def _memory(self, processes: Iterable[ServerProcess]) -> list[int]:
