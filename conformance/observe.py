@@ -120,7 +120,7 @@ def is_stub(process: ServerProcess, model: str = "") -> bool:
 
 
 def stub_instance(process: ServerProcess, model: str) -> str:
-    """Triton's name of the instance of this model that the stub runs, as "model_0_1"; "" if none."""
+    """Triton's name of the model's instance that the stub runs, as "model_0_1"; "" if none."""
     name = re.compile(rf"{re.escape(model)}(_\d+)+")
     return next((word for word in process.cmdline() if name.fullmatch(word)), "")
 
