@@ -36,10 +36,7 @@ def repository(
     request: pytest.FixtureRequest, owned_server: ServerHandle
 ) -> Iterator[ModelRepository]:
     """The shared server's model repository; models that a test adds are unloaded and removed."""
-    assert owned_server.model_repository is not None
-    opened = ModelRepository(
-        owned_server.endpoints.http, owned_server.model_repository, request.node.stash[TRANSCRIPT]
-    )
+    opened = ModelRepository(owned_server, request.node.stash[TRANSCRIPT])
     yield opened
     opened.close()
 
@@ -54,7 +51,6 @@ def alternate_model(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterato
     shows when the first has left the engine): one boot of an engine serves several checks.
     """
     needs_owned(vllm_server)
-    assert vllm_server.model_repository is not None
     other = other_known_answer_model()
     group = "kind: KIND_GPU gpus: [ 0 ]" if len(vllm_server.gpus()) > 1 else None
     spec = vllm_harness.model_spec(
@@ -71,7 +67,7 @@ def alternate_model(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterato
         config=config_with(group, REPORT_CUSTOM_METRICS="true"),
         version=3,
     )
-    opened = ModelRepository(vllm_server.endpoints.http, vllm_server.model_repository)
+    opened = ModelRepository(vllm_server)
     opened.add(spec)
     opened.load(spec.name).ok()
     yield spec.name

@@ -76,10 +76,7 @@ class ExtraModel:
     @property
     def repository(self) -> ModelRepository:
         if self._repository is None:
-            assert self.server.model_repository is not None
-            self._repository = ModelRepository(
-                self.server.endpoints.http, self.server.model_repository, deadline=self.deadline
-            )
+            self._repository = ModelRepository(self.server, deadline=self.deadline)
             self._repository.add(self.spec)
         return self._repository
 

@@ -126,7 +126,7 @@ class ManyGpus:
         self.server = server
         self.seen = Seen()
         self.oracle = oracle()
-        self.repository = ModelRepository(server.endpoints.http, server.model_repository)
+        self.repository = ModelRepository(server)
         self.grpc = GrpcClient(server.endpoints.grpc, TENSOR, deadline=PATIENCE)
         self.specs = [tensor_spec(harness)] + [
             placed_spec(harness, name, placement)

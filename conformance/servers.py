@@ -59,9 +59,7 @@ class StrictServer:
         return GrpcClient(self.handle.endpoints.grpc, self.model, transcript)
 
     def repository(self) -> ModelRepository:
-        handle = self.handle
-        assert handle.model_repository is not None
-        return ModelRepository(handle.endpoints.http, handle.model_repository)
+        return ModelRepository(self.handle)
 
     def discard(self) -> None:
         """End the server by force: it may be past a graceful stop."""

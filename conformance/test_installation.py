@@ -64,8 +64,7 @@ def single_file(
     spec = vllm_harness.server_spec(model, load=())
     handle = vllm_harness.boot(replace(spec, backend_dir=folder), "a backend of a single file")
     try:
-        assert handle.model_repository is not None
-        repository = ModelRepository(handle.endpoints.http, handle.model_repository)
+        repository = ModelRepository(handle)
         error = repository.load(model.name).error
         answer = None
         if error is None:
@@ -217,8 +216,7 @@ def bare_python(python: ServerPython, folder: Path) -> str:
 @pytest.mark.requirement("INS-006")
 def test_vllm_is_not_installed(server_without_vllm: ServerHandle, vllm_harness: Harness) -> None:
     handle = server_without_vllm
-    assert handle.model_repository is not None
-    repository = ModelRepository(handle.endpoints.http, handle.model_repository)
+    repository = ModelRepository(handle)
     answer = repository.load(vllm_harness.settings.model_name)
     error = answer.failed()
     # "vllm_model" is the model; anything else that begins with it is a module of vLLM's.

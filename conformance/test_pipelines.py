@@ -110,12 +110,7 @@ class TritonPythonModel:
 def pipelines(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[ModelRepository]:
     """The shared server's repository with the models around the vLLM model, not loaded yet."""
     server = needs_owned(vllm_server)
-    assert server.model_repository is not None
-    opened = ModelRepository(
-        server.endpoints.http,
-        server.model_repository,
-        deadline=vllm_harness.settings.boot_timeout,
-    )
+    opened = ModelRepository(server, deadline=vllm_harness.settings.boot_timeout)
     model = vllm_harness.settings.model_name
     opened.add(ModelSpec(ENSEMBLE, config=_ENSEMBLE % model))
     code = (_CALLER % model).encode()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_vllm_triton.gpus import Gpu
     from pytest_vllm_triton.launchers.choice import Choice
     from pytest_vllm_triton.launchers.container import ContainerLauncher
+    from pytest_vllm_triton.launchers.turns import LoadTurns
     from pytest_vllm_triton.leases import GpuLeases
     from pytest_vllm_triton.models import ModelUnderTest
     from pytest_vllm_triton.runtime import Accelerator, Runtime
@@ -81,12 +82,14 @@ class Harness:
         settings: what the user asked for.
         work_dir: makes a folder for model repositories and logs; called when the first is needed.
         progress: shows the user what takes time.
-        workers: how many processes pytest-xdist spreads the tests over; 1 without it.
+        worker: the number of this process among those that pytest-xdist spreads the tests over.
+        workers: how many those are; 1 without it.
     """
 
     settings: Settings
     make_work_dir: Callable[[], Path]
     progress: Progress = lambda line: None
+    worker: int = 0
     workers: int = 1
     boots: list[Boot] = field(default_factory=list)
     servers: list[ServerHandle] = field(default_factory=list)
@@ -191,6 +194,14 @@ class Harness:
 
         if self.gpus_to_divide:
             share_of(self.gpus_to_divide, self.workers)
+
+    @cached_property
+    def load_turns(self) -> LoadTurns:
+        """The turns that the workers of pytest-xdist take at loading models."""
+        from pytest_vllm_triton.launchers.turns import LoadTurns
+        from pytest_vllm_triton.paths import cache_home
+
+        return LoadTurns(cache_home() / "loads", self.worker, self.workers)
 
     @cached_property
     def leased_gpus(self) -> str | None:
@@ -379,9 +390,12 @@ class Harness:
         started = time.monotonic()
         ready, command = False, ""
         try:
-            handle = self.launcher.launch(
-                spec, timeout=self.settings.boot_timeout, on_progress=self.progress
-            )
+            with self.load_turns.one():
+                started = time.monotonic()
+                handle = self.launcher.launch(
+                    spec, timeout=self.settings.boot_timeout, on_progress=self.progress
+                )
+            handle.load_turns = self.load_turns
             ready, command = True, handle.reproduce()
         except ServerFailed as failure:
             command = failure.command

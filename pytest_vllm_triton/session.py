@@ -42,6 +42,7 @@ class ServerSession:
             self._settings,
             self._make_work_dir,
             self._show,
+            worker=int("".join(filter(str.isdigit, worker.get("workerid", ""))) or 0),
             workers=int(worker.get("workercount", 1)),
         )
         config.stash[HARNESS] = self.harness

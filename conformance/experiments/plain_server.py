@@ -103,8 +103,7 @@ class PlainLife:
 
     def control_is_refused(self) -> None:
         seen = self.seen
-        assert self.handle.model_repository is not None
-        repository = ModelRepository(self.handle.endpoints.http, self.handle.model_repository)
+        repository = ModelRepository(self.handle)
         seen["load error"] = repository.load(SECOND).error
         seen["unload error"] = repository.unload(SECOND).error
         seen["ready after load and unload"] = repository.is_ready(SECOND)

@@ -78,7 +78,7 @@ class SecondModelLife:
         self.server = server
         self.seen = Seen()
         self.oracle = second_oracle()
-        self.repository = ModelRepository(server.endpoints.http, server.model_repository)
+        self.repository = ModelRepository(server)
         self.http = HttpClient(server.endpoints.http, SECOND, deadline=PATIENCE)
         self.grpc = GrpcClient(server.endpoints.grpc, SECOND, deadline=PATIENCE)
         self.first = GrpcClient(

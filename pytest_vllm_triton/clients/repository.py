@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pytest_vllm_triton.clients.http import HttpAnswer, HttpClient
 from pytest_vllm_triton.expect import Violation
-from pytest_vllm_triton.launchers.base import ModelSpec
+from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle
 from pytest_vllm_triton.launchers.repository import write_model
 from pytest_vllm_triton.transcript import Transcript
 
@@ -57,21 +57,21 @@ class ModelRepository:
     """Adds models to a running server's repository, and takes them away again.
 
     Args:
-        url: the server's HTTP address.
-        folder: its model repository.
+        server: a server whose repository can be seen.
         transcript: where requests and answers are noted.
         deadline: seconds that a load or an unload may take.
     """
 
     def __init__(
         self,
-        url: str,
-        folder: Path,
+        server: ServerHandle,
         transcript: Transcript | None = None,
         deadline: float = LOAD_SECONDS,
     ) -> None:
-        self._http = HttpClient(url, "", transcript, deadline=deadline)
-        self._folder = folder
+        assert server.model_repository is not None
+        self._http = HttpClient(server.endpoints.http, "", transcript, deadline=deadline)
+        self._folder = server.model_repository
+        self._turns = server.load_turns
         self._added: list[str] = []
 
     def add(self, spec: ModelSpec) -> None:
@@ -85,9 +85,11 @@ class ModelRepository:
     def load(self, name: str, parameters: Mapping[str, Any] | None = None) -> LoadAnswer:
         """Load a model; the answer comes when it is ready or has failed."""
         body = {"parameters": dict(parameters)} if parameters else {}
-        return LoadAnswer(
-            self._http.request("POST", f"/v2/repository/models/{name}/load", json_body=body)
-        )
+        with self._turns.one() if self._turns is not None else nullcontext():
+            answer = self._http.request(
+                "POST", f"/v2/repository/models/{name}/load", json_body=body
+            )
+        return LoadAnswer(answer)
 
     def unload(self, name: str) -> LoadAnswer:
         """Unload a model; the answer may come before its last requests have ended."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from pytest_vllm_triton.gpus import Gpu
+    from pytest_vllm_triton.launchers.turns import LoadTurns
 
 Progress = Callable[[str], None]
 
@@ -258,6 +259,7 @@ class ServerHandle(ABC):
         command: the command line that started it; empty for attached servers.
         environment: what its environment adds to ours (None: taken out), to reproduce it by hand.
         stop_report: what :meth:`stop` or :meth:`kill` found; None while it runs.
+        load_turns: which loads of models wait for each other; None: none does.
     """
 
     endpoints: Endpoints
@@ -274,6 +276,7 @@ class ServerHandle(ABC):
     command: list[str] = field(default_factory=list)
     environment: dict[str, str | None] = field(default_factory=dict)
     stop_report: StopReport | None = None
+    load_turns: LoadTurns | None = None
 
     @property
     @abstractmethod
