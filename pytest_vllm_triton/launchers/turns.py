@@ -2,7 +2,7 @@
 
 A load keeps a core busy for half a minute. Triton gives up a model whose process gets no turn for a
 second ("Stub process … is not healthy") and, in 24.10, then waits for ever for that process to end:
-on two cores, workers that loaded at the same time lost a load in every other run.
+on two cores, workers that loaded at the same time lost a load in two of three runs of the suite.
 """
 
 from __future__ import annotations
