@@ -17,10 +17,10 @@ from benchmarks import cpu, models, profiling, report
 from benchmarks.installation import Installation
 from benchmarks.load import ClientPool, LoadFailed, client_count
 from benchmarks.run import Plan, Run, measure_all, stopping
-from benchmarks.systems import Bench, Server, TritonServer, make_servers
+from benchmarks.systems import OURS, Bench, Server, TritonServer, make_servers
 from pytest_vllm_triton.errors import ServerFailed, UserError
 
-OURS = ("ours-grpc", "ours-http")
+ONE_INSTANCE = ("ours-grpc", "ours-http")
 VLLM = ("vllm-serve", "async-llm")
 #: On a GPU all engines live on it at once: each gets this much KV cache and no more.
 GPU_KV_CACHE_BYTES = 6 << 30
@@ -48,7 +48,8 @@ def parser() -> argparse.ArgumentParser:
     what = made.add_argument_group("systems")
     what.add_argument(
         "--systems",
-        help="comma-separated: ours-grpc, ours-http, vllm-serve, vllm-serve-rust, async-llm, "
+        help="comma-separated: ours-grpc, ours-http, ours4-grpc, ours4-http (four instances that "
+        "share one engine; any number), vllm-serve, vllm-serve-rust, async-llm, "
         "NAME-grpc, NAME-http (default: all but vllm-serve-rust)",
     )
     what.add_argument(
@@ -153,10 +154,10 @@ def chosen_systems(options: argparse.Namespace, others: Sequence[str]) -> list[s
     """The systems asked for, or all."""
     of_others = [f"{name}-{protocol}" for name in others for protocol in ("grpc", "http")]
     if not options.systems:
-        return [*OURS, *VLLM, *of_others]
-    known = {*OURS, *VLLM, "vllm-serve-rust", *of_others}
+        return [*ONE_INSTANCE, *VLLM, *of_others]
+    known = {*ONE_INSTANCE, *VLLM, "vllm-serve-rust", *of_others}
     asked = [name.strip() for name in options.systems.split(",") if name.strip()]
-    unknown = [name for name in asked if name not in known]
+    unknown = [name for name in asked if name not in known and not OURS.fullmatch(name)]
     if unknown:
         raise UserError(f"Unknown system {unknown[0]!r}; there are: {', '.join(sorted(known))}.")
     return asked

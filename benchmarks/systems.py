@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import tempfile
 import time
@@ -27,6 +28,9 @@ from pytest_vllm_triton.launchers.supervised import Supervised
 
 MODEL_NAME = "vllm_model"
 STOP_SECONDS = 20.0
+
+#: Our backend; ours4-grpc: with four instances that share one engine.
+OURS = re.compile(r"ours(\d*)-(?:grpc|http)")
 
 Measure = Callable[[int, float], Figures]
 """(streams, seconds) -> what was seen."""
@@ -91,6 +95,8 @@ class TritonServer(Server):
     backend_dir: Path
     parameters: Mapping[str, str]
     systems: Sequence[str] = ()
+    #: Instances, which share one engine if there are several.
+    instances: int = 1
     env: Mapping[str, str] = field(default_factory=dict)
     handle: ServerHandle | None = None
 
@@ -103,10 +109,13 @@ class TritonServer(Server):
             self.bench.work_dir,
         )
         parameters = dict(self.parameters)
+        if self.instances > 1:
+            parameters["SHARED_ENGINE"] = "true"
         if self.bench.statistics:
             parameters.setdefault("REPORT_CUSTOM_METRICS", "true")
         sample = ROOT / "fixtures" / "model_repository" / "vllm_model" / "config.pbtxt"
-        config = sample.read_text(encoding="utf-8") + "".join(
+        one = sample.read_text(encoding="utf-8")
+        config = one.replace("count: 1", f"count: {self.instances}") + "".join(
             f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n'
             for key, value in parameters.items()
         )
@@ -303,8 +312,11 @@ def make_servers(
             known = servers.get(name)
             if isinstance(known, TritonServer):
                 known.systems = (*known.systems, system)
-            elif name == "ours":
-                servers[name] = TritonServer(bench, name, ROOT / "backend", parameters, (system,))
+            elif match := OURS.fullmatch(system):
+                servers[name] = TritonServer(
+                    *(bench, name, ROOT / "backend", parameters, (system,)),
+                    instances=int(match[1] or 1),
+                )
             else:
                 servers[name] = TritonServer(bench, name, others[name], {}, (system,))
     return list(servers.values())

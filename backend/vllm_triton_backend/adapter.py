@@ -8,11 +8,12 @@ load with one sentence. Written against vllm/v1/engine/async_llm.py and output_p
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import inspect
 import locale
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vllm_triton_backend.errors import Code, LoadError, RequestError, invalid
@@ -32,6 +33,14 @@ class Handle:
     abort_id: str
     internal: bool
     task: asyncio.Task[None] | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EngineAddresses:
+    """ZeroMQ addresses over which one client talks with an engine; the client binds both."""
+
+    input: str
+    output: str
 
 
 class Vllm:
@@ -77,7 +86,7 @@ class Vllm:
         self.output_kind = RequestOutputKind
         self._engine_class = AsyncLLM
         self._engine_args_class = AsyncEngineArgs
-        self._dead_error = EngineDeadError
+        self.dead_error = EngineDeadError
         self._client_errors = _client_errors()
 
     def _unsupported(self, detail: object) -> LoadError:
@@ -102,12 +111,75 @@ class Vllm:
         return self._engine_args_class(**arguments)
 
     async def start_engine(
-        self, arguments: Mapping[str, Any], stat_loggers: Sequence[Any] = ()
+        self,
+        arguments: Mapping[str, Any],
+        stat_loggers: Sequence[Any] = (),
+        other_clients: Sequence[EngineAddresses] = (),
     ) -> Engine:
-        """Boot an engine; must run on the event loop that will use it."""
+        """Boot an engine; must run on the event loop that will use it.
+
+        `other_clients` may use it too, by `join_engine`; they are its clients 1, 2, …
+
+        Raises:
+            LoadError: see `engine_args`; or this vLLM's engines have one client.
+        """
         args = self.engine_args(arguments)
         options = {"stat_loggers": list(stat_loggers)} if stat_loggers else {}
-        engine = self._engine_class.from_engine_args(args, **options)
+        with self._serving(other_clients):
+            engine = self._engine_class.from_engine_args(args, **options)
+        return await self._wrap(engine)
+
+    async def join_engine(
+        self,
+        arguments: Mapping[str, Any],
+        stat_loggers: Sequence[Any],
+        addresses: EngineAddresses,
+        index: int,
+    ) -> Engine:
+        """Use an engine that another process started, with the same arguments, as its client
+        `index`; must run on the event loop that will use it."""
+        args = self.engine_args(arguments)
+        engine = self._engine_class.from_vllm_config(
+            args.create_engine_config(),
+            stat_loggers=list(stat_loggers),
+            disable_log_stats=True,
+            client_addresses={
+                "input_address": addresses.input,
+                "output_address": addresses.output,
+            },
+            client_index=index,
+        )
+        return await self._wrap(engine)
+
+    @contextlib.contextmanager
+    def _serving(self, clients: Sequence[EngineAddresses]) -> Iterator[None]:
+        """Engines that are started meanwhile have these clients besides their own.
+
+        vLLM has this for its own API servers only, and otherwise tells an engine of one client.
+        """
+        if not clients:
+            yield
+            return
+        from vllm.v1.engine import core_client
+
+        launch = getattr(core_client, "launch_core_engines", None)
+        if launch is None:
+            raise self._unsupported("SHARED_ENGINE: no 'launch_core_engines'")
+
+        def launch_for_all(*args: Any, **options: Any) -> Any:
+            call = inspect.signature(launch).bind(*args, **options)
+            known = call.arguments["addresses"]
+            known.inputs.extend(client.input for client in clients)
+            known.outputs.extend(client.output for client in clients)
+            return launch(*args, **options)
+
+        core_client.launch_core_engines = launch_for_all
+        try:
+            yield
+        finally:
+            core_client.launch_core_engines = launch
+
+    async def _wrap(self, engine: Any) -> Engine:
         try:
             return Engine(self, engine, await _supported_tasks(engine))
         except BaseException:
@@ -119,7 +191,7 @@ class Vllm:
         if isinstance(error, RequestError):
             return error
         text = f"Error generating stream: {error or type(error).__name__}"
-        if isinstance(error, self._dead_error):
+        if isinstance(error, self.dead_error):
             return RequestError(Code.UNAVAILABLE, text)
         status = getattr(error, "http_status", None)
         if status is not None and int(status) == 503:
@@ -139,6 +211,7 @@ class Engine:
         self._vllm = vllm
         self._engine = engine
         self.tasks = tasks
+        self._loop = asyncio.get_running_loop()
         self._render = _renderer(engine)
         self._parameters = frozenset(inspect.signature(engine.generate).parameters)
         self.tracing = bool(
@@ -241,8 +314,17 @@ class Engine:
     def _model_config(self) -> Any:
         return getattr(self._engine, "model_config", None)
 
+    def lose(self) -> None:
+        """The engine of another process is gone: what runs fails, and `alive` is false.
+
+        vLLM notices by itself only where it started the engine.
+        """
+        client = self._engine.engine_core
+        client.resources.engine_dead = True
+        self._loop.call_soon_threadsafe(client.outputs_queue.put_nowait, self._vllm.dead_error())
+
     def shutdown(self) -> None:
-        """Stop the engine's processes."""
+        """Stop the engine's processes, if they are this process's own."""
         # First, or vLLM's output loop would log the end of the engine as a failure.
         output_loop = getattr(self._engine, "output_handler", None)
         if output_loop is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,7 @@ class Parameters:
     max_inflight_requests   MAX_INFLIGHT_REQUESTS: more are refused with UNAVAILABLE; 0 = no limit
     drain_timeout           DRAIN_TIMEOUT_SECONDS: how long unload waits for running requests
     sender_threads          SENDER_THREADS: threads that hand responses to Triton
+    shared_engine           SHARED_ENGINE: "true" lets all instances of the model use one engine
     stream_pause            STREAM_PAUSE_MICROSECONDS (here in seconds): a stream waits this long,
                             times the number of live requests, between two responses; 0 = never
     """
@@ -164,6 +165,7 @@ class Parameters:
     drain_timeout: float = 20.0
     sender_threads: int = 2
     stream_pause: float = 500e-6
+    shared_engine: bool = False
 
     @classmethod
     def from_model_config(cls, model_config: Mapping[str, Any]) -> Parameters:
@@ -188,6 +190,7 @@ class Parameters:
             sender_threads=max(
                 1, int(_number("SENDER_THREADS", text, cls.sender_threads, whole=True))
             ),
+            shared_engine=text("SHARED_ENGINE").lower() == "true",
             stream_pause=_number("STREAM_PAUSE_MICROSECONDS", text, cls.stream_pause * 1e6) / 1e6,
         )
 
@@ -242,6 +245,7 @@ class Instance:
     device_id: int
     index: int
     count: int = 1
+    groups: int = 1
 
     @classmethod
     def from_args(cls, args: Mapping[str, str], model_config: Mapping[str, Any]) -> Instance:
@@ -252,7 +256,29 @@ class Instance:
             device_id=int(args.get("model_instance_device_id", "0") or 0),
             index=int(tail) if tail.isdigit() else 0,
             count=sum(int(group.get("count", 1)) for group in groups) or 1,
+            groups=len(groups) or 1,
         )
+
+
+def engine_of(
+    instance: Instance, parameters: Parameters, engine_args: Mapping[str, Any]
+) -> Instance:
+    """The instance whose place and devices the engine has: `instance`, or under SHARED_ENGINE the
+    only one there is, as far as engines are concerned.
+
+    Raises:
+        LoadError: SHARED_ENGINE with KIND_GPU, with several instance groups, or with a cache of
+            images, which vLLM keeps for one client of an engine only.
+    """
+    if not parameters.shared_engine or instance.count == 1:
+        return instance
+    if instance.kind == "GPU" or instance.groups > 1:
+        raise LoadError(
+            "parameter SHARED_ENGINE needs one 'instance_group' of KIND_MODEL (or KIND_CPU)"
+        )
+    if engine_args.get("mm_processor_cache_gb"):
+        raise LoadError("parameter SHARED_ENGINE needs 'mm_processor_cache_gb' 0")
+    return replace(instance, index=0, count=1)
 
 
 def visible_devices(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
+import hashlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ Stamp = tuple[tuple[str, int, int], ...]
 class Adapter:
     """One state of one adapter's files.
 
-    `number` is vLLM's lora_int_id: it never changes for the same files and is never used twice.
-    `engine_name` differs from `name` after a reload, because vLLM's prefix cache knows adapters
-    by name and would answer from the old weights.
+    `number` is vLLM's lora_int_id, made from the name and the state of the files, so that it is the
+    same in every process that uses the engine. It is part of `engine_name`, because vLLM's prefix
+    cache knows adapters by name and would answer from the weights before a change.
     """
 
     name: str
@@ -46,7 +46,6 @@ class LoraRegistry:
         self._dir = version_dir
         self._make_request = make_request
         self._lock = threading.Lock()
-        self._numbers = itertools.count(1)
         self._paths = read_lora_paths(version_dir)
         self._paths_stamp = _stamp_of(version_dir / LORA_FILE)
         self._adapters: dict[str, tuple[Stamp, Adapter]] = {}
@@ -72,9 +71,8 @@ class LoraRegistry:
             known = self._adapters.get(name)
             if known is not None and known[0] == stamp:
                 return known[1]
-            number = next(self._numbers)
-            engine_name = name if known is None else f"{name}@{number}"
-            adapter = Adapter(name, engine_name, number, path)
+            number = _number(name, stamp)
+            adapter = Adapter(name, f"{name}@{number}", number, path)
             self._adapters[name] = (stamp, adapter)
             return adapter
 
@@ -109,6 +107,12 @@ class LoraRegistry:
                     ) from None
                 self._loaded[adapter.number] = request
         return self._loaded[adapter.number]
+
+
+def _number(name: str, stamp: Stamp) -> int:
+    """A positive number of 31 bits (vLLM has arrays of int32)."""
+    digest = hashlib.sha256(repr((name, stamp)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1 or 1
 
 
 def _stamp_of(path: Path) -> Stamp:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm_triton_backend.claims import Claim
+
 _FLUSH_SECONDS = 0.2
 # On a busy host a round trip can take 10 ms, and the server's exit timeout runs.
 _LAST_FLUSH_SECONDS = 1.0
@@ -187,6 +189,10 @@ _FINISHED = (
 FINISHED_REASONS = ("stop", "length", "abort", "error")
 
 
+#: Triton's objects that must not be freed.
+_FOR_OTHERS: list[Any] = []
+
+
 @dataclass(slots=True)
 class _Pending:
     """Sums since the last flush; `observations` by attribute of Stats."""
@@ -208,6 +214,7 @@ class MetricsExporter:
         max_model_len: see `families`.
         is_idle: whether no request is live; then the gauges are 0 whatever vLLM said last (it
             reports with engine steps, and an aborted request has none).
+        claim: on the metrics of these labels, which other processes may have too.
 
     Raises:
         Exception: Triton's, when it is too old for histograms.
@@ -219,7 +226,9 @@ class MetricsExporter:
         labels: Mapping[str, str],
         max_model_len: int,
         is_idle: Callable[[], bool],
+        claim: Claim,
     ) -> None:
+        self._claim = claim
         self._pb_utils = pb_utils
         self._labels = dict(labels)
         self._entries = families(max_model_len)
@@ -274,7 +283,8 @@ class MetricsExporter:
 
     def _run(self) -> None:
         try:
-            self._create()
+            with self._claim.taken():
+                self._create()
         except Exception as error:
             self._failure = error
             return
@@ -291,11 +301,16 @@ class MetricsExporter:
                 # Instances of one model share the gauge: take away only our part.
                 if value:
                     self._metrics[attribute].increment(-value)
-        # They must die before `finalize` returns, metrics before their families: the stub crashes
-        # when one outlives its shared memory.
-        self._metrics.clear()
-        self._finished.clear()
-        self._families.clear()
+        with self._claim.given_up() as last:
+            if not last:
+                # Freed by whoever is the last, and of this process never: it exits at once.
+                _FOR_OTHERS.append((self._metrics, self._finished, self._families))
+                return
+            # They must die before `finalize` returns, metrics before their families: the stub
+            # crashes when one outlives its shared memory.
+            self._metrics.clear()
+            self._finished.clear()
+            self._families.clear()
 
     def _create(self) -> None:
         for entry in self._entries:

@@ -9,9 +9,21 @@ Where the parent is no tritonserver (Triton's in-process API), nothing is known 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 from pathlib import Path
+
+
+def socket_name(purpose: str, model_name: str, model_version: str) -> str:
+    """Where processes of one model of this server meet: the name of an abstract socket.
+
+    The name of the process namespace is part of it, since containers that share the host's network
+    share abstract sockets too.
+    """
+    namespace = Path("/proc/self/ns/pid").stat().st_ino
+    text = f"{namespace}/{os.getppid()}/{model_name}/{model_version}"
+    return f"\0triton-vllm-{purpose}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
 def can_unload() -> bool:

@@ -15,6 +15,7 @@ import triton_python_backend_utils as pb_utils
 
 from vllm_triton_backend import config
 from vllm_triton_backend.adapter import Engine, Vllm, stat_logger_factory
+from vllm_triton_backend.claims import Claim
 from vllm_triton_backend.engine import EventLoop, RequestRunner, check_task
 from vllm_triton_backend.errors import Code, LoadError, RequestError, invalid
 from vllm_triton_backend.lora import Adapter, LoraRegistry
@@ -22,7 +23,9 @@ from vllm_triton_backend.metrics import MetricsExporter, Stats
 from vllm_triton_backend.requests import EmbedRequest, GenerateRequest, parse
 from vllm_triton_backend.responses import EmbedFormatter, GenerateFormatter
 from vllm_triton_backend.sampling import SamplingParser
-from vllm_triton_backend.server import can_unload, has_metrics
+from vllm_triton_backend.server import can_unload, has_metrics, socket_name
+from vllm_triton_backend.sharing import Alone, EngineShare, FrontEnd
+from vllm_triton_backend.sharing import share as share_of
 from vllm_triton_backend.streams import Formatter, ResponseStream, SenderPool
 from vllm_triton_backend.watchdog import Watchdog, stub_shm_regions
 
@@ -40,10 +43,15 @@ class StatsRelay:
     `exporter` is None until then, and for good on a server without metrics.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, share: EngineShare) -> None:
         self.exporter: MetricsExporter | None = None
+        self._share = share
 
     def record(self, stats: Stats) -> None:
+        """Statistics that this instance was given."""
+        self.export(self._share.record(stats))
+
+    def export(self, stats: Stats) -> None:
         if self.exporter is not None:
             self.exporter.record(stats)
 
@@ -55,10 +63,6 @@ class StatsRelay:
         exporter, self.exporter = self.exporter, None
         if exporter is not None:
             exporter.close()
-
-
-def _nothing() -> None:
-    pass
 
 
 def _exit_at_once() -> None:
@@ -84,7 +88,8 @@ class Service:
         loop: EventLoop,
         loras: LoraRegistry | None,
         watchdog: Watchdog,
-        relay: StatsRelay | None,
+        relay: StatsRelay,
+        share: EngineShare,
     ) -> None:
         self._model_name = model_name
         self._parameters = parameters
@@ -96,6 +101,7 @@ class Service:
         self._sampling = SamplingParser(vllm.sampling_params)
         self._pooling = SamplingParser(vllm.pooling_params)
         self._relay = relay
+        self._share = share
         self._runner = RequestRunner(
             vllm,
             engine,
@@ -104,7 +110,7 @@ class Service:
             max_inflight=parameters.max_inflight_requests,
             health_check=parameters.health_check,
             on_unhealthy=self._unload,
-            on_given_up=relay.count_abort if relay is not None else _nothing,
+            on_given_up=relay.count_abort,
             log=pb_utils.Logger.log_info,
         )
         self._pool = SenderPool(parameters.sender_threads, self._runner.forget, self._pause)
@@ -130,8 +136,10 @@ class Service:
         parameters = config.Parameters.from_model_config(model_config)
         engine_args = config.read_engine_args(version_dir)
         visible = config.environment_devices()
+        instance = config.Instance.from_args(args, model_config)
+        engine_instance = config.engine_of(instance, parameters, engine_args)
         devices = config.visible_devices(
-            config.Instance.from_args(args, model_config),
+            engine_instance,
             engine_args,
             parameters,
             visible,
@@ -154,34 +162,45 @@ class Service:
         loras = LoraRegistry(version_dir, vllm.lora_request) if enable_lora else None
         watchdog = Watchdog(stub_shm_regions())
         loop = EventLoop("vllm-engine")
-        relay = StatsRelay() if parameters.report_custom_metrics and log_stats else None
-        loggers = [stat_logger_factory(relay.record)] if relay is not None else []
+        share: EngineShare = Alone()
         try:
-            engine = loop.call(vllm.start_engine(engine_args, loggers))
+            if engine_instance is not instance:
+                engine_args["mm_processor_cache_gb"] = 0
+                name = socket_name("engine", args["model_name"], args["model_version"])
+                share = share_of(instance.index, instance.count, name)
+            relay = StatsRelay(share)
+            with_metrics = parameters.report_custom_metrics and log_stats
+            loggers = [stat_logger_factory(relay.record)] if with_metrics else []
+            engine = loop.call(share.boot(vllm, engine_args, loggers))
         except BaseException:
+            share.close(0)
             loop.stop(_STOP_SECONDS)
             watchdog.close()
             raise
-        service = cls(args["model_name"], parameters, vllm, engine, loop, loras, watchdog, relay)
-        if relay is not None:
-            service._export_metrics(relay, args)
+        service = cls(
+            args["model_name"], parameters, vllm, engine, loop, loras, watchdog, relay, share
+        )
+        if with_metrics:
+            service._export_metrics(args)
+        share.begin(FrontEnd(engine, service._runner.is_idle, service._drain, relay.export))
         # What was loaded stays: without this the collector walks all of torch and vLLM now and
         # then, and every stream stands still for a tenth of a second.
         gc.collect()
         gc.freeze()
         return service
 
-    def _export_metrics(self, relay: StatsRelay, args: Mapping[str, str]) -> None:
+    def _export_metrics(self, args: Mapping[str, str]) -> None:
         if not has_metrics():
             pb_utils.Logger.log_info("[vllm] No custom metrics: the server exports none")
             return
         labels = {"model": args["model_name"], "version": args["model_version"]}
         try:
-            relay.exporter = MetricsExporter(
+            self._relay.exporter = MetricsExporter(
                 pb_utils,
                 labels,
                 self._engine.max_model_len() or _DEFAULT_MODEL_LEN,
-                self._runner.is_idle,
+                lambda: self._runner.is_idle() and self._share.is_idle(),
+                Claim(socket_name("metrics", args["model_name"], args["model_version"])),
             )
         except Exception as error:
             # A server too old for histograms.
@@ -253,12 +272,17 @@ class Service:
         except Exception as error:
             pb_utils.Logger.log_warn(f"[vllm] Unhealthy model cannot be unloaded: {error}")
 
+    def _drain(self) -> None:
+        self._runner.drain(self._parameters.drain_timeout)
+
     def close(self) -> None:
         """Drain for a bounded time, end what is left, stop the engine and its processes."""
-        self._runner.drain(self._parameters.drain_timeout)
+        self._share.leave()
+        self._drain()
         self._pool.close(_STOP_SECONDS)
-        if self._relay is not None:
-            self._relay.close()
+        self._relay.close()
+        # Other instances had the same time to drain.
+        self._share.close(_STOP_SECONDS)
         self._engine.shutdown()
         self._loop.stop(_STOP_SECONDS)
         self._watchdog.close()

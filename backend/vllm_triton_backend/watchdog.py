@@ -221,6 +221,14 @@ def birth(pid: int) -> str | None:
     return None if fields[0] == b"Z" else fields[19].decode()
 
 
+def parent_of(pid: int) -> int | None:
+    """The process id of the parent; None if there is no such process."""
+    try:
+        return int(_status(Path(f"/proc/{pid}"))[1])
+    except OSError:
+        return None
+
+
 def _status(process: Path) -> list[bytes]:
     """The fields of /proc/<pid>/stat from the state, the third one, on."""
     return (process / "stat").read_bytes().rsplit(b")", 1)[1].split()

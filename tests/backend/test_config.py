@@ -108,6 +108,31 @@ def test_gpu_device_ids_choose_the_gpus_of_an_instance() -> None:
     assert _devices("MODEL", ids="1", visible="5,7") == "7"
 
 
+def test_instances_that_share_an_engine_have_one_place() -> None:
+    sharing = Parameters(shared_engine=True)
+    second = Instance("MODEL", 0, 1, 4)
+
+    assert config.engine_of(second, sharing, {}) == Instance("MODEL", 0, 0, 1)
+    assert config.engine_of(second, Parameters(), {}) is second
+    alone = Instance("GPU", 1, 0, 1)
+    assert config.engine_of(alone, sharing, {}) is alone
+
+
+@pytest.mark.parametrize(
+    ("instance", "engine_args", "words"),
+    [
+        (Instance("GPU", 0, 0, 2), {}, "KIND_MODEL"),
+        (Instance("MODEL", 0, 0, 4, groups=2), {}, "one 'instance_group'"),
+        (Instance("MODEL", 0, 0, 2), {"mm_processor_cache_gb": 4}, "mm_processor_cache_gb"),
+    ],
+)
+def test_what_cannot_share_an_engine_is_refused(
+    instance: Instance, engine_args: dict[str, object], words: str
+) -> None:
+    with pytest.raises(LoadError, match=words):
+        config.engine_of(instance, Parameters(shared_engine=True), engine_args)
+
+
 def test_kind_model_instances_take_turns_with_the_gpus() -> None:
     def spread(count: int, **options: object) -> list[str | None]:
         return [_devices("MODEL", i, count=count, **options) for i in range(count)]  # type: ignore[arg-type]
