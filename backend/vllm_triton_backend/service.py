@@ -254,7 +254,8 @@ class Service:
 
     def _pause(self) -> float:
         """Seconds between two responses of one stream: none until many requests are live."""
-        count = self._runner.live_count
+        # Triton spreads requests evenly over the instances that share the engine.
+        count = self._runner.live_count * self._share.instances
         if count < _CROWD:
             return 0.0
         return min(_LONGEST_PAUSE_SECONDS, count * self._parameters.stream_pause)

@@ -72,7 +72,13 @@ class FrontEnd:
 
 
 class EngineShare(Protocol):
-    """How an instance comes to its engine, and what it owes to the other instances."""
+    """How an instance comes to its engine, and what it owes to the other instances.
+
+    Attributes:
+        instances: how many use the engine.
+    """
+
+    instances: int
 
     async def boot(
         self, vllm: Vllm, arguments: Mapping[str, Any], stat_loggers: Sequence[Any]
@@ -102,6 +108,8 @@ class EngineShare(Protocol):
 class Alone:
     """The engine of one instance."""
 
+    instances = 1
+
     async def boot(
         self, vllm: Vllm, arguments: Mapping[str, Any], stat_loggers: Sequence[Any]
     ) -> Engine:
@@ -124,21 +132,22 @@ class Alone:
 
 
 class EngineHost:
-    """Boots the engine and lets `guests` other instances of the model use it.
+    """Boots the engine and lets the other instances of the model use it.
 
     Args:
         name: see `server.socket_name`.
-        guests: how many there will be.
+        instances: how many there will be, with this one.
     """
 
-    def __init__(self, name: str, guests: int) -> None:
+    def __init__(self, name: str, instances: int) -> None:
+        self.instances = instances
         # The watchdog removes it, as it is below its own directory.
         folder = self._folder = tempfile.mkdtemp(dir=os.environ.get("VLLM_RPC_BASE_PATH"))
         self._tickets = [
             Ticket(
                 index, EngineAddresses(f"ipc://{folder}/in{index}", f"ipc://{folder}/out{index}")
             )
-            for index in range(1, guests + 1)
+            for index in range(1, instances)
         ]
         self._addresses = [ticket.addresses for ticket in self._tickets]
         self._lock = threading.Lock()
@@ -272,9 +281,11 @@ class EngineGuest:
 
     Args:
         name: see `server.socket_name`.
+        instances: how many use the engine.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, instances: int) -> None:
+        self.instances = instances
         self._connection = _connect(name)
         self._lock = threading.Lock()
         self._gauges: dict[str, Any] = {}
@@ -350,7 +361,7 @@ def share(index: int, count: int, name: str) -> EngineShare:
     """The role of instance `index` of `count` that use one engine; see `server.socket_name`."""
     if count == 1:
         return Alone()
-    return EngineHost(name, count - 1) if index == 0 else EngineGuest(name)
+    return EngineHost(name, count) if index == 0 else EngineGuest(name, count)
 
 
 def _listen(name: str) -> socket.socket:
