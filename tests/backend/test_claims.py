@@ -1,0 +1,81 @@
+"""Who of several processes frees what they share."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from vllm_triton_backend.claims import Claim
+
+BACKEND = Path(__file__).resolve().parents[2] / "backend"
+
+#: Takes the claim, says so, and gives it up when it is told to.
+OTHER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from vllm_triton_backend.claims import Claim
+claim = Claim(bytes.fromhex(sys.argv[2]).decode())
+with claim.taken():
+    pass
+print("taken", flush=True)
+sys.stdin.readline()
+with claim.given_up() as last:
+    print(last, flush=True)
+"""
+
+
+@pytest.fixture
+def name() -> str:
+    return f"\0test-claims-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def other(name: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", OTHER, str(BACKEND), name.encode().hex()]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "taken\n"
+        yield process
+        process.kill()
+
+
+def test_the_only_one_is_the_last(name: str) -> None:
+    claim = Claim(name)
+    for _ in range(2):
+        with claim.taken():
+            pass
+        with claim.given_up() as last:
+            assert last
+
+
+def test_the_last_of_two_frees(name: str, other: subprocess.Popen[str]) -> None:
+    claim = Claim(name)
+    with claim.taken():
+        pass
+    with claim.given_up() as last:
+        assert not last
+    assert other.communicate("go\n", timeout=30)[0] == "True\n"
+
+
+def test_a_killed_process_has_nothing_any_more(name: str, other: subprocess.Popen[str]) -> None:
+    claim = Claim(name)
+    with claim.taken():
+        pass
+    other.kill()
+    other.wait(30)
+    with claim.given_up() as last:
+        assert last
+
+
+def test_another_name_is_another_thing(name: str, other: subprocess.Popen[str]) -> None:
+    claim = Claim(f"{name}x")
+    with claim.taken():
+        pass
+    with claim.given_up() as last:
+        assert last
