@@ -229,7 +229,11 @@ class EngineHost:
             watched = [*self._waiting, *self._idle]
             if self._listener is not None:
                 watched.append(self._listener)
-        return select.select(watched, [], [], _POLL_SECONDS)[0]
+        try:
+            return select.select(watched, [], [], _POLL_SECONDS)[0]
+        except (OSError, ValueError):
+            # `begin` closed one of them in another thread.
+            return []
 
     def _welcome(self) -> None:
         assert self._listener is not None
