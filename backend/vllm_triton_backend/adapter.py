@@ -314,7 +314,7 @@ class Engine:
     def _model_config(self) -> Any:
         return getattr(self._engine, "model_config", None)
 
-    def lose(self) -> None:
+    def mark_dead(self) -> None:
         """The engine of another process is gone: what runs fails, and `alive` is false.
 
         vLLM notices by itself only where it started the engine.

@@ -238,7 +238,8 @@ class Instance:
     """Where Triton put this model instance (`args` of `initialize`).
 
     kind is "GPU", "MODEL" or "CPU"; device_id is Triton's ordinal; index counts the instances of
-    the model from 0 (the last number in Triton's instance name); count is how many there are.
+    the model from 0 (the last number in Triton's instance name); count is how many there are, and
+    groups in how many instance groups.
     """
 
     kind: str
@@ -259,26 +260,29 @@ class Instance:
             groups=len(groups) or 1,
         )
 
+    def as_only_one(self) -> Instance:
+        """As if the model had no other instance."""
+        return replace(self, index=0, count=1, groups=1)
 
-def engine_of(
+
+def shares_engine(
     instance: Instance, parameters: Parameters, engine_args: Mapping[str, Any]
-) -> Instance:
-    """The instance whose place and devices the engine has: `instance`, or under SHARED_ENGINE the
-    only one there is, as far as engines are concerned.
+) -> bool:
+    """Whether there are other instances that use the engine of this one.
 
     Raises:
         LoadError: SHARED_ENGINE with KIND_GPU, with several instance groups, or with a cache of
             images, which vLLM keeps for one client of an engine only.
     """
     if not parameters.shared_engine or instance.count == 1:
-        return instance
+        return False
     if instance.kind == "GPU" or instance.groups > 1:
         raise LoadError(
             "parameter SHARED_ENGINE needs one 'instance_group' of KIND_MODEL (or KIND_CPU)"
         )
     if engine_args.get("mm_processor_cache_gb"):
         raise LoadError("parameter SHARED_ENGINE needs 'mm_processor_cache_gb' 0")
-    return replace(instance, index=0, count=1)
+    return True
 
 
 def visible_devices(

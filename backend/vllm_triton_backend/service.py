@@ -24,8 +24,7 @@ from vllm_triton_backend.requests import EmbedRequest, GenerateRequest, parse
 from vllm_triton_backend.responses import EmbedFormatter, GenerateFormatter
 from vllm_triton_backend.sampling import SamplingParser
 from vllm_triton_backend.server import can_unload, has_metrics, socket_name
-from vllm_triton_backend.sharing import Alone, EngineShare, FrontEnd
-from vllm_triton_backend.sharing import share as share_of
+from vllm_triton_backend.sharing import Alone, EngineGuest, EngineHost, EngineShare, FrontEnd
 from vllm_triton_backend.streams import Formatter, ResponseStream, SenderPool
 from vllm_triton_backend.watchdog import Watchdog, stub_shm_regions
 
@@ -137,9 +136,9 @@ class Service:
         engine_args = config.read_engine_args(version_dir)
         visible = config.environment_devices()
         instance = config.Instance.from_args(args, model_config)
-        engine_instance = config.engine_of(instance, parameters, engine_args)
+        shared = config.shares_engine(instance, parameters, engine_args)
         devices = config.visible_devices(
-            engine_instance,
+            instance.as_only_one() if shared else instance,
             engine_args,
             parameters,
             visible,
@@ -164,10 +163,11 @@ class Service:
         loop = EventLoop("vllm-engine")
         share: EngineShare = Alone()
         try:
-            if engine_instance is not instance:
+            if shared:
                 engine_args["mm_processor_cache_gb"] = 0
                 name = socket_name("engine", args["model_name"], args["model_version"])
-                share = share_of(instance.index, instance.count, name)
+                role = EngineHost if instance.index == 0 else EngineGuest
+                share = role(name, instance.count)
             relay = StatsRelay(share)
             with_metrics = parameters.report_custom_metrics and log_stats
             loggers = [stat_logger_factory(relay.record)] if with_metrics else []

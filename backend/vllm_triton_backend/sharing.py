@@ -44,6 +44,8 @@ _POLL_SECONDS = 0.2
 _MEETING_SECONDS = 120.0
 _LARGEST_PACKET = 4096
 _LEAVING = {"leaving": True}
+#: What in Stats is of the engine as it is now, and not of the requests of one client.
+_GAUGES = ("running", "waiting", "kv_cache_usage")
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,12 +324,9 @@ class EngineGuest:
             return stats
         with self._lock:
             self._at = time.monotonic()
-            self._gauges = {
-                "running": stats.running,
-                "waiting": stats.waiting,
-                "kv_cache_usage": stats.kv_cache_usage,
-            }
-        return replace(stats, running=None, waiting=None, kv_cache_usage=None)
+            self._gauges = {gauge: getattr(stats, gauge) for gauge in _GAUGES}
+        none: dict[str, Any] = dict.fromkeys(_GAUGES)
+        return replace(stats, **none)
 
     def is_idle(self) -> bool:
         return True
@@ -351,7 +350,7 @@ class EngineGuest:
                     front_end.drain()
                     self._connection.shutdown(socket.SHUT_RDWR)
                 elif not self._closed.is_set():
-                    front_end.engine.lose()
+                    front_end.engine.mark_dead()
                 return
             idle = front_end.is_idle()
             with self._lock:
@@ -359,13 +358,6 @@ class EngineGuest:
             if told != (self._at, idle):
                 told = (self._at, idle)
                 _say(self._connection, news)
-
-
-def share(index: int, count: int, name: str) -> EngineShare:
-    """The role of instance `index` of `count` that use one engine; see `server.socket_name`."""
-    if count == 1:
-        return Alone()
-    return EngineHost(name, count) if index == 0 else EngineGuest(name, count)
 
 
 def _listen(name: str) -> socket.socket:

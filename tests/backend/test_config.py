@@ -108,14 +108,14 @@ def test_gpu_device_ids_choose_the_gpus_of_an_instance() -> None:
     assert _devices("MODEL", ids="1", visible="5,7") == "7"
 
 
-def test_instances_that_share_an_engine_have_one_place() -> None:
+def test_who_shares_an_engine() -> None:
     sharing = Parameters(shared_engine=True)
     second = Instance("MODEL", 0, 1, 4)
 
-    assert config.engine_of(second, sharing, {}) == Instance("MODEL", 0, 0, 1)
-    assert config.engine_of(second, Parameters(), {}) is second
-    alone = Instance("GPU", 1, 0, 1)
-    assert config.engine_of(alone, sharing, {}) is alone
+    assert config.shares_engine(second, sharing, {})
+    assert second.as_only_one() == Instance("MODEL", 0, 0, 1)
+    assert not config.shares_engine(second, Parameters(), {})
+    assert not config.shares_engine(Instance("GPU", 1, 0, 1), sharing, {})
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_what_cannot_share_an_engine_is_refused(
     instance: Instance, engine_args: dict[str, object], words: str
 ) -> None:
     with pytest.raises(LoadError, match=words):
-        config.engine_of(instance, Parameters(shared_engine=True), engine_args)
+        config.shares_engine(instance, Parameters(shared_engine=True), engine_args)
 
 
 def test_kind_model_instances_take_turns_with_the_gpus() -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+from waiting import eventually, gone
 
 from pytest_vllm_triton import known_answer
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle, ServerSpec
@@ -99,8 +99,8 @@ class Model:
     def stubs(self) -> list[psutil.Process]:
         """In the order of their instances."""
         stubs = self.processes("triton_python_backend_stub")
-        names = [f"{NAME}_0_{index}" for index in range(INSTANCES)]
-        return sorted(stubs, key=lambda stub: [name in stub.cmdline() for name in names][::-1])
+        names = (f"{NAME}_0_{index}" for index in range(INSTANCES))
+        return [stub for name in names for stub in stubs if name in stub.cmdline()]
 
     def engines(self) -> list[psutil.Process]:
         return self.processes("EngineCore")
@@ -112,19 +112,6 @@ def model(server: ServerHandle) -> Model:
     if not model.is_ready() or not model.engines():
         model.load()
     return model
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def is_alive(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def expected(prompt: str, tokens: int = TOKENS) -> str:
@@ -177,7 +164,7 @@ def test_the_model_can_be_loaded_anew_while_it_serves(server: ServerHandle, mode
 
     model.load()
 
-    assert eventually(lambda: not any(is_alive(engine) for engine in before))
+    assert eventually(lambda: all(gone(engine.pid) for engine in before))
     assert eventually(lambda: len(model.stubs()) == INSTANCES)
     texts = [response.json()["text_output"] for response in model.answers(PROMPTS)]
     assert texts == [expected(prompt) for prompt in PROMPTS]
@@ -211,7 +198,7 @@ def test_what_is_left_when_instances_are_killed(model: Model) -> None:
 
     stubs[0].send_signal(signal.SIGKILL)  # the engine's parent
 
-    assert eventually(lambda: not is_alive(engine))
+    assert eventually(lambda: gone(engine.pid))
     responses = [model.answer(PROMPTS[0]) for _ in range(2 * INSTANCES)]
     assert all(response.is_error for response in responses), responses
     assert "EngineCore" in "".join(response.text for response in responses)

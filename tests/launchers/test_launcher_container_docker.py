@@ -19,8 +19,9 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from tiny_servers import CONFIG, ECHO, eventually, model, regions
+from tiny_servers import CONFIG, ECHO, model, regions
 from victims import Victim, started
+from waiting import eventually
 
 from pytest_vllm_triton import assets
 from pytest_vllm_triton.errors import ServerFailed, UserError

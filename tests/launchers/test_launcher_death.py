@@ -13,8 +13,9 @@ from typing import Any
 
 import psutil
 import pytest
-from tiny_servers import CONFIG, ECHO, ENGINE, SHM, eventually, gone, regions
+from tiny_servers import CONFIG, ECHO, ENGINE, SHM, regions
 from victims import Victim, started
+from waiting import eventually, gone
 
 from pytest_vllm_triton.launchers.process import ProcessLauncher
 

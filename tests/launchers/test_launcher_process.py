@@ -14,7 +14,8 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from tiny_servers import CONFIG, ENGINE, Launch, eventually, gone, model, regions
+from tiny_servers import CONFIG, ENGINE, Launch, model, regions
+from waiting import eventually, gone
 
 from pytest_vllm_triton.errors import ServerFailed, UserError
 from pytest_vllm_triton.launchers import process

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tiny_servers import SHM, Launch, eventually, gone, model, regions
+from tiny_servers import SHM, Launch, model, regions
+from waiting import eventually, gone
 
 from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.launchers import supervisor

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-import time
 from collections.abc import Callable
 from pathlib import Path
-
-import psutil
 
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle
 
@@ -68,23 +65,6 @@ class TritonPythonModel:
 
 def model(name: str, code: str = ECHO, config: str = CONFIG) -> ModelSpec:
     return ModelSpec(name, None, config, files=(("1/model.py", textwrap.dedent(code).encode()),))
-
-
-def eventually(condition: Callable[[], object], seconds: float = 30.0) -> bool:
-    """Whether the condition becomes true in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def regions(prefix: str) -> list[str]:
