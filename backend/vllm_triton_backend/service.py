@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -278,12 +279,13 @@ class Service:
 
     def close(self) -> None:
         """Drain for a bounded time, end what is left, stop the engine and its processes."""
+        # Other instances drain at the same time, and may need all of it where this one has nothing.
+        others_end = time.monotonic() + self._parameters.drain_timeout + _STOP_SECONDS
         self._share.leave()
         self._drain()
         self._pool.close(_STOP_SECONDS)
         self._relay.close()
-        # Other instances had the same time to drain.
-        self._share.close(_STOP_SECONDS)
+        self._share.close(max(0.0, others_end - time.monotonic()))
         self._engine.shutdown()
         self._loop.stop(_STOP_SECONDS)
         self._watchdog.close()
