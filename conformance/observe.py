@@ -23,6 +23,7 @@ from pytest_vllm_triton.launchers.base import ServerHandle, ServerProcess
 STUB = "triton_python_backend_stub"
 # vLLM names its processes so; on one GPU the worker runs inside the engine's process.
 ENGINE = re.compile(r"VLLM::|EngineCore")
+ENGINE_CORE = re.compile(r"EngineCore")
 WORKER = re.compile(r"VLLM::Worker")
 # What a part of an experiment may end with: an error, or that it cannot be done here.
 _ENDINGS = (Exception, pytest.skip.Exception)
@@ -122,7 +123,9 @@ def is_stub(process: ServerProcess, model: str = "") -> bool:
 def stub_instance(process: ServerProcess, model: str) -> str:
     """Triton's name of the model's instance that the stub runs, as "model_0_1"; "" if none."""
     name = re.compile(rf"{re.escape(model)}(_\d+)+")
-    return next((word for word in process.cmdline() if name.fullmatch(word)), "")
+    with contextlib.suppress(psutil.Error):
+        return next((word for word in process.cmdline() if name.fullmatch(word)), "")
+    return ""
 
 
 def is_engine(process: ServerProcess, pattern: re.Pattern[str] = ENGINE) -> bool:

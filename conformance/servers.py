@@ -11,11 +11,10 @@ from pytest_vllm_triton.launchers.base import ServerHandle, ServerProcess
 from pytest_vllm_triton.transcript import Transcript
 from pytest_vllm_triton.verdicts import untested
 
+from .observe import ENGINE_CORE, is_engine
+
 # Not the shared model's limit, and long enough to tell a cancelled request from one that ran on.
 ALTERNATE_MAX_MODEL_LEN = 4000
-
-# vLLM names the process of its engine so; the worker processes are its children.
-ENGINE_PROCESS = "EngineCore"
 
 
 @dataclass
@@ -87,8 +86,8 @@ class EngineDeath:
 
 
 def engine_process(server: ServerHandle) -> ServerProcess:
-    """The process of vLLM's engine."""
-    named = [p for p in server.processes() if ENGINE_PROCESS in " ".join(p.cmdline()) + p.name()]
+    """The process of vLLM's engine, the parent of its workers."""
+    named = [process for process in server.processes() if is_engine(process, ENGINE_CORE)]
     if not named:
-        untested(f"no process called {ENGINE_PROCESS} among those of the server")
+        untested(f"no process called {ENGINE_CORE.pattern} among those of the server")
     return named[0]

@@ -203,7 +203,7 @@ class Resident(Protocol):
 class ServerProcess(Protocol):
     """A process of a server, as far as the suite looks at it; psutil.Process is one.
 
-    Once it has ended, its methods may raise psutil.NoSuchProcess.
+    Once it has ended, its methods may raise psutil.Error (NoSuchProcess, or ZombieProcess).
     """
 
     @property

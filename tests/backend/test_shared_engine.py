@@ -13,6 +13,7 @@ import psutil
 import pytest
 from waiting import eventually, gone
 
+from conformance.observe import ENGINE_CORE, is_engine, is_stub, stub_instance
 from pytest_vllm_triton import known_answer
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle, ServerSpec
 from pytest_vllm_triton.launchers.process import ProcessLauncher
@@ -93,17 +94,13 @@ class Model:
         found = re.findall(rf'^{family}{{[^}}]*model="{NAME}"[^}}]*}} (\S+)$', text, re.MULTILINE)
         return float(found[0]) if found else 0.0
 
-    def processes(self, part: str) -> list[psutil.Process]:
-        return [process for process in self._server.processes() if part in process.name()]
-
     def stubs(self) -> list[psutil.Process]:
         """In the order of their instances."""
-        stubs = self.processes("triton_python_backend_stub")
-        names = (f"{NAME}_0_{index}" for index in range(INSTANCES))
-        return [stub for name in names for stub in stubs if name in stub.cmdline()]
+        stubs = [process for process in self._server.processes() if is_stub(process, NAME)]
+        return sorted(stubs, key=lambda stub: stub_instance(stub, NAME))
 
     def engines(self) -> list[psutil.Process]:
-        return self.processes("EngineCore")
+        return [process for process in self._server.processes() if is_engine(process, ENGINE_CORE)]
 
 
 @pytest.fixture

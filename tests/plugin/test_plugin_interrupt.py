@@ -15,6 +15,8 @@ import psutil
 import pytest
 from plugin_helpers import environment
 
+from conformance.observe import described
+
 MARK = "PLUGIN_TEST_RUN"
 BOOT_SECONDS = 360
 GONE_SECONDS = 10
@@ -82,7 +84,7 @@ class Run:
 
     def left(self) -> list[str]:
         """What is still there of it."""
-        names = [f"{p.pid} {' '.join(p.cmdline())[:80]}" for p in self.living()]
+        names = [described(process) for process in self.living()]
         return names + [name for name in self.regions if Path("/dev/shm", name).exists()]
 
     def nothing_left_within(self, seconds: float) -> None:
