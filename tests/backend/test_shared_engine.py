@@ -99,6 +99,22 @@ class Model:
         stubs = [process for process in self._server.processes() if is_stub(process, NAME)]
         return sorted(stubs, key=lambda stub: stub_instance(stub, NAME))
 
+    def seconds_at_work(self) -> list[float]:
+        """What each instance has used of a processor."""
+        return [sum(stub.cpu_times()[:2]) for stub in self.stubs()]
+
+    def first_at_work(self, before: list[float]) -> int:
+        """Which instance has a request, the only one since `before`."""
+        seconds = []
+
+        def one_works() -> bool:
+            now = self.seconds_at_work()
+            seconds[:] = [new - old for old, new in zip(before, now, strict=True)]
+            return max(seconds) > 0.2
+
+        assert eventually(one_works), seconds
+        return seconds.index(max(seconds))
+
     def engines(self) -> list[psutil.Process]:
         return [process for process in self._server.processes() if is_engine(process, ENGINE_CORE)]
 
@@ -118,14 +134,14 @@ def expected(prompt: str, tokens: int = TOKENS) -> str:
 def test_instances_answer_from_one_engine(model: Model) -> None:
     assert len(model.stubs()) == INSTANCES
     assert len(model.engines()) == 1
-    before = [sum(stub.cpu_times()[:2]) for stub in model.stubs()]
+    before = model.seconds_at_work()
     generated = model.metric("vllm:generation_tokens_total")
 
     responses = [response for _ in range(3) for response in model.answers(PROMPTS)]
 
     texts = [response.json()["text_output"] for response in responses]
     assert texts == [expected(prompt) for prompt in PROMPTS] * 3
-    after = [sum(stub.cpu_times()[:2]) for stub in model.stubs()]
+    after = model.seconds_at_work()
     assert all(new - old > 0.05 for old, new in zip(before, after, strict=True)), (before, after)
     count = generated + len(responses) * TOKENS
     assert eventually(lambda: model.metric("vllm:generation_tokens_total") == count)
@@ -150,6 +166,33 @@ def test_unload_waits_for_the_requests_of_every_instance(model: Model) -> None:
         texts = [future.result().json()["text_output"] for future in running]
 
     assert texts == [expected(prompt, MANY) for prompt in PROMPTS[:8]]
+    assert eventually(lambda: not model.stubs() and not model.engines())
+
+
+def test_gauges_are_of_a_single_busy_instance(model: Model) -> None:
+    """As each instance in turn is given a request."""
+    with ThreadPoolExecutor(1) as pool:
+        for prompt in PROMPTS[:INSTANCES]:
+            running = pool.submit(model.answer, prompt, max_tokens=MANY)
+            assert eventually(lambda: model.metric("vllm:num_requests_running") == 1)
+            assert not running.done()
+            running.result().raise_for_status()
+            assert eventually(lambda: model.metric("vllm:num_requests_running") == 0)
+
+
+def test_unload_waits_for_a_guest_where_the_host_has_nothing_to_do(model: Model) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        for prompt in PROMPTS[: 2 * INSTANCES]:
+            before = model.seconds_at_work()
+            # Many logprobs, so that it takes longer than an instance without requests needs to end.
+            running = pool.submit(model.answer, prompt, max_tokens=MANY, logprobs=20)
+            if model.first_at_work(before) > 0:
+                break
+            running.result()
+        model.unload()
+        text = running.result().json()["text_output"]
+
+    assert text == expected(prompt, MANY)
     assert eventually(lambda: not model.stubs() and not model.engines())
 
 
