@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pytest_vllm_triton.report.results import RequirementResult, Results, count
 from pytest_vllm_triton.requirements import Level, Requirement
@@ -99,7 +99,20 @@ class Gate:
             parts.append(f"{in_part} checked in part")
         if unmet := self.unmet:
             parts.append(f"required but not decided: {' '.join(u.required for u in unmet)}")
-        word = "CONFORMANT" if self.conformant else "NOT CONFORMANT"
+        if not_run := len(self.results.not_run()):
+            parts.append(f"{not_run} of {len(self.results.selected)} checks did not run")
+        return f"{self._word()}: {', '.join(parts) or 'no requirement was checked'}"
+
+    def _word(self) -> str:
         if not self.results.decided_anything:
-            word = "NOTHING DECIDED"
-        return f"{word}: {', '.join(parts) or 'no requirement was checked'}"
+            return "NOTHING DECIDED"
+        if self.conformant:
+            return "CONFORMANT"
+        return "INTERRUPTED" if self._ended_early_and_green else "NOT CONFORMANT"
+
+    @property
+    def _ended_early_and_green(self) -> bool:
+        """Whether all that speaks against the backend is that checks did not run."""
+        ran = replace(self.results, selected={})
+        red = any(verdict.is_red for verdict in ran.totals())
+        return bool(self.results.not_run()) and not (red or self.aborted)

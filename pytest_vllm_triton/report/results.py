@@ -98,7 +98,7 @@ class Results:
     def requirements(self) -> list[RequirementResult]:
         """The verdict of every selected requirement, in the catalogue's order."""
         by_id: dict[str, list[CheckResult]] = {}
-        for check in [*self.checks, *self._not_run()]:
+        for check in [*self.checks, *self.not_run()]:
             for key in check.requirements:
                 by_id.setdefault(key, []).append(check)
         left_out = Counter(key for test in self.not_selected() for key in self.known_checks[test])
@@ -112,7 +112,7 @@ class Results:
         """Names of the checks that this run was to leave out."""
         return self.known_checks.keys() - self.selected.keys() - {c.test for c in self.checks}
 
-    def _not_run(self) -> list[CheckResult]:
+    def not_run(self) -> list[CheckResult]:
         """Selected checks without a result: one that ran must not speak for one that did not."""
         ran = {check.test for check in self.checks}
         reason = self.aborted or "its check did not run: the session ended before"

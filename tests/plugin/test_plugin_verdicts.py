@@ -108,6 +108,32 @@ def test_ended_early_is_red(judged: Judged) -> None:
     assert result.ret == pytest.ExitCode.TESTS_FAILED
 
 
+def test_ended_early_without_a_failure_is_called_interrupted(judged: Judged) -> None:
+    """Nothing was found against the backend, and the verdict does not say so; but it is red."""
+    result, report = judged(
+        "@requirement('GEN-001')\ndef test_it(): pass\n"
+        "@requirement('GEN-002')\ndef test_ctrl_c(): pytest.exit('Ctrl-C')\n"
+        "@requirement('GEN-003')\ndef test_never(): pass\n"
+    )
+    sentence = "INTERRUPTED: MUST 1 of 3 pass, 2 ERROR, 2 of 3 checks did not run"
+    assert report["verdict"] == sentence
+    assert report["conformant"] is False
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+
+
+@pytest.mark.parametrize(
+    "body", ["expect.equal('a', 1, 2)", "raise OSError"], ids=["FAIL", "ERROR"]
+)
+def test_ended_early_after_a_failure_is_not_conformant(judged: Judged, body: str) -> None:
+    _, report = judged(
+        f"@requirement('GEN-001')\ndef test_bad(): {body}\n"
+        "@requirement('GEN-001')\ndef test_ctrl_c(): pytest.exit('Ctrl-C')\n"
+        "@requirement('GEN-002')\ndef test_never(): pass\n"
+    )
+    assert report["verdict"].startswith("NOT CONFORMANT: ")
+    assert report["verdict"].endswith(", 2 of 3 checks did not run")
+
+
 def test_exit_in_the_middle_is_red(judged: Judged) -> None:
     result, report = judged(
         "@requirement('GEN-001')\ndef test_it(): pass\n"
