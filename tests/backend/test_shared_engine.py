@@ -189,6 +189,8 @@ def test_unload_waits_for_a_guest_where_the_host_has_nothing_to_do(model: Model)
             if model.first_at_work(before) > 0:
                 break
             running.result()
+        else:
+            pytest.fail("all requests were given to the first instance")
         model.unload()
         text = running.result().json()["text_output"]
 
