@@ -127,7 +127,8 @@ def lora_spec(harness: Harness, model: str = LORA_MODEL, **engine_args: Any) -> 
         {
             "model": str(known_answer_model().path),
             "max_model_len": 2048,
-            "enable_lora": True,
+            # As users write it.
+            "enable_lora": "true",
             "max_lora_rank": MAX_LORA_RANK,
             # vLLM 0.32 on CPUs goes wrong with fewer places than adapters.
             "max_loras": len(paths) + 3,

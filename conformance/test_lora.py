@@ -63,7 +63,7 @@ Generate = Callable[[GenerateRequest], Generation]
 
 @pytest.mark.requirement("LOR-001")
 def test_model_with_adapters_loads(lora_extra: ExtraModel) -> None:
-    """enable_lora is true in its model.json."""
+    """With enable_lora "true"; that true is understood as well shows in LOR-007."""
     if not lora_extra.is_loaded:
         lora_extra.load()
     expect.equal("error of the load", lora_extra.load_error, None)

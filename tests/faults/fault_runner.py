@@ -15,9 +15,6 @@ from fault_table import Fault, copy_sources
 
 RED = frozenset({"FAIL", "ERROR", "XPASS"})
 _BATCH = 6
-# Requirements that faults with different selections run together at most: a boot takes as long as
-# some twenty of them.
-_TOGETHER = 30
 _SECONDS = 1800.0
 
 
@@ -53,9 +50,9 @@ class Outcome:
 
 
 def plan(faults: Iterable[Fault], alone: bool) -> list[list[Fault]]:
-    """Which faults go together on one server: those that need the same checks, or few of them, and
-    cannot be taken for one another, because no requirement may be red by two of them. Changes that
-    are not to turn anything red all go together."""
+    """Which faults go together on one server: those that need the same checks and cannot be taken
+    for one another, because no requirement may be red by two of them. What a fault does to checks
+    that it does not name is unknown. Changes that are not to turn anything red all go together."""
     batches: list[list[Fault]] = []
     for fault in faults:
         for batch in batches:
@@ -65,7 +62,7 @@ def plan(faults: Iterable[Fault], alone: bool) -> list[list[Fault]]:
         else:
             batches.append([fault])
     # The longest first, so that the last server does not run alone at the end.
-    return sorted(batches, key=lambda batch: (-len(_selection(batch)), -len(batch)))
+    return sorted(batches, key=lambda batch: (-len(batch[0].selection), -len(batch)))
 
 
 def _fits(fault: Fault, batch: Sequence[Fault]) -> bool:
@@ -73,21 +70,12 @@ def _fits(fault: Fault, batch: Sequence[Fault]) -> bool:
         (len(batch) < _BATCH or not fault.allowed)
         and not fault.alone
         and not any(other.alone for other in batch)
-        and (
-            all(fault.selection == other.selection for other in batch)
-            or len(_selection([fault, *batch])) <= _TOGETHER
-        )
+        and fault.selection == batch[0].selection
         and all(fault.allowed.isdisjoint(other.allowed) for other in batch)
         # Edits of one place cannot be told apart in the source.
         and all((fault.file, fault.old) != (other.file, other.old) for other in batch)
         and not any(fault.file == other.file and _overlap(fault, other) for other in batch)
     )
-
-
-def _selection(batch: Sequence[Fault]) -> frozenset[str]:
-    """The requirements that are run to find all of them; nothing stands for all."""
-    chosen = [fault.selection for fault in batch]
-    return frozenset().union(*chosen) if all(chosen) else frozenset()
 
 
 def _overlap(one: Fault, other: Fault) -> bool:
@@ -139,7 +127,7 @@ def _dropped_at_an_interrupt(pool: ThreadPoolExecutor) -> Iterator[None]:
 def _try(batch: Sequence[Fault], folder: Path) -> list[Outcome]:
     folder.mkdir(parents=True)
     backend = copy_sources(folder, batch)
-    selection = ",".join(sorted(_selection(batch)))
+    selection = ",".join(sorted(batch[0].selection))
     report = folder / "report.json"
     with (folder / "output.txt").open("w") as output:
         status = subprocess.run(
