@@ -32,9 +32,6 @@ STOP_SECONDS = 20.0
 #: Our backend; ours4-grpc: with four instances that share one engine.
 OURS = re.compile(r"ours(\d*)-(?:grpc|http)")
 
-Measure = Callable[[int, float], Figures]
-"""(streams, seconds) -> what was seen."""
-
 
 @dataclass(frozen=True)
 class Bench:

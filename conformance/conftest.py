@@ -13,7 +13,6 @@ from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.models import other_known_answer_model
 from pytest_vllm_triton.state import TRANSCRIPT
-from pytest_vllm_triton.verdicts import untested
 
 from .experiments.bare_server import BareLife
 from .experiments.deaths import Deaths
@@ -112,8 +111,7 @@ def vision_model(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[s
 
 @pytest.fixture(scope="session")
 def strict_server(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[StrictServer]:
-    if not vllm_server.owned:
-        untested("needs a server that the suite starts itself, not an attached one")
+    needs_owned(vllm_server)
     model = vllm_harness.settings.model_name
     with HttpClient(vllm_server.endpoints.http, model) as client:
         config = client.get(client.path("config")).json()
@@ -134,22 +132,19 @@ def deaths(strict_server: StrictServer, vllm_server: ServerHandle) -> Seen:
 @pytest.fixture(scope="session")
 def second_model_life(vllm_harness: Harness, vllm_server: ServerHandle) -> Seen:
     """What was seen of a second model on the shared server, from a failed load to its unload."""
-    if not vllm_server.owned or vllm_server.model_repository is None:
-        untested("needs a server that the suite starts itself, not an attached one")
+    needs_owned(vllm_server)
     return SecondModelLife(vllm_harness, vllm_server).run()
 
 
 @pytest.fixture(scope="session")
 def plain_life(vllm_harness: Harness, vllm_server: ServerHandle) -> Seen:
     """What was seen of a server without control API, from its boot to SIGTERM."""
-    if not vllm_server.owned:
-        untested("needs a server that the suite starts itself, not an attached one")
+    needs_owned(vllm_server)
     return PlainLife(vllm_harness, vllm_server).run()
 
 
 @pytest.fixture(scope="session")
 def bare_life(vllm_harness: Harness, vllm_server: ServerHandle) -> Seen:
     """What was seen of a server without metrics page and control API, whose engine was killed."""
-    if not vllm_server.owned:
-        untested("needs a server that the suite starts itself, not an attached one")
+    needs_owned(vllm_server)
     return BareLife(vllm_harness).run()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pytest_vllm_triton.clients.repository import LOAD_SECONDS, LoadAnswer, ModelRepository
+from pytest_vllm_triton.clients.repository import LoadAnswer, ModelRepository
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.known_answer import (
     BACKWARDS,
@@ -61,14 +61,12 @@ class ExtraModel:
     """A model that is loaded into the shared server when first asked for, and again after `unload`.
 
     Attributes:
-        deadline: seconds that a load may take.
         load_error: the error of the last load; None when it succeeded.
         is_loaded: whether it is loaded now.
     """
 
     server: ServerHandle
     spec: ModelSpec
-    deadline: float = LOAD_SECONDS
     load_error: str | None = field(default=None, init=False)
     is_loaded: bool = field(default=False, init=False)
     _repository: ModelRepository | None = field(default=None, init=False)
@@ -76,7 +74,7 @@ class ExtraModel:
     @property
     def repository(self) -> ModelRepository:
         if self._repository is None:
-            self._repository = ModelRepository(self.server, deadline=self.deadline)
+            self._repository = ModelRepository(self.server)
             self._repository.add(self.spec)
         return self._repository
 

@@ -28,7 +28,7 @@ WORKER = re.compile(r"VLLM::Worker")
 # What a part of an experiment may end with: an error, or that it cannot be done here.
 _ENDINGS = (Exception, pytest.skip.Exception)
 # Those that say nothing of the backend: no Docker, no disk, a wrong option, or not possible here.
-_NO_VERDICT = (OSError, RuntimeError, UserError, pytest.skip.Exception)
+_NO_VERDICT = (OSError, RuntimeError, UserError, psutil.Error, pytest.skip.Exception)
 
 
 class Seen:
@@ -52,9 +52,12 @@ class Seen:
         if name in self._endings:
             raise self._endings[name]
         for step, ending in self._broken_off.items():
-            if isinstance(ending, _NO_VERDICT):
-                raise ending
-            raise Violation(name, "to be seen", f"the experiment broke off at '{step}': {ending}")
+            # Of several, those that are the backend's go first: nothing hides a failure.
+            if not isinstance(ending, _NO_VERDICT):
+                reason = f"the experiment broke off at '{step}': {ending}"
+                raise Violation(name, "to be seen", reason)
+        for ending in self._broken_off.values():
+            raise ending
         raise Violation(name, "to be seen", "the experiment did not come that far")
 
     def look(self, name: str, see: Callable[[], Any]) -> None:
@@ -78,6 +81,13 @@ class Seen:
 
 
 T = TypeVar("T")
+
+
+def kill(processes: Iterable[ServerProcess]) -> None:
+    """SIGKILL to each; with one of them others may be gone already."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def first_of(responses: Iterable[T]) -> T:

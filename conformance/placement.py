@@ -12,7 +12,7 @@ from typing import Any
 
 from pytest_vllm_triton.clients import GrpcClient, HttpClient
 from pytest_vllm_triton.clients.repository import ModelRepository
-from pytest_vllm_triton.gpus import VISIBLE_DEVICES, MemoryUnknown
+from pytest_vllm_triton.gpus import VISIBLE_DEVICES, Gpu, MemoryUnknown
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle, ServerProcess
 from pytest_vllm_triton.models import known_answer_model, known_answer_model_of_layers
@@ -139,8 +139,9 @@ class ManyGpus:
         seen = self.seen
         seen["texts expected"] = [told(self.oracle, request) for request in REQUESTS]
         try:
+            if not seen.step(self.load):
+                return seen
             for step in (
-                self.load,
                 self.serve,
                 self.stream_with_tensor_parallelism,
                 self.cancel_with_tensor_parallelism,
@@ -157,7 +158,7 @@ class ManyGpus:
     def load(self) -> None:
         seen = self.seen
         self.before = set(self.server.processes())
-        seen["memory before"] = self._memory(self.before)
+        seen.look("memory before", partial(self._memory, self.before))
         for spec in self.specs:
             self.repository.add(spec)
 
@@ -243,7 +244,7 @@ class ManyGpus:
         for name in self.loaded:
             self.repository.unload(name)
         until(lambda: not living(set(self.server.processes()) - self.before), GONE_SECONDS)
-        seen["memory after"] = self._memory(self.server.processes())
+        seen.look("memory after", lambda: self._memory(self.server.processes()))
 
     def masked_server(self) -> None:
         """A server that sees the second GPU only, and calls it 0."""
@@ -257,7 +258,7 @@ class ManyGpus:
         try:
             with HttpClient(handle.endpoints.http, FIRST_GPU, deadline=PATIENCE) as http:
                 seen["texts under the mask"] = at_once(http.generate, REQUESTS, 1)
-            seen["memory under the mask"] = handle.gpu_memory(handle.processes(), gpus)
+            seen.look("memory under the mask", lambda: _memory(handle, handle.processes(), gpus))
         finally:
             handle.stop()
             harness.forget(handle)
@@ -276,10 +277,16 @@ class ManyGpus:
         return [self._memory(processes) for processes in instances]
 
     def _memory(self, processes: Iterable[ServerProcess]) -> list[int]:
-        try:
-            return self.server.gpu_memory(processes)
-        except MemoryUnknown as reason:
-            untested(str(reason))
+        return _memory(self.server, processes)
+
+
+def _memory(
+    server: ServerHandle, processes: Iterable[ServerProcess], gpus: Sequence[Gpu] | None = None
+) -> list[int]:
+    try:
+        return server.gpu_memory(processes, gpus)
+    except MemoryUnknown as reason:
+        untested(str(reason))
 
 
 def holding(memory: Sequence[int]) -> list[int]:

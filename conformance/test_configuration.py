@@ -223,7 +223,8 @@ def test_kind_model_serves(triton_http: HttpClient) -> None:
 
 
 @pytest.mark.requirement("CFG-007")
-def test_absent_instance_group_serves(triton_http: HttpClient, alternate_model: str) -> None:
+def test_other_instance_groups_serve(triton_http: HttpClient, alternate_model: str) -> None:
+    """None in config.pbtxt; on several GPUs, where that means one on each (MGP-006), one GPU."""
     client = triton_http.for_model(alternate_model)
     expect.equal("HTTP status", client.generate(GenerateRequest("Hello")).status, 200)
 

@@ -176,11 +176,12 @@ def batch(vllm_server: ServerHandle, lora_extra: ExtraModel) -> Traffic:
 
 @pytest.mark.requirement("MET-001")
 def test_no_vllm_metrics_unless_asked_for(
-    triton_http: HttpClient, owned_server: ServerHandle, traffic: Traffic
+    triton_http: HttpClient, owned_server: ServerHandle, lora_model: str, traffic: Traffic
 ) -> None:
     """The shared model has no such parameter; another model's lines show that the page has them."""
     triton_http.generate(GenerateRequest("Hello")).ok()
-    expect.that("lines of the other model", traffic.growth.after.families, bool, "some")
+    other = traffic.growth.after.vllm_lines(lora_model)
+    expect.that("lines of the other model", other, bool, "some")
     page = metrics_page(owned_server)
     expect.equal("lines of the model", page.vllm_lines(triton_http.model), [])
 

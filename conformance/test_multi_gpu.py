@@ -15,6 +15,7 @@ from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.verdicts import not_applicable, untested
 
 from .experiments.waits import UNLOAD_SECONDS
+from .extra_models import needs_owned
 from .observe import Seen
 from .placement import (
     CHOSEN_GPU,
@@ -45,8 +46,7 @@ FREE = 0.05
 @pytest.fixture(scope="session")
 def gpus(vllm_server: ServerHandle) -> tuple[Gpu, ...]:
     """Those of the shared server, at least one."""
-    if not vllm_server.owned:
-        untested("needs a server that the suite starts itself, not an attached one")
+    needs_owned(vllm_server)
     found = vllm_server.gpus()
     if not found:
         untested("the server sees no GPU")
@@ -143,7 +143,10 @@ def test_gpus_are_counted_as_the_server_sees_them(many_gpus: Seen) -> None:
 
 @pytest.mark.requirement("MGP-009")
 def test_two_instances_are_spread_or_refused(many_gpus: Seen) -> None:
-    if many_gpus[f"load error of {TWO_INSTANCES}"] is not None:
+    error = many_gpus[f"load error of {TWO_INSTANCES}"]
+    if error is not None:
+        expect.clean_error(error)
+        expect.matches("load error", error, r"(?i)instance|gpu")
         return
     served(many_gpus, TWO_INSTANCES)
     held = sorted(holding(memory) for memory in many_gpus[f"memory of {TWO_INSTANCES}"])

@@ -110,7 +110,7 @@ class TritonPythonModel:
 def pipelines(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[ModelRepository]:
     """The shared server's repository with the models around the vLLM model, not loaded yet."""
     server = needs_owned(vllm_server)
-    opened = ModelRepository(server, deadline=vllm_harness.settings.boot_timeout)
+    opened = ModelRepository(server)
     model = vllm_harness.settings.model_name
     opened.add(ModelSpec(ENSEMBLE, config=_ENSEMBLE % model))
     code = (_CALLER % model).encode()
@@ -228,7 +228,7 @@ def test_several_python_models_at_once(
     expected = [triton_http.generate(request).text for request in requests]
 
     def call(caller: str, own: list[GenerateRequest]) -> list[str]:
-        # A client of its own: transcripts are not for several threads.
+        # Without a transcript, in which the two threads would stand mixed up.
         with HttpClient(triton_http.url, caller) as client:
             return ["".join(called(client, caller, request)["pieces"]) for request in own]
 

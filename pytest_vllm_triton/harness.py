@@ -149,16 +149,13 @@ class Harness:
                 self.settings.metrics_url,
                 model=self.settings.model_name,
             )
-        from pytest_vllm_triton.gpus import VISIBLE_DEVICES
         from pytest_vllm_triton.launchers.process import ProcessLauncher
 
-        leased = self.leased_gpus
-        own = {} if leased is None else {VISIBLE_DEVICES: leased}
         if self.runtime is not None:
             return ProcessLauncher(
                 tritonserver=self.runtime.tritonserver,
                 backends=self.runtime.backends,
-                environment={**self.runtime.environment(), **own},
+                environment={**self.runtime.environment(), **self.own_gpus},
                 work_dir=self.work_dir,
             )
         binary = self.local_tritonserver
@@ -166,7 +163,7 @@ class Harness:
         return ProcessLauncher(
             tritonserver=binary,
             backends=binary.resolve().parent.parent / "backends",
-            environment=own,
+            environment=self.own_gpus,
             work_dir=self.work_dir,
         )
 
@@ -219,6 +216,15 @@ class Harness:
         leased = self._leases.acquire(self.gpus_to_divide, self.workers)
         return ",".join(str(gpu.index) for gpu in leased)
 
+    @property
+    def own_gpus(self) -> dict[str, str]:
+        """What shows a process of this worker its GPUs only; containers get theirs from Docker."""
+        from pytest_vllm_triton.gpus import VISIBLE_DEVICES
+
+        if self.choice.kind is LauncherKind.CONTAINER or self.leased_gpus is None:
+            return {}
+        return {VISIBLE_DEVICES: self.leased_gpus}
+
     def _container_launcher(self) -> ContainerLauncher:
         from pytest_vllm_triton.launchers.container import ContainerLauncher, ContainerOptions
         from pytest_vllm_triton.paths import cache_home
@@ -251,9 +257,11 @@ class Harness:
 
     @cached_property
     def local_tritonserver(self) -> Path | None:
-        """The tritonserver of this host: the given one, else the one on PATH."""
+        """The tritonserver of this host: the given one, else the one on PATH, if it is wanted."""
         import shutil
 
+        if self.settings.embedded:
+            return None
         if self.settings.server_bin is not None:
             return self.settings.server_bin
         found = shutil.which("tritonserver")
@@ -396,6 +404,7 @@ class Harness:
                     spec, timeout=self.settings.boot_timeout, on_progress=self.progress
                 )
             handle.load_turns = self.load_turns
+            handle.load_seconds = max(handle.load_seconds, self.settings.boot_timeout)
             ready, command = True, handle.reproduce()
         except ServerFailed as failure:
             command = failure.command
@@ -419,6 +428,7 @@ class Harness:
         """
         assert self.server_python is not None
         job = {
+            "environment": self.own_gpus,
             "engine_args": self.model_spec().engine_args,
             "requests": list(requests),
         }
@@ -478,6 +488,7 @@ class Harness:
         from pytest_vllm_triton.launchers.container import ContainerLauncher, ContainerOptions
 
         if "launcher" in self.__dict__:
+            assert isinstance(self.launcher, ContainerLauncher)
             return self.launcher.describe()
         settings = self.settings
         options = ContainerOptions(

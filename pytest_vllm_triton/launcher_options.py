@@ -36,6 +36,15 @@ _SELECTING: Mapping[str, str] = {
     "triton_image": _CONTAINER,
     "triton_server_bin": _PROCESS,
 }
+#: The same where none of those is given; but in the ini file they are mere defaults.
+_SELECTING_WHERE_NONE_DOES: Mapping[str, str] = {
+    "vllm_version": _PROCESS,
+    "triton_accelerator": _PROCESS,
+    "triton_gpus": _CONTAINER,
+    "triton_ipc": _CONTAINER,
+    "triton_shm_size": _CONTAINER,
+}
+INI_FILE = 2
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ class Origin:
 
     Attributes:
         name: as its user knows it.
-        distance: 0 for the command line, more for what it wins over.
+        distance: 0 for the command line, 1 for the environment, 2 for the ini file.
     """
 
     name: str
@@ -59,11 +68,13 @@ class Selection:
         launcher: the launcher that is selected; ``auto``: none is.
         by: the option that selects it; "" for none.
         ignored: options that do not apply to it, and were only defaults.
+        embedded: an option asks for the server that this package makes.
     """
 
     launcher: str
     by: str = ""
     ignored: frozenset[str] = frozenset()
+    embedded: bool = False
 
 
 def select_launcher(given: Mapping[str, Origin], launcher: str) -> Selection:
@@ -76,10 +87,16 @@ def select_launcher(given: Mapping[str, Origin], launcher: str) -> Selection:
     Raises:
         UserError: an option has no effect on it, or contradicts it; names both.
     """
-    selecting = {**({} if launcher == _AUTO else {"triton_launcher": launcher}), **_SELECTING}
-    candidates = [name for name in selecting if name in given]
+    by_name = {} if launcher == _AUTO else {"triton_launcher": launcher}
+    selecting = {**by_name, **_SELECTING, **_SELECTING_WHERE_NONE_DOES}
+    candidates = [name for name in (*by_name, *_SELECTING) if name in given] or [
+        name
+        for name in _SELECTING_WHERE_NONE_DOES
+        if name in given and given[name].distance < INI_FILE
+    ]
+    embedded = given.keys() & set(_EMBEDDED)
     if not candidates:
-        return Selection(_AUTO)
+        return Selection(_AUTO, embedded=bool(embedded))
     by = min(candidates, key=lambda name: given[name].distance)
     kind = selecting[by]
     ignored = set()
@@ -89,10 +106,10 @@ def select_launcher(given: Mapping[str, Origin], launcher: str) -> Selection:
             ignored.add(name)
     if "triton_server_bin" in given and "triton_server_bin" not in ignored:
         server = given["triton_server_bin"]
-        for name in given.keys() & set(_EMBEDDED):
+        for name in embedded:
             _refuse(given[name], "the embedded runtime", server, "names another server")
             ignored.add(name)
-    return Selection(kind, by, frozenset(ignored))
+    return Selection(kind, by, frozenset(ignored), embedded=bool(embedded - ignored))
 
 
 def _refuse(option: Origin, meant_for: str, other: Origin, what: str) -> None:

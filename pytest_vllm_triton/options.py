@@ -409,7 +409,7 @@ ENV_PREFIXES = ("PYTEST_VLLM_", "PYTEST_TRITON_", "PYTEST_CONFORMANCE_", "PYTEST
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user asked for, validated."""
+    """What the user asked for, validated. `embedded`: the server that this package makes."""
 
     model: str
     model_is_explicit: bool
@@ -417,6 +417,7 @@ class Settings:
     vllm_version: str | None
     accelerator: str
     launcher: LauncherKind
+    embedded: bool
     image: str | None
     gpus: str | None
     xdist_gpus: str
@@ -481,7 +482,7 @@ def load_settings(config: pytest.Config) -> Settings:
             values[option.ini] = option.values_or_none(text)
         except UserError as error:
             raise pytest.UsageError(f"{origin.name if origin else option.flag}: {error}") from None
-    launcher = _settle_launcher(values, given)
+    launcher, embedded = _settle_launcher(values, given)
     if values["vllm_version"]:
         _check_accelerator(values["triton_accelerator"], values["vllm_version"])
     if launcher is LauncherKind.ATTACH and not values["triton_url"]:
@@ -501,6 +502,7 @@ def load_settings(config: pytest.Config) -> Settings:
         vllm_version=values["vllm_version"],
         accelerator=values["triton_accelerator"],
         launcher=launcher,
+        embedded=embedded,
         image=values["triton_image"],
         gpus=values["triton_gpus"],
         xdist_gpus=values["triton_xdist_gpus"],
@@ -525,8 +527,13 @@ def load_settings(config: pytest.Config) -> Settings:
     )
 
 
-def _settle_launcher(values: dict[str, Any], given: Mapping[str, Origin]) -> LauncherKind:
-    """The launcher that is asked for; what is given and does not apply to it gets its default."""
+def _settle_launcher(
+    values: dict[str, Any], given: Mapping[str, Origin]
+) -> tuple[LauncherKind, bool]:
+    """The launcher that is asked for, and whether the embedded runtime is.
+
+    What is given and does not apply to it gets its default.
+    """
     defaults = {option.ini: option.values_or_none(option.default) for option in OPTIONS}
     # What equals the default asks for nothing. The image's backend is refused where there is none.
     telling = {k: v for k, v in given.items() if values[k] != defaults[k]}
@@ -537,7 +544,8 @@ def _settle_launcher(values: dict[str, Any], given: Mapping[str, Origin]) -> Lau
     values.update({name: defaults[name] for name in selection.ignored})
     # A tritonserver is no launcher: the header says that it is why there is a process.
     by_server = selection.by == "triton_server_bin"
-    return LauncherKind.AUTO if by_server else LauncherKind(selection.launcher)
+    launcher = LauncherKind.AUTO if by_server else LauncherKind(selection.launcher)
+    return launcher, selection.embedded
 
 
 def _check_accelerator(accelerator: str, vllm_version: str) -> None:

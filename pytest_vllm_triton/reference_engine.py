@@ -1,8 +1,8 @@
 """Run by the servers' Python: what vLLM generates without Triton.
 
-Argument: {"engine_args": {...}, "requests": [[prompt, sampling], ...]} as JSON. On a line of
-standard output of its own it writes "reference texts: " and a JSON list. Imports nothing of this
-package, which is not there.
+Argument: {"environment": {…}, "engine_args": {…}, "requests": [[prompt, sampling], …]} as JSON.
+On a line of standard output of its own it writes "reference texts: " and a JSON list. Imports
+nothing of this package, which is not there.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 
 def main() -> None:
     job = json.loads(sys.argv[1])
+    os.environ.update(job["environment"])
     from vllm import LLM, SamplingParams
 
     engine = LLM(**job["engine_args"])

@@ -9,7 +9,11 @@ cheap. The modules, each with one duty:
 * `responses`  vLLM outputs -> response tensors
 * `streams`    the FIFO of one request, and the threads that send
 * `engine`     the event-loop thread, live requests, cancellation, drain
+* `service`    puts the parts together at load, and takes them apart
 * `adapter`    the only module that knows vLLM's API
+* `sharing`    several instances in front of one engine (SHARED_ENGINE)
+* `server`     what the stub can find out about its tritonserver
+* `claims`     what only one process of a server may do at a time
 * `lora`, `images`, `metrics`, `watchdog`, `errors`
 """
 

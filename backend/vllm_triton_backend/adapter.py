@@ -202,7 +202,7 @@ class Vllm:
 
 
 class Engine:
-    """A running AsyncLLM. Every method belongs to its event loop, except `alive` and `shutdown`.
+    """A running AsyncLLM. Its coroutines belong to its event loop; the rest may be called anywhere.
 
     `tasks` are vLLM's supported tasks ("generate", "embed", …).
     """

@@ -47,7 +47,6 @@ OUTPUTS: tuple[dict[str, Any], ...] = (
     {"name": "num_output_tokens", "data_type": "TYPE_UINT32", "dims": [-1]},
 )
 FLAG_INPUTS = frozenset(_OPTIONAL_FLAGS)
-INPUT_NAMES = frozenset(str(tensor["name"]) for tensor in INPUTS)
 
 
 def auto_complete(model_config: Any) -> Any:
@@ -238,8 +237,8 @@ class Instance:
     """Where Triton put this model instance (`args` of `initialize`).
 
     kind is "GPU", "MODEL" or "CPU"; device_id is Triton's ordinal; index counts the instances of
-    the model from 0 (the last number in Triton's instance name); count is how many there are, and
-    groups in how many instance groups.
+    the model from 0 (the last number in Triton's name of the instance counts those of its group);
+    count is how many there are, and groups in how many instance groups.
     """
 
     kind: str
@@ -250,13 +249,19 @@ class Instance:
 
     @classmethod
     def from_args(cls, args: Mapping[str, str], model_config: Mapping[str, Any]) -> Instance:
-        tail = args.get("model_instance_name", "").rsplit("_", 1)[-1]
         groups = model_config.get("instance_group") or ()
+        names = [group.get("name") for group in groups]
+        own, tail = args.get("model_instance_name", ""), "0"
+        if own not in names:
+            own, _, tail = own.rpartition("_")
+        # Of a group of KIND_GPU `count` is per GPU.
+        counts = [int(group.get("count", 1)) * len(group.get("gpus") or "1") for group in groups]
+        earlier = sum(counts[: names.index(own)]) if own in names else 0
         return cls(
             kind=args.get("model_instance_kind", "CPU"),
             device_id=int(args.get("model_instance_device_id", "0") or 0),
-            index=int(tail) if tail.isdigit() else 0,
-            count=sum(int(group.get("count", 1)) for group in groups) or 1,
+            index=earlier + (int(tail) if tail.isdigit() else 0),
+            count=sum(counts) or 1,
             groups=len(groups) or 1,
         )
 

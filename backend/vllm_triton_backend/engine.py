@@ -87,7 +87,7 @@ class Live:
     """One request between `submit` and its last response.
 
     `handle` is set once the engine has it; `ended` once its stream got its last item (event loop
-    only, except that `RequestRegistry` reads it).
+    only, except that `RequestRunner` reads it).
     """
 
     number: int

@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm_triton_backend.config import FLAG_INPUTS
 from vllm_triton_backend.errors import invalid
-from vllm_triton_backend.sampling import SamplingParser
+from vllm_triton_backend.sampling import Mismatch, SamplingParser, coerce
 
 STREAM_ECHO = (
     "Error generating stream: When streaming, `exclude_input_in_output` = False is not allowed."
@@ -84,9 +84,7 @@ def parse(request: Any, sampling: SamplingParser) -> GenerateRequest | EmbedRequ
     """
     tensors = {tensor.name(): tensor for tensor in request.inputs()}
     parameters = _parameters(request)
-    flags = {
-        name: _flag(tensors, parameters, name) for name in FLAG_INPUTS if _given(tensors, name)
-    }
+    flags = {name: _flag(tensors, name) for name in FLAG_INPUTS if _given(tensors, name)}
     flags.update(
         (name, bool(parameters[name]))
         for name in FLAG_INPUTS
@@ -112,7 +110,7 @@ def parse(request: Any, sampling: SamplingParser) -> GenerateRequest | EmbedRequ
         "trace_headers": _trace_headers(request, parameters),
     }
     if _given(tensors, "embedding_request"):
-        rank = _priority(parameters.get("priority"))
+        rank = _priority(_given_priority(parameters))
         return _embed(_text(tensors, "embedding_request"), common, rank)
     if not _given(tensors, "text_input"):
         raise invalid("Input 'text_input' is required: one string.")
@@ -132,9 +130,7 @@ def parse(request: Any, sampling: SamplingParser) -> GenerateRequest | EmbedRequ
             if name not in FLAG_INPUTS and name not in ("lora_name", "priority", "timeout")
         }
         given = sampling.pick_request_parameters(rest)
-        lora_name, priority = parameters.get("lora_name"), parameters.get("priority")
-        # A forwarded HTTP header "priority" (RFC 9218) is a string and is not meant for vLLM.
-        priority = None if isinstance(priority, str) else priority
+        lora_name, priority = parameters.get("lora_name"), _given_priority(parameters)
     if lora_name is not None and not isinstance(lora_name, str):
         raise invalid("Invalid sampling_parameters: 'lora_name' must be a string.")
     return GenerateRequest(
@@ -161,7 +157,7 @@ def _parameters(request: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _flag(tensors: Mapping[str, Any], parameters: Mapping[str, Any], name: str) -> bool:
+def _flag(tensors: Mapping[str, Any], name: str) -> bool:
     values = tensors[name].as_numpy().reshape(-1)
     if values.size != 1:
         raise invalid(f"Input '{name}' must hold one boolean, got {values.size} values.")
@@ -190,13 +186,21 @@ def _images(tensors: Mapping[str, Any]) -> tuple[bytes, ...]:
     )
 
 
+def _given_priority(parameters: Mapping[str, Any]) -> Any:
+    """The request parameter; a forwarded HTTP header of that name (RFC 9218) is a string and not
+    meant for vLLM."""
+    value = parameters.get("priority")
+    return None if isinstance(value, str) else value
+
+
 def _priority(value: Any) -> int:
-    if value is None:
-        return 0
     try:
-        return int(value)
-    except (TypeError, ValueError):
-        raise invalid(f"'priority' must be an integer, got {value!r}.") from None
+        rank = 0 if value is None else int(coerce(value, int))
+    except Mismatch as error:
+        raise invalid(f"'priority' must be {error}.") from None
+    if not -(2**63) <= rank < 2**63:
+        raise invalid(f"'priority' must be an integer of 64 bits, got {rank}.")
+    return rank
 
 
 def _timeout(request: Any, parameters: Mapping[str, Any]) -> float:

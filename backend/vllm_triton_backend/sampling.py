@@ -32,7 +32,7 @@ _TRUE, _FALSE = ("true", "1"), ("false", "0")
 PREFIX = "Invalid sampling_parameters: "
 
 
-class _Mismatch(Exception):
+class Mismatch(Exception):
     """The value does not fit the type; the text completes "'name' must be …"."""
 
 
@@ -52,11 +52,6 @@ class SamplingParser:
             for name, hint in hints.items()
             if not name.startswith("_") and name not in _RESERVED
         }
-
-    @property
-    def names(self) -> frozenset[str]:
-        """The parameters that clients may set."""
-        return frozenset(self._hints)
 
     def from_json(self, text: str) -> dict[str, Any]:
         """The object in a `sampling_parameters` tensor, not yet converted.
@@ -115,7 +110,7 @@ class SamplingParser:
                 continue
             try:
                 arguments[name] = coerce(value, hint)
-            except _Mismatch as error:
+            except Mismatch as error:
                 raise invalid(f"{PREFIX}'{name}' must be {error}.") from None
         return arguments
 
@@ -160,7 +155,7 @@ def coerce(value: Any, hint: Any) -> Any:
     """`value` (JSON) as the annotated type `hint`.
 
     Raises:
-        _Mismatch: with the second half of the sentence "'name' must be …".
+        Mismatch: with the second half of the sentence "'name' must be …".
     """
     origin = typing.get_origin(hint)
     if origin is typing.Annotated:
@@ -178,7 +173,7 @@ def coerce(value: Any, hint: Any) -> Any:
     if hint is str:
         if isinstance(value, str):
             return value
-        raise _Mismatch(f"a string, got {_show(value)}")
+        raise Mismatch(f"a string, got {_show(value)}")
     container = origin or hint
     if container in (list, set, tuple):
         return _coerce_sequence(value, container, typing.get_args(hint))
@@ -195,13 +190,13 @@ def _coerce_union(value: Any, members: tuple[Any, ...]) -> Any:
     # A member whose JSON type is the value's own comes first: for `str | list[str]` a string
     # stays a string.
     options.sort(key=lambda member: not _same_json_type(value, member))
-    failure: _Mismatch | None = None
+    failure: Mismatch | None = None
     for member in options:
         try:
             return coerce(value, member)
-        except _Mismatch as error:
+        except Mismatch as error:
             failure = failure or error
-    raise failure or _Mismatch(f"null, got {_show(value)}")
+    raise failure or Mismatch(f"null, got {_show(value)}")
 
 
 def _same_json_type(value: Any, member: Any) -> bool:
@@ -217,7 +212,7 @@ def _coerce_bool(value: Any) -> bool:
         return True
     if text in _FALSE:
         return False
-    raise _Mismatch(f"true or false, got {_show(value)}")
+    raise Mismatch(f"true or false, got {_show(value)}")
 
 
 def _coerce_int(value: Any) -> int:
@@ -230,7 +225,7 @@ def _coerce_int(value: Any) -> int:
             return int(value)
         except ValueError:
             pass
-    raise _Mismatch(f"an integer, got {_show(value)}")
+    raise Mismatch(f"an integer, got {_show(value)}")
 
 
 def _coerce_float(value: Any) -> float:
@@ -243,13 +238,13 @@ def _coerce_float(value: Any) -> float:
         except ValueError:
             number = None
     if number is None:
-        raise _Mismatch(f"a number, got {_show(value)}")
+        raise Mismatch(f"a number, got {_show(value)}")
     try:
         number = float(number)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise _Mismatch(f"a finite number, got {_show(value)}")
+        raise Mismatch(f"a finite number, got {_show(value)}")
     return number
 
 
@@ -265,18 +260,18 @@ def _parsed(value: Any) -> Any:
 def _coerce_sequence(value: Any, container: Any, arguments: tuple[Any, ...]) -> Any:
     items = _parsed(value)
     if not isinstance(items, list):
-        raise _Mismatch(f"a list, got {_show(value)}")
+        raise Mismatch(f"a list, got {_show(value)}")
     hint = arguments[0] if arguments else Any
     try:
         return container(coerce(item, hint) for item in items)
-    except _Mismatch as error:
-        raise _Mismatch(f"a list in which every item is {error}") from None
+    except Mismatch as error:
+        raise Mismatch(f"a list in which every item is {error}") from None
 
 
 def _coerce_dict(value: Any, arguments: tuple[Any, ...]) -> dict[Any, Any]:
     items = _parsed(value)
     if not isinstance(items, dict):
-        raise _Mismatch(f"an object, got {_show(value)}")
+        raise Mismatch(f"an object, got {_show(value)}")
     key_hint, item_hint = arguments or (Any, Any)
     result = {}
     for key, item in items.items():
@@ -285,15 +280,15 @@ def _coerce_dict(value: Any, arguments: tuple[Any, ...]) -> dict[Any, Any]:
             new_key = coerce(key, key_hint)
             part = "value"
             result[new_key] = coerce(item, item_hint)
-        except _Mismatch as error:
-            raise _Mismatch(f"an object in which every {part} is {error}") from None
+        except Mismatch as error:
+            raise Mismatch(f"an object in which every {part} is {error}") from None
     return result
 
 
 def _coerce_dataclass(value: Any, hint: Any) -> Any:
     items = _parsed(value)
     if not isinstance(items, dict):
-        raise _Mismatch(f"an object or its JSON text, got {_show(value)}")
+        raise Mismatch(f"an object or its JSON text, got {_show(value)}")
     hints = typing.get_type_hints(hint, include_extras=True)
     allowed = {field.name for field in dataclasses.fields(hint) if field.init}
     arguments = {}
@@ -303,15 +298,15 @@ def _coerce_dataclass(value: Any, hint: Any) -> Any:
         if key.startswith("_") or item is None:
             continue
         if key not in allowed:
-            raise _Mismatch(f"an object with the keys {sorted(allowed)}, got '{key}'")
+            raise Mismatch(f"an object with the keys {sorted(allowed)}, got '{key}'")
         try:
             arguments[key] = coerce(item, hints[key])
-        except _Mismatch as error:
-            raise _Mismatch(f"an object whose '{key}' is {error}") from None
+        except Mismatch as error:
+            raise Mismatch(f"an object whose '{key}' is {error}") from None
     try:
         return hint(**arguments)
     except Exception as error:
-        raise _Mismatch(f"valid: {error}") from None
+        raise Mismatch(f"valid: {error}") from None
 
 
 def _show(value: Any) -> str:

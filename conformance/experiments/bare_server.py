@@ -19,6 +19,7 @@ from ..observe import (
     described,
     is_engine,
     is_stub,
+    kill,
     living,
     until,
 )
@@ -91,8 +92,7 @@ class BareLife:
         engine = [process for process in children if is_engine(process)]
         if not engine:
             untested("no process of the server looks like one of vLLM's engine")
-        for process in engine:
-            process.kill()
+        kill(engine)
         until(lambda: not living(engine), GONE_SECONDS)
         with self._http(self.model) as http:
             with GrpcClient(self.handle.endpoints.grpc, self.model, deadline=PATIENCE) as grpc:

@@ -26,6 +26,7 @@ from ..observe import (
     Seen,
     is_engine,
     is_stub,
+    kill,
     living,
     until,
 )
@@ -138,8 +139,7 @@ class Deaths:
         seen.look("answer of a healthy engine", lambda: self.grpc.generate(greedy("tango", 8)))
         processes = self._engine_processes()
         workers = [process for process in processes if is_engine(process, WORKER)]
-        for process in workers or processes:
-            process.kill()
+        kill(workers or processes)
         until(lambda: not living(processes), GONE_SECONDS)
         seen["left of a killed worker"] = living(processes)
         # It streams; BareLife's do not.
@@ -173,8 +173,7 @@ class Deaths:
         stubs = [process for process in server.processes() if is_stub(process, self.model)]
         if not stubs:
             untested("no process of the server looks like the model's stub")
-        for process in stubs:
-            process.kill()
+        kill(stubs)
         until(lambda: not living(engine), GONE_SECONDS)
         seen["processes left of a killed stub"] = living(engine)
         until(lambda: not server.regions_left(regions), GONE_SECONDS)

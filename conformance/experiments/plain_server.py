@@ -60,7 +60,9 @@ class PlainLife:
             config_with(REPORT_CUSTOM_METRICS="true"),
         )
         spec = harness.server_spec(
-            harness.model_spec(config=_health_check_on()),
+            harness.model_spec(
+                config=config_with(ENABLE_VLLM_HEALTH_CHECK="true", REPORT_CUSTOM_METRICS="false")
+            ),
             second,
             control_mode="none",
             shm_prefix=self.shared.shm_prefix,
@@ -161,11 +163,3 @@ class PlainLife:
 
     def _grpc(self, model: str) -> GrpcClient:
         return GrpcClient(self.handle.endpoints.grpc, model, deadline=PATIENCE)
-
-
-def _health_check_on() -> str:
-    return """backend: "vllm"
-instance_group [{ kind: KIND_MODEL }]
-parameters { key: "ENABLE_VLLM_HEALTH_CHECK" value { string_value: "true" } }
-parameters { key: "REPORT_CUSTOM_METRICS" value { string_value: "false" } }
-"""

@@ -9,8 +9,6 @@ from typing import Any
 
 from pytest_vllm_triton.expect import Violation
 
-Scalar = bool | int | float | str
-
 # Of what an output's elements are, in any protocol: the contract's datatypes.
 _ELEMENTS: Mapping[str, type | tuple[type, ...]] = {
     "text_output": str,

@@ -14,9 +14,6 @@ from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle
 from pytest_vllm_triton.launchers.repository import write_model
 from pytest_vllm_triton.transcript import Transcript
 
-# Loading imports vLLM and boots an engine; unloading may drain requests first.
-LOAD_SECONDS = 240.0
-
 
 @dataclass(frozen=True)
 class LoadAnswer:
@@ -59,17 +56,11 @@ class ModelRepository:
     Args:
         server: a server whose repository can be seen.
         transcript: where requests and answers are noted.
-        deadline: seconds that a load or an unload may take.
     """
 
-    def __init__(
-        self,
-        server: ServerHandle,
-        transcript: Transcript | None = None,
-        deadline: float = LOAD_SECONDS,
-    ) -> None:
+    def __init__(self, server: ServerHandle, transcript: Transcript | None = None) -> None:
         assert server.model_repository is not None
-        self._http = HttpClient(server.endpoints.http, "", transcript, deadline=deadline)
+        self._http = HttpClient(server.endpoints.http, "", transcript, deadline=server.load_seconds)
         self._folder = server.model_repository
         self._turns = server.load_turns
         self._added: list[str] = []

@@ -53,9 +53,6 @@ class AttachLauncher:
         )
         self.model = model
 
-    def describe(self) -> str:
-        return f"attach ({self.endpoints.http})"
-
     def close(self) -> None:
         """Nothing: it holds nothing."""
 
@@ -75,7 +72,7 @@ class AttachLauncher:
         handle = AttachedHandle(endpoints=self.endpoints, owned=False)
         models = spec.started_models if self.model is None else (self.model,)
         deadline = time.monotonic() + min(timeout, ANSWER_SECONDS)
-        with http_client(self.endpoints, timeout=2.0) as client:
+        with http_client(timeout=2.0) as client:
             while True:
                 try:
                     missing = not_ready(client, handle, models)
@@ -114,7 +111,7 @@ class AttachedHandle(ServerHandle):
         import httpx
 
         try:
-            with http_client(self.endpoints, timeout=2.0) as client:
+            with http_client(timeout=2.0) as client:
                 return client.get(f"{self.endpoints.http}/v2/health/live").status_code == 200
         except httpx.TransportError:
             return False

@@ -260,6 +260,7 @@ class ServerHandle(ABC):
         environment: what its environment adds to ours (None: taken out), to reproduce it by hand.
         stop_report: what :meth:`stop` or :meth:`kill` found; None while it runs.
         load_turns: which loads of models wait for each other; None: none does.
+        load_seconds: that the load or unload of a model may take: it boots an engine.
     """
 
     endpoints: Endpoints
@@ -277,6 +278,7 @@ class ServerHandle(ABC):
     environment: dict[str, str | None] = field(default_factory=dict)
     stop_report: StopReport | None = None
     load_turns: LoadTurns | None = None
+    load_seconds: float = 240.0
 
     @property
     @abstractmethod
@@ -389,10 +391,6 @@ class ServerHandle(ABC):
 
 class Launcher(Protocol):
     """A way to get a server."""
-
-    def describe(self) -> str:
-        """One line for pytest's header: which launcher, which server."""
-        ...
 
     def launch(
         self,

@@ -74,9 +74,6 @@ class ProcessLauncher:
         self.environment = dict(environment)
         self.work_dir = work_dir
 
-    def describe(self) -> str:
-        return f"process ({self.tritonserver})"
-
     def close(self) -> None:
         """Nothing: each server has a supervisor of its own, which ends with it."""
 

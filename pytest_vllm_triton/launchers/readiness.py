@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_vllm_triton.errors import ServerFailed
-from pytest_vllm_triton.launchers.base import Endpoints, Progress, ServerHandle
+from pytest_vllm_triton.launchers.base import Progress, ServerHandle
 
 if TYPE_CHECKING:
     import httpx
@@ -55,7 +55,7 @@ def wait_ready(
     """
     deadline = time.monotonic() + timeout
     watch = _LogWatch(handle, models, on_progress)
-    with http_client(handle.endpoints) as client:
+    with http_client() as client:
         while True:
             running = handle.is_running()  # before the log is read: the last lines count
             watch.look()
@@ -72,8 +72,8 @@ def wait_ready(
             time.sleep(POLL_SECONDS)
 
 
-def http_client(endpoints: Endpoints, timeout: float = 5.0) -> httpx.Client:
-    """A client for the server's HTTP port."""
+def http_client(timeout: float = 5.0) -> httpx.Client:
+    """A client for a server's HTTP port."""
     import httpx
 
     # No proxy, as in all clients of the suite: between them and the server is nothing else.

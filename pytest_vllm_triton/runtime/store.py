@@ -24,6 +24,7 @@ from pytest_vllm_triton.runtime.recipe import (
 
 MANIFEST = "runtime.json"
 PARTIAL_SUFFIX = ".partial"
+_DOOMED = ".removed-"
 #: In a runtime that uses the host's PyTorch: links to it.
 HOST_LINKS = "host"
 
@@ -106,13 +107,12 @@ class Runtime:
         args: Sequence[str] = (),
         *,
         timeout: float | None = None,
-        env: dict[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a script (its text) in the runtime's Python, with the server's environment."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
         return subprocess.run(
             [str(self.python), "-c", script, *args],
-            env={**inherited, **self.environment(), **(env or {})},
+            env={**inherited, **self.environment()},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -150,7 +150,7 @@ def list_runtimes() -> list[Runtime]:
     """Every finished runtime, by key, those that are broken too."""
     found = []
     for manifest in sorted(runtimes_folder().glob(f"*/{MANIFEST}")):
-        if manifest.parent.suffix == PARTIAL_SUFFIX:
+        if manifest.parent.suffix == PARTIAL_SUFFIX or manifest.parent.name.startswith(_DOOMED):
             continue
         try:
             found.append(Runtime.at(manifest.parent))
@@ -185,6 +185,9 @@ def remove_runtime(key: str) -> None:
     from filelock import FileLock, Timeout
 
     folder = runtimes_folder()
+    for left in folder.glob(f"{_DOOMED}*"):
+        # Of a removal that was interrupted.
+        shutil.rmtree(left, ignore_errors=True)
     present = [folder / key, folder / (key + PARTIAL_SUFFIX)]
     present = [path for path in present if path.is_dir() and path.parent == folder]
     if not present:
@@ -199,7 +202,7 @@ def remove_runtime(key: str) -> None:
         with FileLock(folder / f"{key}.lock", timeout=0):
             for path in present:
                 # Renamed first: nobody finds a runtime that is half gone.
-                doomed = path.rename(folder / f".removed-{uuid.uuid4().hex}")
+                doomed = path.rename(folder / f"{_DOOMED}{uuid.uuid4().hex}")
                 shutil.rmtree(doomed)
     except Timeout:
         raise UserError(f"The runtime {key} is being made by another process.") from None

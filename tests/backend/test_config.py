@@ -154,9 +154,29 @@ def test_instance_of_triton_arguments() -> None:
         "model_instance_device_id": "0",
         "model_instance_name": "my_model_0_1",
     }
-    groups = {"instance_group": [{"count": 2, "kind": "KIND_MODEL"}]}
+    groups = {"instance_group": [{"name": "my_model_0", "count": 2, "kind": "KIND_MODEL"}]}
     assert Instance.from_args(args, groups) == Instance("MODEL", 0, 1, 2)
     assert Instance.from_args(args, {}).count == 1
+
+
+def test_instances_are_counted_over_all_groups() -> None:
+    groups = [{"name": "a", "count": 2}, {"name": "b", "count": 1}, {"name": "c", "count": 2}]
+    names = ("a_0", "a_1", "b", "c_0", "c_1")
+    instances = [
+        Instance.from_args({"model_instance_name": name}, {"instance_group": groups})
+        for name in names
+    ]
+    assert [instance.index for instance in instances] == [0, 1, 2, 3, 4]
+    assert {(instance.count, instance.groups) for instance in instances} == {(5, 3)}
+
+
+def test_a_group_of_gpus_has_an_instance_on_each() -> None:
+    group = {"name": "m_0", "count": 1, "kind": "KIND_GPU", "gpus": [0, 1]}
+    args = {"model_instance_name": "m_0_1", "model_instance_kind": "GPU"}
+    instance = Instance.from_args(args, {"instance_group": [group]})
+    assert instance.count == 2
+    with pytest.raises(LoadError, match="SHARED_ENGINE needs one"):
+        config.shares_engine(instance, Parameters(shared_engine=True), {})
 
 
 def test_gpus_are_those_that_the_server_sees(tmp_path: Path) -> None:

@@ -100,7 +100,18 @@ def test_bad_inputs_are_named() -> None:
         text_input="a", sampling_parameters=b"\xff"
     )
     assert "'lora_name'" in refused(text_input="a", sampling_parameters='{"lora_name": 1}')
-    assert "'priority'" in refused(text_input="a", sampling_parameters='{"priority": "x"}')
+    for priority in ('"x"', "1.5", "true", "1e400", "18446744073709551616"):
+        text = f'{{"priority": {priority}}}'
+        assert "'priority' must be" in refused(text_input="a", sampling_parameters=text)
+
+
+def test_a_forwarded_priority_header_is_no_parameter_of_an_embedding() -> None:
+    text = json.dumps({"input": "text", "pooling_params": {}})
+    request = parse(
+        FakeRequest(embedding_request=text, parameters='{"priority": "u=1, i"}'), PARSER
+    )
+    assert isinstance(request, EmbedRequest)
+    assert request.priority == 0
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,6 @@ def test_a_running_server_is_used_and_left_alone(
 
     server = launcher.launch(spec("echo"), timeout=60)
 
-    assert launcher.describe() == f"attach ({running.endpoints.http})"
     assert server.endpoints == running.endpoints
     assert not server.owned
     assert server.spec is None

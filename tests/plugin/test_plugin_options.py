@@ -296,6 +296,7 @@ BIN = "--triton-server-bin=one/bin"
         ([BIN, "--vllm-version=0.27.1"], "--vllm-version", "--triton-server-bin"),
         ([BIN, "--triton-accelerator=cpu"], "--triton-accelerator", "--triton-server-bin"),
         ([BIN, "--triton-ipc=host"], "--triton-ipc", "--triton-server-bin"),
+        (["--triton-gpus=0", "--vllm-version=0.27.1"], "--triton-gpus", "--vllm-version"),
     ],
 )
 def test_contradictory_options(
@@ -313,7 +314,6 @@ def test_contradictory_options(
         [URL, "--triton-ipc=private", "--triton-accelerator=auto"],  # the defaults say nothing
         [PROCESS, BIN, "--triton-backend-dir=one", "--triton-xdist-gpus=share"],
         [IMAGE, "--triton-gpus=0", "--triton-backend-dir=one"],
-        ["--triton-gpus=0"],  # which launcher it is, is not known yet
     ],
 )
 def test_options_that_agree(pytester: pytest.Pytester, args: list[str]) -> None:
@@ -352,6 +352,27 @@ def test_an_option_closer_than_the_launcher_is_not_lost(
     message = refusal(pytester)
     assert message.startswith("PYTEST_VLLM_VERSION ")
     assert " ini option triton_image " in message
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "launcher", "embedded"),
+    [
+        ("vllm_version", "0.27.1", LauncherKind.PROCESS, True),
+        ("triton_accelerator", "cpu", LauncherKind.PROCESS, True),
+        ("triton_gpus", "0", LauncherKind.CONTAINER, False),
+        ("triton_ipc", "host", LauncherKind.CONTAINER, False),
+        ("triton_shm_size", "2G", LauncherKind.CONTAINER, False),
+    ],
+)
+def test_an_option_of_one_launcher_selects_it(
+    pytester: pytest.Pytester, option: str, value: str, launcher: LauncherKind, embedded: bool
+) -> None:
+    """`auto` would else go by the host, and perhaps ignore it; a default of the ini file may be."""
+    given = settings_of(pytester, f"--{option.replace('_', '-')}={value}")
+    assert (given.launcher, given.embedded) == (launcher, embedded)
+    pytester.makeini(f"[pytest]\n{option} = {value}\n")
+    by_default = settings_of(pytester)
+    assert (by_default.launcher, by_default.embedded) == (LauncherKind.AUTO, embedded)
 
 
 def test_the_backend_of_an_image_is_not_exchanged_for_another(pytester: pytest.Pytester) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import fake_wheels
 import psutil
@@ -456,6 +457,21 @@ def test_remove(home: Path) -> None:
         assert runtime.python.exists()
     remove_runtime(runtime.key)
     assert list_runtimes() == []
+    assert [path.suffix for path in (home / "runtimes").iterdir()] == [".lock"]
+
+
+@pytest.mark.usefixtures("offline_wheels")
+def test_an_interrupted_removal_leaves_no_runtime(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = create_runtime("0.32.0")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", Mock(side_effect=KeyboardInterrupt))
+        remove_runtime(runtime.key)
+    assert find_runtime("0.32.0") is None
+    assert list_runtimes() == []
+    # Its gigabytes go with the next removal.
+    remove_runtime(create_runtime("0.32.0").key)
     assert [path.suffix for path in (home / "runtimes").iterdir()] == [".lock"]
 
 
