@@ -465,9 +465,10 @@ def test_an_interrupted_removal_leaves_no_runtime(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = create_runtime("0.32.0")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", Mock(side_effect=KeyboardInterrupt))
-        remove_runtime(runtime.key)
+        with pytest.raises(KeyboardInterrupt):
+            remove_runtime(runtime.key)
     assert find_runtime("0.32.0") is None
     assert list_runtimes() == []
     # Its gigabytes go with the next removal.
