@@ -282,8 +282,9 @@ def test_queued_requests_are_removed(engine: OneAtATime) -> None:
         first_of(running)
         for request in engine.enough_prefills(1000):
             queued.send(request.but(stream=True))
-        # Sent later on the same connection, so the queued ones have been received before it.
-        expect.equal("model is ready", engine.http.get(engine.http.path("ready")).status, 200)
+        # Refused at once; on this stream after them, so those before it have been taken by then.
+        queued.send(SHORT.but(stream=True, exclude_input_in_output=False))
+        expect.that("error of a stream with echo", first_of(queued).error, bool, "some")
         queued.cancel()
         started = time.monotonic()
         expect.equal("responses of the queued requests", list(queued), [])

@@ -196,16 +196,24 @@ class Supervised:
         regions.observe(regions.unknown(), left)
         supervisor.kill_all(lambda: supervisor.session_family(server), 40.0)
         swept = tuple(regions.sweep())
+        supervisor.remove_folder(self._state().get("scratch", ""))
         return StopReport(self.facts.get("code"), forced, () if forced else orphans, swept)
 
     def _regions(self) -> supervisor.Regions:
         config = json.loads((self.folder / "supervisor.json").read_text())
         regions = supervisor.Regions(config["shm_prefix"], set(config["shm_before"]))
-        with contextlib.suppress(OSError, ValueError):
-            state = json.loads((self.folder / "supervisor-state.json").read_text())
-            regions.ours.update(state["ours"])
-            regions.foreign.update(state["foreign"])
+        state = self._state()
+        regions.ours.update(state.get("ours", ()))
+        regions.foreign.update(state.get("foreign", ()))
         return regions
+
+    def _state(self) -> dict[str, Any]:
+        """What the supervisor has written down; empty if it did not come to it."""
+        with contextlib.suppress(OSError, ValueError):
+            text = (self.folder / "supervisor-state.json").read_text()
+            state: dict[str, Any] = json.loads(text)
+            return state
+        return {}
 
 
 def lives(pid: int) -> bool:

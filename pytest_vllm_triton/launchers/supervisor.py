@@ -9,6 +9,8 @@ a socket pair as its standard input.
   fires, should a forked child of pytest still hold a copy): the server is asked to stop, then
   killed with its whole tree, then its shared memory is swept.
 * If the supervisor itself is killed, the kernel sends SIGTERM to the server (PDEATHSIG).
+* The server has a folder for temporary files of its own, which goes when it is gone: vLLM's
+  processes leave sockets and files there.
 * It notes which regions of /dev/shm the server's processes and which other processes use, so that
   the sweep knows its own.
 
@@ -18,12 +20,13 @@ CONFIG is a JSON file: see :class:`Config`. Messages on the socket are JSON line
 """
 
 # Plain os calls instead of pathlib: quick to import, and /proc is read often.
-# ruff: noqa: PTH105, PTH108, PTH115, PTH116, PTH118, PTH123, PTH208
+# ruff: noqa: PTH102, PTH105, PTH108, PTH115, PTH116, PTH118, PTH123, PTH208
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import re
@@ -43,6 +46,9 @@ POLL_SECONDS = 0.5
 LOOK_AGAIN_SECONDS = 5.0
 #: How long the server's own children may take to end after it.
 AFTER_EXIT_SECONDS = 3.0
+#: vLLM's sockets have paths of up to 60 characters below the folder, and may have 107.
+LONGEST_TMPDIR = 30
+SCRATCH_NAME = re.compile("pvt-[0-9a-f]{8}")
 #: The inode of the first PID namespace, fixed by the kernel (PROC_PID_INIT_INO).
 FIRST_PID_NAMESPACE = "pid:[4026531836]"
 
@@ -281,6 +287,64 @@ class Regions:
         return remove_unused(names)
 
 
+# --- temporary files -------------------------------------------------------------------------
+
+
+class Scratch:
+    """A folder for the temporary files of one server; without a path where there is no room.
+
+    It is locked as long as its maker lives. Those that are not were left by a supervisor that was
+    killed together with everything else, and go when the next one is made.
+    """
+
+    def __init__(self, parent: str) -> None:
+        self.parent = parent
+        self.path = ""
+        if len(parent) > LONGEST_TMPDIR:
+            return
+        with contextlib.suppress(OSError):
+            for name in filter(SCRATCH_NAME.fullmatch, os.listdir(parent)):
+                self.remove_if_left(os.path.join(parent, name))
+            path = os.path.join(parent, f"pvt-{os.urandom(4).hex()}")
+            os.mkdir(path, 0o700)
+            self.lock(path)
+            self.path = path
+
+    @staticmethod
+    def lock(path: str) -> int:
+        """Raises OSError where another process holds it."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def remove_if_left(self, path: str) -> None:
+        with contextlib.suppress(OSError):
+            descriptor = self.lock(path)
+            remove_folder(path)
+            os.close(descriptor)
+
+    def environment(self, given: dict[str, str]) -> dict[str, str]:
+        """This environment, with the folder in it; what PyTorch compiles is kept for the next."""
+        if not self.path:
+            return given
+        compiled = os.path.join(self.parent, f"torchinductor_{os.getuid()}")
+        return {"TORCHINDUCTOR_CACHE_DIR": compiled, **given, "TMPDIR": self.path}
+
+    def remove(self) -> None:
+        remove_folder(self.path)
+
+
+def remove_folder(path: str) -> None:
+    if path:
+        import shutil  # takes a while to import, and is needed at the end only
+
+        shutil.rmtree(path, ignore_errors=True)
+
+
 # --- the supervisor --------------------------------------------------------------------------
 
 
@@ -290,10 +354,11 @@ class Supervisor:
         self.control: socket.socket | None = control
         self.libc = libc
         self.regions = Regions(config.shm_prefix, set(config.shm_before))
+        self.scratch = Scratch(config.environment.get("TMPDIR") or "/tmp")
         self.server = 0
         self.exit_code: int | None = None
         self.received = b""
-        self.state: dict[str, Any] = {"supervisor": os.getpid()}
+        self.state: dict[str, Any] = {"supervisor": os.getpid(), "scratch": self.scratch.path}
 
     # talking to pytest
 
@@ -328,7 +393,7 @@ class Supervisor:
         with open(self.config.log, "ab") as log, open(os.devnull, "rb") as nothing:
             self.server = subprocess.Popen(
                 self.config.command,
-                env=self.config.environment,
+                env=self.scratch.environment(self.config.environment),
                 stdin=nothing,
                 stdout=log,
                 stderr=log,
@@ -408,6 +473,7 @@ class Supervisor:
             # Killed, but the kernel still takes their memory apart: what counts is gone by now.
             immortal = kill_all(lambda: descendants(us), 40.0)
             swept += self.regions.sweep()
+        self.scratch.remove()
         self.note_ended()
         if self.exit_code is None and self.server not in immortal:
             self.exit_code = -signal.SIGKILL
@@ -454,6 +520,7 @@ def main(arguments: list[str]) -> int:
     try:
         supervisor.start()
     except OSError as error:
+        supervisor.scratch.remove()
         supervisor.tell("failed", reason=str(error))
         return 1
     supervisor.run(wakeup, stopping)

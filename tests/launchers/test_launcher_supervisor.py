@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -380,3 +381,61 @@ def test_a_region_of_a_process_that_has_just_been_started_is_ours() -> None:
         assert not found.foreign
     finally:
         (SHM / name).unlink()
+
+
+#: Tells a folder that it made in the place for temporary files, and stays.
+TEMPORARY = """
+import os, tempfile, time
+os.write(1, tempfile.mkdtemp().encode() + b"\\nready\\n")
+time.sleep(600)
+"""
+
+
+def temporary_folder_of(process: Supervised) -> Path:
+    """The one that TEMPORARY tells."""
+    assert eventually(lambda: said(process, "ready"))
+    folder = Path((process.folder / "log").read_text().split()[0])
+    assert folder.is_dir()
+    assert folder.parent != Path(tempfile.gettempdir())
+    return folder.parent
+
+
+@pytest.mark.parametrize("grace", [0.0, 5.0], ids=["kill", "stop"])
+def test_temporary_files_go_with_the_process(start: Start, grace: float) -> None:
+    process = start(TEMPORARY)
+    folder = temporary_folder_of(process)
+    process.end(grace)
+    assert not folder.exists()
+
+
+def test_temporary_files_go_although_the_supervisor_was_killed(start: Start) -> None:
+    process = start(TEMPORARY)
+    folder = temporary_folder_of(process)
+    os.kill(process.supervisor.pid, signal.SIGKILL)
+    process.end(5.0)
+    assert not folder.exists()
+
+
+def test_temporary_files_of_the_dead_go_and_of_the_living_stay(start: Start) -> None:
+    dead, living = start(TEMPORARY), start(TEMPORARY)
+    left, kept = temporary_folder_of(dead), temporary_folder_of(living)
+    assert dead.pid is not None
+    os.kill(dead.supervisor.pid, signal.SIGKILL)
+    os.kill(dead.pid, signal.SIGKILL)
+    assert eventually(lambda: gone(dead.supervisor.pid))
+    assert left.is_dir()
+
+    start("pass")
+
+    assert not left.exists()
+    assert kept.is_dir()
+
+
+def test_a_long_path_for_temporary_files_is_left_as_it_is(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's sockets below a folder in it would have names that are too long."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    process = start("import tempfile; print(tempfile.gettempdir(), 'ready', flush=True)")
+    assert eventually(lambda: said(process, "ready"))
+    assert said(process, f"{tmp_path} ready")
