@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -58,23 +58,32 @@ def of_type(answer: Generation, name: str, datatype: str) -> None:
     expect.equal(f"datatype and shape of {name}", shown, {(datatype, (1,))})
 
 
-def crowd(client: GrpcClient) -> dict[str, tuple[GenerateRequest, list[Response]]]:
-    """24 requests at once on one stream, every second one for additional outputs; by id.
-
-    So many that an engine's steps, or a backend's responses, may hold several tokens each.
-    """
-    found: dict[str, tuple[GenerateRequest, list[Response]]] = {}
+def on_one_stream(
+    client: GrpcClient, requests: Mapping[str, GenerateRequest]
+) -> dict[str, list[Response]]:
+    """The responses to requests that are sent all at once; by id."""
+    found: dict[str, list[Response]] = {name: [] for name in requests}
     with client.open() as stream:
-        for index in range(24):
-            returns = ("finish_reason", "logprobs", "num_output_tokens") if index % 2 else ()
-            request = asking(True, *returns, logprobs=0, max_tokens=8 + index % 5)
-            found[str(index)] = request, []
-            stream.send(request.but(id=str(index)))
+        for name, request in requests.items():
+            stream.send(request.but(id=name))
         stream.half_close()
         for response in stream:
             expect.one_of(f"id of a response ({response.error})", response.id, list(found))
-            found[response.id][1].append(response)
+            found[response.id].append(response)
     return found
+
+
+def crowd(client: GrpcClient) -> dict[str, tuple[GenerateRequest, list[Response]]]:
+    """24 requests at once, every second one for additional outputs; by id.
+
+    So many that an engine's steps, or a backend's responses, may hold several tokens each.
+    """
+    requests = {}
+    for index in range(24):
+        returns = ("finish_reason", "logprobs", "num_output_tokens") if index % 2 else ()
+        requests[str(index)] = asking(True, *returns, logprobs=0, max_tokens=8 + index % 5)
+    answers = on_one_stream(client, requests)
+    return {name: (requests[name], answers[name]) for name in requests}
 
 
 @pytest.mark.requirement("OUT-001")
@@ -331,21 +340,26 @@ def test_counts_add_up_in_a_crowd(triton_grpc: GrpcClient) -> None:
 @pytest.mark.requirement("OUT-013")
 def test_all_flags_combine(triton_grpc: GrpcClient) -> None:
     """Every subset of the flags, streaming and not, with and without sampled logprobs."""
-    for stream, logprobs in itertools.product((False, True), (None, 0, 2)):
-        sampling = {} if logprobs is None else {"logprobs": logprobs}
-        for size in range(len(ADDITIONAL) + 1):
-            for names in itertools.combinations(ADDITIONAL, size):
-                answer = triton_grpc.generate(asking(stream, *names, max_tokens=3, **sampling))
-                expected = {"text_output", *names}
-                if logprobs is None:
-                    expected.discard("cumulative_logprob")
-                for response in answer.ok().data:
-                    expect.equal(
-                        f"outputs (stream={stream}, logprobs={logprobs})",
-                        set(response.outputs)
-                        - ({"cumulative_logprob"} if logprobs is None else set()),
-                        expected,
-                    )
+    subsets = [
+        names
+        for size in range(len(ADDITIONAL) + 1)
+        for names in itertools.combinations(ADDITIONAL, size)
+    ]
+    asked = {
+        str((stream, logprobs, *names)): (logprobs, names, asking(stream, *names, **sampling))
+        for stream, logprobs, names in itertools.product((False, True), (None, 0, 2), subsets)
+        for sampling in [{"max_tokens": 3} | ({} if logprobs is None else {"logprobs": logprobs})]
+    }
+    answers = on_one_stream(triton_grpc, {name: request for name, (*_, request) in asked.items()})
+    for name, (logprobs, names, _) in asked.items():
+        # Without logprobs it is the backend's choice.
+        free = {"cumulative_logprob"} if logprobs is None else set()
+        data = [response for response in answers[name] if response.outputs]
+        expect.that(f"responses with outputs to {name}", len(data), bool, "some")
+        for response in data:
+            outputs = set(response.outputs) - free
+            expect.equal(f"outputs of {name}", outputs, {"text_output", *names} - free)
+        expect.equal(f"errors of {name}", [r.error for r in answers[name] if r.error], [])
 
 
 @pytest.mark.requirement("OUT-014")
