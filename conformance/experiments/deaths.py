@@ -90,7 +90,9 @@ class Deaths:
     def engine_dies_while_streaming(self) -> None:
         """The engine's own process, with ENABLE_VLLM_HEALTH_CHECK "1", which is not "true"."""
         seen = self.seen
-        request = long_stream(self.grpc, "Say alpha")
+        # At most: a busy host gets many tokens done between two looks of its clients, and a stream
+        # has to be on its way when the engine is killed.
+        request = long_stream(self.grpc, "Say alpha", seconds=60.0)
         full = self.grpc.generate(request.but(stream=False, exclude_input_in_output=True)).text
         processes = self._engine_processes()
         victim = engine_process(self.strict.handle)

@@ -125,7 +125,8 @@ class PlainLife:
         others = self.shared.regions_of(self.shared.processes())
         own = footprint.regions - self.regions_before - others
         with self._grpc(SECOND) as streaming, self._grpc(SECOND) as late:
-            request = long_stream(late, "mars")  # and connects before the server shuts down
+            # And connects before the server shuts down. Short enough for a server that drains.
+            request = long_stream(late, "mars", seconds=5.0)
             with streaming.open() as stream:
                 stream.send(request)
                 stream.half_close()
