@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
 from pytest_vllm_triton import expect
@@ -96,15 +96,19 @@ class Deaths:
         full = self.grpc.generate(request.but(stream=False, exclude_input_in_output=True)).text
         processes = self._engine_processes()
         victim = engine_process(self.strict.handle)
-        begun = threading.Event()
+        begun, over = threading.Event(), threading.Event()
         with ThreadPoolExecutor(KILLED_STREAMS) as pool:
             streams = [
-                pool.submit(self._stream_until_error, part, begun)
+                pool.submit(self._stream_until_error, part, begun, over)
                 for part in _parts(request, KILLED_STREAMS)
             ]
-            begun.wait(PATIENCE)
-            victim.kill()
-            killed_at = time.monotonic()
+            try:
+                begun.wait(PATIENCE)
+                victim.kill()
+                killed_at = time.monotonic()
+                wait(streams, GONE_SECONDS)
+            finally:
+                over.set()
             endings = [stream.result() for stream in streams]
         in_flight = max((ending for ending, _ in endings), key=lambda ending: len(ending.data))
         seconds = max(0.0, *(ended_at - killed_at for _, ended_at in endings))
@@ -115,9 +119,9 @@ class Deaths:
         seen["left of a killed engine"] = living(processes)
 
     def _stream_until_error(
-        self, request: GenerateRequest, begun: threading.Event
+        self, request: GenerateRequest, begun: threading.Event, over: threading.Event
     ) -> tuple[Generation, float]:
-        """The first of these streams that ends with an error, and when it did.
+        """The first of these streams that ends with an error, or when all is over; and when it did.
 
         A kill may take its time (a `docker exec`), so there must be another stream when one ends.
         """
@@ -129,7 +133,7 @@ class Deaths:
                 for response in stream:
                     responses.append(response)
                     begun.set()
-            if not responses or responses[-1].error is not None:
+            if not responses or responses[-1].error is not None or over.is_set():
                 answer = Generation(request, responses, stream.status, stream.seconds)
                 return answer, time.monotonic()
 
