@@ -120,6 +120,16 @@ def test_bad_embedding_request(generate: Generate, content: str) -> None:
 
 
 @pytest.mark.requirement("EMB-007")
+@pytest.mark.parametrize("content", ["{bad", "{}", '{"input": "a", "pooling_params": 5}'])
+def test_bad_embedding_request_is_an_invalid_argument(
+    triton_grpc: GrpcClient, embedding_model: str, content: str
+) -> None:
+    request = GenerateRequest(inputs={"embedding_request": content})
+    answer = triton_grpc.for_model(embedding_model).until_error(request)
+    expect.equal(f"gRPC status ({answer.error})", answer.status, "INVALID_ARGUMENT")
+
+
+@pytest.mark.requirement("EMB-007")
 @pytest.mark.parametrize("given", [["a"], [1.5], [[5]]], ids=["text", "fraction", "list"])
 def test_what_is_no_token_id(generate: Generate, given: list[Any]) -> None:
     expect.clean_error(generate(embedding(given)).failed())

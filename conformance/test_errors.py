@@ -332,6 +332,14 @@ def test_tensor_checks_of_the_server(strict_server: StrictServer, transcript: Tr
 
 
 @pytest.mark.requirement("ERR-021")
+def test_parameters_that_are_the_servers(generate: Generate) -> None:
+    """Triton's own `timeout`, in microseconds, among the request's parameters: two minutes."""
+    parameters = {"temperature": 0.0, "max_tokens": 200, "ignore_eos": True, "timeout": 120_000_000}
+    request = GenerateRequest(PROMPT, parameters=parameters, returns=("num_output_tokens",))
+    expect.equal("num_output_tokens", generate(request).last("num_output_tokens"), 200)
+
+
+@pytest.mark.requirement("ERR-021")
 def test_forwarded_headers(strict_server: StrictServer, transcript: Transcript) -> None:
     """This server forwards every HTTP header as a request parameter."""
     client = strict_server.http(transcript)

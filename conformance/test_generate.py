@@ -28,6 +28,18 @@ ONE = GenerateRequest(PROMPT, sampling=GREEDY, exclude_input_in_output=True)
 # known-answer model, which is sure of its story.
 HOT: dict[str, Any] = {"temperature": 2.0, "ignore_eos": True}
 
+VLLM_DEFAULTS: dict[str, Any] = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "min_tokens": 0,
+    "n": 1,
+}
+
 # What changes the text of any model and leaves nothing to chance.
 PARAMETERS_OF_ANY_MODEL: list[dict[str, Any]] = [
     {"presence_penalty": 2.0},
@@ -305,6 +317,24 @@ def test_prompt_alone_is_enough(generate: Generate) -> None:
     expect.starts_with("text_output", generate(GenerateRequest("Hello")).text, "Hello")
 
 
+@pytest.mark.requirement("GEN-008")
+def test_what_is_not_given_has_vllms_default(
+    generate: Generate, vllm_model: ModelUnderTest
+) -> None:
+    """By chance, but with a seed: a backend's own default of any of these gives another text."""
+    chance: dict[str, Any] = {"seed": 7, "max_tokens": 24, "ignore_eos": True}
+    oracle = vllm_model.known_answer
+    if oracle is not None:
+        # It is sure of its story; where these alone are allowed, chance decides.
+        chance["allowed_token_ids"] = [oracle.story_ids[0], oracle.story_ids[2]]
+    request = ONE.but(text_input="Say zulu")
+    expect.equal(
+        "text with a seed alone",
+        generate(request.but(sampling=chance)).ok().text,
+        generate(request.but(sampling={**VLLM_DEFAULTS, **chance})).ok().text,
+    )
+
+
 @pytest.mark.requirement("GEN-009")
 def test_numbers_may_be_strings(generate: Generate) -> None:
     numbers = {**HOT, "top_p": 0.95, "top_k": 50, "max_tokens": 20, "seed": 7}
@@ -352,6 +382,12 @@ def test_request_parameters_mean_what_the_tensor_means(generate: Generate) -> No
     expect.equal(
         "text with request parameters",
         generate(request.but(parameters=hot)).text,
+        generate(request.but(sampling=hot)).text,
+    )
+    as_text = {name: str(value) for name, value in hot.items()}
+    expect.equal(
+        "text with request parameters that are texts",
+        generate(request.but(parameters=as_text)).text,
         generate(request.but(sampling=hot)).text,
     )
 
@@ -465,7 +501,10 @@ def test_temperature_takes_effect(generate: Generate, known_answer: KnownAnswer)
 
 
 @pytest.mark.requirement("GEN-015")
-@pytest.mark.parametrize(("text", "meaning"), [("false", False), ("true", True)])
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [("false", False), ("true", True), ("False", False), ("True", True)],  # as Python writes them
+)
 def test_booleans_may_be_strings(
     generate: Generate, known_answer: KnownAnswer, text: str, meaning: bool
 ) -> None:

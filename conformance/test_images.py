@@ -159,6 +159,20 @@ def test_what_is_no_image(look: Generate, images: list[str]) -> None:
 
 
 @pytest.mark.requirement("IMG-002")
+@pytest.mark.parametrize(
+    ("prompt", "images"),
+    [(IMAGE_TOKEN, ["!!! no base64 !!!"]), (IMAGE_TOKEN, [encoded(b"no image")]), ("See:", [RED])],
+    ids=["base64", "bytes", "no-place"],
+)
+def test_bad_image_is_an_invalid_argument(
+    triton_grpc: GrpcClient, vision_model: str, prompt: str, images: list[str]
+) -> None:
+    request = GOOD.but(text_input=prompt, inputs={"image": images})
+    answer = triton_grpc.for_model(vision_model).until_error(request)
+    expect.equal(f"gRPC status ({answer.error})", answer.status, "INVALID_ARGUMENT")
+
+
+@pytest.mark.requirement("IMG-002")
 def test_image_for_a_text_model(generate: Generate, known_answer: KnownAnswer) -> None:
     """The known-answer model knows no images; a good one is refused all the same."""
     error = generate(GOOD.but(inputs={"image": [RED]})).failed()

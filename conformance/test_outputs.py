@@ -152,6 +152,18 @@ def test_cumulative_logprob_is_the_sum(generate: Generate, stream: bool) -> None
 
 
 @pytest.mark.requirement("OUT-005")
+def test_cumulative_logprob_grows_with_the_tokens(generate: Generate) -> None:
+    """In each response of a stream it is the sum up to there."""
+    request = asking(True, "cumulative_logprob", "logprobs", logprobs=0, max_tokens=40)
+    total = 0.0
+    for response in generate(request).ok().data:
+        entries = json.loads(response.value("logprobs"))
+        total += sum(next(iter(entry.values()))["logprob"] for entry in entries)
+        value = response.value("cumulative_logprob")
+        expect.between("cumulative_logprob of a response", value, total - 1e-3, total + 1e-3)
+
+
+@pytest.mark.requirement("OUT-005")
 @MODES
 def test_cumulative_logprob_is_the_known_one(
     generate: Generate, known_answer: KnownAnswer, stream: bool

@@ -158,21 +158,26 @@ def check(holds: Property) -> None:
 def test_any_text_is_a_prompt(
     clients: Clients, vllm_model: ModelUnderTest, for_all: Callable[[Property], None]
 ) -> None:
-    oracle = vllm_model.known_answer
+    """Its tokens are counted too: the echo does not show what the engine was given."""
+    oracle, tokenizer = vllm_model.known_answer, vllm_model.tokenizer
 
     # What a backend may take away by the way: a byte order mark, white space, the end.
     @example(prompt="\ufeffSay alpha", protocol="grpc")
+    @example(prompt="\n\n Say\r\nalpha", protocol="grpc")
     @example(prompt=" Say alpha \n", protocol="http")
     @example(prompt=" lima" * 1500, protocol="http")
     @given(prompt=PROMPTS, protocol=PROTOCOLS)
     def is_answered(prompt: str, protocol: str) -> None:
         sampling = {"temperature": 0, "max_tokens": TOKENS}
-        text = clients[protocol].generate(GenerateRequest(prompt, sampling=sampling)).ok().text
-        if oracle is None:
-            expect.starts_with("text_output", text, prompt)
+        request = GenerateRequest(prompt, sampling=sampling, returns=("num_input_tokens",))
+        answer = clients[protocol].generate(request).ok()
+        if oracle is None or tokenizer is None:
+            expect.starts_with("text_output", answer.text, prompt)
         else:
             told = oracle.answer(prompt, max_tokens=TOKENS).text
-            expect.equal("text_output", text, prompt + told)
+            expect.equal("text_output", answer.text, prompt + told)
+            tokens = len(tokenizer.encode(prompt).ids)
+            expect.equal("num_input_tokens", answer.last("num_input_tokens"), tokens)
 
     for_all(is_answered)
 

@@ -169,7 +169,7 @@ def test_flags(client: SampleClient, alternate_model: str) -> None:
         client.write("mine.txt", "one\ntwo\nthree\nvier\n")
         run = client.run(
             *("-u", seen.address, "-m", alternate_model, "--iterations", "3", "--offset", "100"),
-            *("--input-prompts", "mine.txt", "--results-file", "mine.out"),
+            *("--input-prompts", "mine.txt", "--results-file", "mine.out", "-t", "60"),
             results="mine.out",
         ).passed()
         requests = seen.requests()

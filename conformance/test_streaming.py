@@ -129,6 +129,31 @@ def test_tokens_arrive_while_others_are_made(generate: Generate) -> None:
     )
 
 
+# Of one stream, and of each of many, which may hold more: a backend is not to choke on them.
+@pytest.mark.requirement("STR-005")
+@pytest.mark.parametrize(("streams", "tokens"), [(1, 10), (24, 50)])
+def test_responses_hold_few_tokens(triton_grpc: GrpcClient, streams: int, tokens: int) -> None:
+    """Longer and longer texts until one comes in many responses, as above."""
+    seen = []
+    for count in (200, 400, 800):
+        responses = dict.fromkeys(map(str, range(streams)), 0)
+        sampling = {"temperature": 0, "max_tokens": count, "ignore_eos": True}
+        with triton_grpc.open() as stream:
+            for name in responses:
+                stream.send(STREAM.but(sampling=sampling, id=name))
+            stream.half_close()
+            for response in stream:
+                expect.equal("error", response.error, None)
+                responses[response.id] += bool(response.text)
+        fewest = min(responses.values())
+        if fewest >= count / tokens:
+            return
+        seen.append(f"{count} tokens in {fewest} responses")
+    raise expect.Violation(
+        f"each of {streams} streams", f"{tokens} tokens a response at most", seen
+    )
+
+
 @pytest.mark.requirement("STR-006")
 @pytest.mark.parametrize("stream", [None, False], ids=["absent", "false"])
 def test_stream_endpoint_without_stream(triton_http: HttpClient, stream: bool | None) -> None:
