@@ -357,11 +357,11 @@ def test_all_flags_combine(triton_grpc: GrpcClient) -> None:
         for size in range(len(ADDITIONAL) + 1)
         for names in itertools.combinations(ADDITIONAL, size)
     ]
-    asked = {
-        str((stream, logprobs, *names)): (logprobs, names, asking(stream, *names, **sampling))
-        for stream, logprobs, names in itertools.product((False, True), (None, 0, 2), subsets)
-        for sampling in [{"max_tokens": 3} | ({} if logprobs is None else {"logprobs": logprobs})]
-    }
+    asked = {}
+    for stream, logprobs, names in itertools.product((False, True), (None, 0, 2), subsets):
+        sampling = {} if logprobs is None else {"logprobs": logprobs}
+        request = asking(stream, *names, max_tokens=3, **sampling)
+        asked[str((stream, logprobs, *names))] = (logprobs, names, request)
     answers = on_one_stream(triton_grpc, {name: request for name, (*_, request) in asked.items()})
     for name, (logprobs, names, _) in asked.items():
         # Without logprobs it is the backend's choice.

@@ -255,7 +255,9 @@ class Instance:
         if own not in names:
             own, _, tail = own.rpartition("_")
         # Of a group of KIND_GPU `count` is per GPU.
-        counts = [int(group.get("count", 1)) * len(group.get("gpus") or "1") for group in groups]
+        counts = [
+            int(group.get("count", 1)) * max(1, len(group.get("gpus") or ())) for group in groups
+        ]
         earlier = sum(counts[: names.index(own)]) if own in names else 0
         return cls(
             kind=args.get("model_instance_kind", "CPU"),

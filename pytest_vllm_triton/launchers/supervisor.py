@@ -307,7 +307,7 @@ class Scratch:
                 self.remove_if_left(os.path.join(parent, name))
             path = os.path.join(parent, f"pvt-{os.urandom(4).hex()}")
             os.mkdir(path, 0o700)
-            self.lock(path)
+            self.lock(path)  # never closed: the lock ends with this process
             self.path = path
 
     @staticmethod
