@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -400,9 +400,7 @@ class Harness:
         try:
             with self.load_turns.one():
                 started = time.monotonic()
-                handle = self.launcher.launch(
-                    spec, timeout=self.settings.boot_timeout, on_progress=self.progress
-                )
+                handle = self._launch(spec)
             handle.load_turns = self.load_turns
             handle.load_seconds = max(handle.load_seconds, self.settings.boot_timeout)
             ready, command = True, handle.reproduce()
@@ -413,6 +411,18 @@ class Harness:
             self.boots.append(Boot(purpose, time.monotonic() - started, ready, command))
         self.servers.append(handle)
         return handle
+
+    def _launch(self, spec: ServerSpec) -> ServerHandle:
+        from pytest_vllm_triton.launchers.readiness import StubGivenUp
+
+        launch = partial(
+            self.launcher.launch, timeout=self.settings.boot_timeout, on_progress=self.progress
+        )
+        try:
+            return launch(spec)
+        except StubGivenUp:
+            self.progress("Triton gave up a stub that was slow for a second. Starting again")
+            return launch(spec)
 
     def forget(self, server: ServerHandle) -> None:
         """A server that was ended by others; its log is not looked at any more."""

@@ -331,9 +331,9 @@ class ServerHandle(ABC):
         """
         from pytest_vllm_triton.gpus import memory_of
 
-        return memory_of(self._host_pids(processes), self.gpus() if gpus is None else gpus)
+        return memory_of(self.host_pids(processes), self.gpus() if gpus is None else gpus)
 
-    def _host_pids(self, processes: Iterable[ServerProcess]) -> list[int]:
+    def host_pids(self, processes: Iterable[ServerProcess]) -> list[int]:
         """The process ids by which this host, and so its GPU driver, knows these processes."""
         return [process.pid for process in processes]
 

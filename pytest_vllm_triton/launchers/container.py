@@ -344,7 +344,7 @@ class ContainerLauncher:
             )
         elif handle.out_of_memory:
             reason += " It was killed for lack of memory."
-        return ServerFailed(reason, failure.log_tail, handle.reproduce())
+        return type(failure)(reason, failure.log_tail, handle.reproduce())
 
     def _redactor(self, environment: Mapping[str, str] | None = None) -> Redactor:
         return Redactor(os.environ, environment or {})

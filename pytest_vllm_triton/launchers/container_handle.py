@@ -8,7 +8,6 @@ import signal
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pytest_vllm_triton.gpus import VISIBLE_DEVICES, Gpu, list_gpus, visible_gpus
@@ -16,19 +15,11 @@ from pytest_vllm_triton.launchers import leftovers, supervisor
 from pytest_vllm_triton.launchers.base import HOST_SHM, ServerHandle, ServerProcess, StopReport
 from pytest_vllm_triton.launchers.container_log import LogFollower
 from pytest_vllm_triton.launchers.flags import EXIT_TIMEOUT_SECONDS, STOP_MARGIN_SECONDS
+from pytest_vllm_triton.launchers.host_proc import pid_inside
 from pytest_vllm_triton.launchers.inside import Inside, InsideProcess
 
 #: The last lines of a log may come after the container's end.
 DRAIN_SECONDS = 10.0
-
-
-def _pid_inside(host_pid: int) -> int | None:
-    """By which number a process of this host goes in its innermost namespace."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{host_pid}/status").read_text().splitlines():
-            if line.startswith("NSpid:"):
-                return int(line.split()[-1])
-    return None
 
 
 @dataclass
@@ -96,10 +87,10 @@ class ContainerHandle(ServerHandle):
     def gpu_names(self) -> list[str]:
         return [str(number) for number, _ in enumerate(self.gpus())]
 
-    def _host_pids(self, processes: Iterable[ServerProcess]) -> list[int]:
+    def host_pids(self, processes: Iterable[ServerProcess]) -> list[int]:
         wanted = {process.pid for process in processes}
         rows = self.container.top(ps_args="-eo pid")["Processes"]
-        return [int(row[0]) for row in rows if _pid_inside(int(row[0])) in wanted]
+        return [int(row[0]) for row in rows if pid_inside(int(row[0])) in wanted]
 
     @property
     def leaves_shm_when_killed(self) -> bool:

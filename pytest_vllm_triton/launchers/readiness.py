@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.launchers.base import Progress, ServerHandle
+from pytest_vllm_triton.launchers.given_up import LoadWatch
 
 if TYPE_CHECKING:
     import httpx
@@ -41,6 +42,10 @@ class PortTaken(ServerFailed):
     """The server found one of its ports in use: try again with others."""
 
 
+class StubGivenUp(ServerFailed):
+    """Triton itself was stuck in the load of a model: try again."""
+
+
 def wait_ready(
     handle: ServerHandle,
     models: Sequence[str],
@@ -53,6 +58,18 @@ def wait_ready(
     Raises ServerFailed as soon as it is known that they never will be: the process ended, or a
     model failed to load. Otherwise after ``timeout`` seconds.
     """
+    with LoadWatch(handle) as load:
+        try:
+            _wait_ready(handle, models, timeout, on_progress)
+        except ServerFailed as failure:
+            if load.ended_one:
+                raise StubGivenUp(failure.reason, failure.log_tail) from failure
+            raise
+
+
+def _wait_ready(
+    handle: ServerHandle, models: Sequence[str], timeout: float, on_progress: Progress | None
+) -> None:
     deadline = time.monotonic() + timeout
     watch = _LogWatch(handle, models, on_progress)
     with http_client() as client:

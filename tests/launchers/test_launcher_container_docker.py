@@ -19,13 +19,14 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from tiny_servers import CONFIG, ECHO, model, regions
+from tiny_servers import CONFIG, ECHO, model, regions, stalling_model
 from victims import Victim, started
 from waiting import eventually
 
 from pytest_vllm_triton import assets
+from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.errors import ServerFailed, UserError
-from pytest_vllm_triton.launchers import docker_engine, leftovers
+from pytest_vllm_triton.launchers import docker_engine, given_up, leftovers
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerSpec
 from pytest_vllm_triton.launchers.container import ContainerLauncher, ContainerOptions
 from pytest_vllm_triton.launchers.container_handle import ContainerHandle
@@ -141,6 +142,19 @@ def infer(http: str, name: str, text: str, timeout: float = 30.0) -> str:
 
 
 # -- a server --------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root sees what a container's server waits for")
+def test_a_load_that_triton_is_stuck_in_is_asked_for_again(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(given_up, "PATIENCE_SECONDS", 2.0)
+    server = launch(model("echo"))
+    repository = ModelRepository(server)
+    spec = stalling_model(Path("/tmp/stalled"))
+    repository.add(spec)
+    repository.load(spec.name).ok()
+    assert repository.is_ready(spec.name)
 
 
 def test_a_launched_server_answers_on_all_its_ports(launch: Launch, docker_client: Any) -> None:

@@ -30,6 +30,17 @@ class TritonPythonModel:
         ]
 """
 
+STALL = """
+    def initialize(self, args):
+        import os, pathlib, signal, subprocess
+        marker = pathlib.Path(MARKER)
+        if marker.exists():
+            return
+        marker.touch()
+        subprocess.Popen(["sh", "-c", f"sleep 3; kill -CONT {os.getpid()}"], start_new_session=True)
+        os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
 #: What a vLLM engine process looks like at its worst: a session of its own, deaf to SIGTERM, with a
 #: region of shared memory that it never removes.
 ENGINE = """
@@ -65,6 +76,15 @@ class TritonPythonModel:
 
 def model(name: str, code: str = ECHO, config: str = CONFIG) -> ModelSpec:
     return ModelSpec(name, None, config, files=(("1/model.py", textwrap.dedent(code).encode()),))
+
+
+def stalling_model(marker: Path) -> ModelSpec:
+    """A model whose stub stands still for some seconds in its first load, as on a host that does.
+
+    Args:
+        marker: a file that says that it did, where the server sees it.
+    """
+    return model("stalls", ECHO + STALL.replace("MARKER", repr(str(marker))))
 
 
 def regions(prefix: str) -> list[str]:

@@ -1,0 +1,68 @@
+"""Stubs that Triton gave up while their model loaded: a defect of Triton, seen and undone.
+
+While a model loads, its stub must show a sign of life every second. One that was late once, on a
+busy host, is given up, and the server waits for its end (``StubLauncher::WaitForStubProcess``)
+without telling it to end. So the stub lives on, and the load is never answered. Once the stub is
+ended by somebody else, the load fails at once, and can be asked for again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from types import TracebackType
+
+from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.launchers.host_proc import children, waited_for
+
+#: Far longer than a stub takes to end that was told to.
+PATIENCE_SECONDS = 20.0
+POLL_SECONDS = 1.0
+
+
+class LoadWatch:
+    """While it is entered, ends stubs that a server gives up, of those that have started since.
+
+    Where the kernel does not show what the server does (another user's, a remote one) there seem to
+    be none.
+
+    Attributes:
+        ended_one: whether there was one.
+    """
+
+    def __init__(self, handle: ServerHandle) -> None:
+        self.ended_one = False
+        self._handle = handle
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> LoadWatch:
+        main = self._handle.main_process() if self._handle.owned else None
+        self._server = next(iter(self._handle.host_pids([main])), None) if main else None
+        # An earlier stub may be waited for because its model is being unloaded.
+        self._earlier = children(self._server) if self._server else set()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        since: dict[int, float] = {}
+        while self._server and not self._over.wait(POLL_SECONDS):
+            now = time.monotonic()
+            awaited = waited_for(self._server) - self._earlier
+            since = {pid: since.get(pid, now) for pid in awaited}
+            for pid in (pid for pid in awaited if now - since[pid] > PATIENCE_SECONDS):
+                self.ended_one = True
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
