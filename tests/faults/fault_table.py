@@ -42,6 +42,7 @@ class Fault:
     checks: frozenset[str] = frozenset()
     more: str = ""
     alone: bool = False
+    host: bool = False
 
     @property
     def selection(self) -> frozenset[str]:
