@@ -35,7 +35,11 @@ class StrictServer:
         """The running server, with the sample model loaded under its complete configuration."""
         if self._handle is None:
             spec = self.harness.server_spec(
-                args=("--disable-auto-complete-config", "--http-header-forward-pattern=.*"),
+                args=(
+                    "--disable-auto-complete-config",
+                    "--http-header-forward-pattern=.*",
+                    "--grpc-header-forward-pattern=.*",
+                ),
                 load=(),
                 shm_domain=self.shm_domain,
             )
