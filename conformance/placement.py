@@ -258,7 +258,10 @@ class ManyGpus:
         try:
             with HttpClient(handle.endpoints.http, FIRST_GPU, deadline=PATIENCE) as http:
                 seen["texts under the mask"] = at_once(http.generate, REQUESTS, 1)
-            seen.look("memory under the mask", lambda: _memory(handle, handle.processes(), gpus))
+            seen.look(
+                "memory under the mask",
+                lambda: memory_or_untested(handle, handle.processes(), gpus),
+            )
         finally:
             handle.stop()
             harness.forget(handle)
@@ -277,10 +280,10 @@ class ManyGpus:
         return [self._memory(processes) for processes in instances]
 
     def _memory(self, processes: Iterable[ServerProcess]) -> list[int]:
-        return _memory(self.server, processes)
+        return memory_or_untested(self.server, processes)
 
 
-def _memory(
+def memory_or_untested(
     server: ServerHandle, processes: Iterable[ServerProcess], gpus: Sequence[Gpu] | None = None
 ) -> list[int]:
     try:

@@ -16,7 +16,7 @@ from .experiments.traffic import greedy
 from .observe import Seen, at_once, first_of, text_or_error, until
 
 # More than any pool of threads or queue of a backend is likely to hold.
-CROWD = 200
+CROWD = 300
 TAKEN_SECONDS = 10.0
 
 
@@ -73,7 +73,7 @@ def test_no_request_waits_in_the_server(triton_grpc: GrpcClient, vllm_server: Se
 
 
 @pytest.mark.requirement("CON-001")
-def test_two_hundred_at_once(triton_grpc: GrpcClient, vllm_model: ModelUnderTest) -> None:
+def test_three_hundred_at_once(triton_grpc: GrpcClient, vllm_model: ModelUnderTest) -> None:
     """Half of them streaming, on one gRPC stream."""
     words = ("alpha", "golf", "mike", "tango")
     asked = [

@@ -413,16 +413,18 @@ class Harness:
         return handle
 
     def _launch(self, spec: ServerSpec) -> ServerHandle:
+        from pytest_vllm_triton.launchers.given_up import ATTEMPTS
         from pytest_vllm_triton.launchers.readiness import StubGivenUp
 
         launch = partial(
             self.launcher.launch, timeout=self.settings.boot_timeout, on_progress=self.progress
         )
-        try:
-            return launch(spec)
-        except StubGivenUp:
-            self.progress("Triton gave up a stub that was slow for a second. Starting again")
-            return launch(spec)
+        for _ in range(1, ATTEMPTS):
+            try:
+                return launch(spec)
+            except StubGivenUp:
+                self.progress("Triton gave up a stub that was slow for a second. Starting again")
+        return launch(spec)
 
     def forget(self, server: ServerHandle) -> None:
         """A server that was ended by others; its log is not looked at any more."""

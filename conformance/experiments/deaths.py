@@ -97,11 +97,9 @@ class Deaths:
         processes = self._engine_processes()
         victim = engine_process(self.strict.handle)
         begun, over = threading.Event(), threading.Event()
-        with ThreadPoolExecutor(KILLED_STREAMS) as pool:
-            streams = [
-                pool.submit(self._stream_until_error, part, begun, over)
-                for part in _parts(request, KILLED_STREAMS)
-            ]
+        parts = _parts(request, KILLED_STREAMS)
+        with ThreadPoolExecutor(len(parts)) as pool:
+            streams = [pool.submit(self._stream_until_error, part, begun, over) for part in parts]
             try:
                 begun.wait(PATIENCE)
                 victim.kill()
@@ -231,10 +229,14 @@ class Deaths:
 
 
 def _parts(request: GenerateRequest, number: int) -> list[GenerateRequest]:
-    """The request, and some that end earlier: streams of them do not all end at the same time."""
+    """The request, and some that end earlier: streams of them do not all end at the same time.
+
+    The last one does not stream.
+    """
     assert isinstance(request.sampling, dict)
     tokens = int(request.sampling["max_tokens"])
-    return [
+    streams = [
         request.but(sampling={**request.sampling, "max_tokens": tokens * (i + 1) // number})
         for i in range(number)
     ]
+    return [*streams, request.but(stream=None)]

@@ -16,7 +16,7 @@ from pytest_vllm_triton.clients import (
 )
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.harness import Harness
-from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.launchers.base import ServerHandle, ServerProcess
 from pytest_vllm_triton.models import other_known_answer_model
 
 from ..observe import (
@@ -27,6 +27,7 @@ from ..observe import (
     at_once,
     first_of,
     is_stub,
+    living,
     until,
 )
 from .traffic import greedy, second_oracle, told, words_of
@@ -95,6 +96,7 @@ class SecondModelLife:
                 self.load_that_fails,
                 self.load_while_the_first_streams,
                 self.serve,
+                self.load_anew_while_streaming,
                 self.unload_while_streaming,
                 self.second_time,
             ):
@@ -123,7 +125,6 @@ class SecondModelLife:
         self.seen["error of the mended load"] = error
         self.seen["first texts during the load"] = streams.texts
         self._note_state("loaded")
-        self.seen["while loaded"] = Footprint.of(self.server)
 
     def serve(self) -> None:
         seen = self.seen
@@ -156,6 +157,22 @@ class SecondModelLife:
             with self.grpc.open() as stream:
                 stream.send(greedy("venus", 400, stream=True))
                 first_of(stream)
+
+    def load_anew_while_streaming(self) -> None:
+        """Its files are new: the server changes over to a new stub when that is ready."""
+        seen = self.seen
+        old = self._stubs()
+        old_processes = [*old, *(p for stub in old for p in stub.children(recursive=True))]
+        self._write()
+        request = greedy("mars", 200, stream=True)
+        with Background(self.grpc, request) as streams:
+            seen["error of the load while it streams"] = self.repository.load(SECOND).error
+        seen["texts while it is loaded anew"] = streams.texts
+        seen["text expected while it is loaded anew"] = told(self.oracle, request)
+        until(lambda: not living(old_processes), GONE_SECONDS)
+        seen["processes of the old one left"] = living(old_processes)
+        seen["stubs"] = (old, self._stubs())
+        self.seen["while loaded"] = Footprint.of(self.server)
 
     def unload_while_streaming(self) -> None:
         seen = self.seen
@@ -209,8 +226,11 @@ class SecondModelLife:
         request = greedy("venus", 32)
         seen["text after the second load"] = at_once(self.http.generate, [request], 1)
         seen["text expected after the second load"] = [told(self.oracle, request)]
-        between = " venus" * ((OVERRIDE_MAX_MODEL_LEN + SECOND_MAX_MODEL_LEN) // 2)
-        seen.look("error of a long prompt", lambda: self.http.generate(greedy(between, 1)).error)
+        # No request of this life fails: its unload is what that of the first one is compared with.
+        endless = greedy("venus", SECOND_MAX_MODEL_LEN)
+        seen.look("longest text", lambda: self.http.generate(endless).text)
+        room = OVERRIDE_MAX_MODEL_LEN - len(self.oracle.tokenize("venus"))
+        seen["longest text expected"] = told(self.oracle, greedy("venus", room))
         started = time.monotonic()
         self.repository.unload(SECOND)
         seen["seconds of the second unload"] = self._until_unavailable(started)
@@ -240,12 +260,12 @@ class SecondModelLife:
         seen.look(f"HTTP answer {when}", lambda: self.http.generate(greedy("venus", 4)))
         seen.look(f"gRPC answer {when}", lambda: self.grpc.generate(greedy("venus", 4)))
 
+    def _stubs(self) -> list[ServerProcess]:
+        return [process for process in self.server.processes() if is_stub(process, SECOND)]
+
     def _stub(self) -> Holdings:
         """What the model's stub holds; nothing if there is none."""
-        for process in self.server.processes():
-            if is_stub(process, SECOND):
-                return Holdings.of(process)
-        return Holdings()
+        return next((Holdings.of(process) for process in self._stubs()), Holdings())
 
     def _until_unavailable(self, started: float) -> float | None:
         def unavailable() -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from pytest_vllm_triton.clients.http import HttpAnswer, HttpClient
 from pytest_vllm_triton.expect import Violation
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle
-from pytest_vllm_triton.launchers.given_up import LoadWatch
+from pytest_vllm_triton.launchers.given_up import ATTEMPTS, LoadWatch
 from pytest_vllm_triton.launchers.repository import write_model
 from pytest_vllm_triton.transcript import Transcript
 
@@ -77,13 +77,16 @@ class ModelRepository:
     def load(self, name: str, parameters: Mapping[str, Any] | None = None) -> LoadAnswer:
         """Load a model; the answer comes when it is ready or has failed.
 
-        Once more where the first load was stuck in Triton itself (see `given_up`).
+        Asked for again where it was stuck in Triton itself (see `given_up`).
         """
         turns = self._server.load_turns
         with turns.one() if turns is not None else nullcontext():
-            with LoadWatch(self._server) as watch:
-                answer = self._load(name, parameters)
-            return self._load(name, parameters) if watch.ended_one else answer
+            for _ in range(ATTEMPTS):
+                with LoadWatch(self._server) as watch:
+                    answer = self._load(name, parameters)
+                if not watch.ended_one:
+                    break
+        return answer
 
     def _load(self, name: str, parameters: Mapping[str, Any] | None) -> LoadAnswer:
         body = {"parameters": dict(parameters)} if parameters else {}

@@ -18,8 +18,11 @@ from types import TracebackType
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.launchers.host_proc import children, waited_for
 
-#: Far longer than a stub takes to end that was told to.
-PATIENCE_SECONDS = 20.0
+#: Longer than a stub takes to end that was told to.
+PATIENCE_SECONDS = 10.0
+#: How often a model is loaded, or a server started, until it goes well: a host that stands still
+#: for a second does so again.
+ATTEMPTS = 4
 POLL_SECONDS = 1.0
 
 

@@ -48,7 +48,8 @@ LOOK_AGAIN_SECONDS = 5.0
 AFTER_EXIT_SECONDS = 3.0
 #: vLLM's sockets have paths of up to 60 characters below the folder, and may have 107.
 LONGEST_TMPDIR = 30
-SCRATCH_NAME = re.compile("pvt-[0-9a-f]{8}")
+SCRATCH = "pvt-"
+SCRATCH_NAME = re.compile(SCRATCH + "[0-9a-f]{8}")
 #: The inode of the first PID namespace, fixed by the kernel (PROC_PID_INIT_INO).
 FIRST_PID_NAMESPACE = "pid:[4026531836]"
 
@@ -305,7 +306,7 @@ class Scratch:
         with contextlib.suppress(OSError):
             for name in filter(SCRATCH_NAME.fullmatch, os.listdir(parent)):
                 self.remove_if_left(os.path.join(parent, name))
-            path = os.path.join(parent, f"pvt-{os.urandom(4).hex()}")
+            path = os.path.join(parent, SCRATCH + os.urandom(4).hex())
             os.mkdir(path, 0o700)
             self.lock(path)  # never closed: the lock ends with this process
             self.path = path
