@@ -179,6 +179,16 @@ def test_cancelled_unary_request_leaves_the_engine(
         engine.is_free("cancelling a unary request", NOTICED_SECONDS)
 
 
+@pytest.mark.requirement("CAN-015")
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+def test_timeout_of_the_request(engine: OneAtATime, stream: bool) -> None:
+    """Half a second, in microseconds, for a request that takes longer."""
+    answer = engine.grpc.generate(LONG.but(stream=stream, parameters={"timeout": 500_000}))
+    expect.that("error", answer.error, bool, "an error")
+    expect.between("seconds until the error", answer.seconds, 0.4, 0.5 + NOTICED_SECONDS)
+    engine.is_free("a request's own timeout")
+
+
 @pytest.mark.requirement("CAN-002")
 def test_cancellation_is_in_the_log(engine: OneAtATime, vllm_server: ServerHandle) -> None:
     log = log_of(vllm_server)

@@ -8,6 +8,7 @@ import pytest
 
 from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import GrpcClient
+from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.models import ModelUnderTest
 from pytest_vllm_triton.verdicts import untested
@@ -18,6 +19,8 @@ from .observe import Seen, at_once, first_of, text_or_error, until
 # More than any pool of threads or queue of a backend is likely to hold.
 CROWD = 300
 TAKEN_SECONDS = 10.0
+# Fewer than vLLM takes at once of its own accord, more than a careful backend may allow.
+ENGINE_CROWD = 48
 
 
 @pytest.mark.requirement("CON-001")
@@ -40,6 +43,30 @@ def test_requests_are_batched(triton_grpc: GrpcClient, vllm_model: ModelUnderTes
         if ratios[-1] < 0.5:
             return
     expect.between("time of 32 at once / one after another", min(ratios), 0, 0.5)
+
+
+@pytest.mark.requirement("CON-001")
+def test_engine_takes_a_crowd(triton_grpc: GrpcClient, vllm_harness: Harness) -> None:
+    """Each stream begins before any of them ends, so all of them run at the same time."""
+    if "max_num_seqs" in vllm_harness.settings.model_json:
+        untested("--vllm-model-json says how many sequences the engine takes")
+    began: dict[str, float] = {}
+    ended: dict[str, float] = {}
+    with triton_grpc.open() as stream:
+        for index in range(ENGINE_CROWD):
+            stream.send(greedy(f"number {index}", 250, stream=True).but(id=str(index)))
+        stream.half_close()
+        for response in stream:
+            expect.equal("error", response.error, None)
+            began.setdefault(response.id, response.at)
+            ended[response.id] = response.at
+    expect.equal("streams that were answered", len(ended), ENGINE_CROWD)
+    expect.between(
+        "seconds until the last stream began, of those until the first one ended",
+        max(began.values()),
+        0,
+        min(ended.values()),
+    )
 
 
 @pytest.mark.requirement("CON-001")

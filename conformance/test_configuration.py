@@ -229,6 +229,22 @@ def test_other_instance_groups_serve(triton_http: HttpClient, alternate_model: s
     expect.equal("HTTP status", client.generate(GenerateRequest("Hello")).status, 200)
 
 
+@pytest.mark.requirement("CFG-008")
+@pytest.mark.parametrize(
+    ("ids", "engine_args"),
+    [("a", {}), ("-1", {}), ("0,0", {}), ("0,1,2", {"tensor_parallel_size": 2})],
+    ids=["no-number", "negative", "twice", "too-many"],
+)
+def test_impossible_device_ids_are_refused(
+    repository: ModelRepository, vllm_harness: Harness, ids: str, engine_args: dict[str, Any]
+) -> None:
+    """Whatever GPUs there are."""
+    config = config_with(GPU_DEVICE_IDS=ids)
+    spec = vllm_harness.model_spec("impossible_ids", engine_args, config)
+    repository.add(spec)
+    expect.contains("load error", repository.load(spec.name).failed(), "GPU_DEVICE_IDS")
+
+
 @pytest.mark.requirement("LIF-003")
 @pytest.mark.parametrize(
     ("engine_args", "cause"),

@@ -403,13 +403,17 @@ def test_text_among_the_request_parameters(generate: Generate) -> None:
 @pytest.mark.requirement("GEN-011")
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("stop_token_ids", "[{4}, {5}]"), ("bad_words", '["bravo", "charlie"]')],
+    [
+        ("stop_token_ids", "[{4}, {5}]"),
+        ("bad_words", '["bravo", "charlie"]'),
+        ("logit_bias", '{{"{2}": 100}}'),
+    ],
     ids=lambda value: value if value.isidentifier() else "",
 )
-def test_lists_among_the_request_parameters(
+def test_lists_and_objects_among_the_request_parameters(
     generate: Generate, known_answer: KnownAnswer, name: str, text: str
 ) -> None:
-    """Parameters are no lists in either protocol: they are written as JSON."""
+    """Parameters are neither in either protocol: they are written as JSON."""
     text = text.format(*known_answer.story_ids)
     request = ONE.but(text_input="Say alpha", sampling=None)
     answer = generate(request.but(parameters={**GREEDY, name: text}))
@@ -555,11 +559,12 @@ CHOICES = ["Positive", "Negative"]
     ("structure", "texts"),
     [
         ('{"choice": ["Positive", "Negative"]}', CHOICES),
+        ('{"json": null, "regex": null, "choice": ["Positive", "Negative"]}', CHOICES),
         ('{"regex": "(yes|no)"}', ["yes", "no"]),
         ('{"json": {"enum": ["yes", "no"]}}', ['"yes"', '"no"']),
         ('{"json": "{\\"enum\\": [true, false]}"}', ["true", "false"]),
     ],
-    ids=["choice", "regex", "json", "json-as-text"],
+    ids=["choice", "nulls", "regex", "json", "json-as-text"],
 )
 def test_structured_output_as_json_text(
     generate: Generate, stream: bool, structure: str, texts: list[str]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import random
 import struct
 import zlib
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from pytest_vllm_triton.known_answer import (
     vision_answer,
 )
 
+from .extra_models import MAX_PICTURES
 from .observe import at_once
 
 Generate = Callable[[GenerateRequest], Generation]
@@ -37,8 +39,11 @@ PICTURES = (
 GOOD = GenerateRequest("What is this?", sampling={"temperature": 0, "max_tokens": 4})
 
 
-def png(width: int, height: int, colour: tuple[int, ...]) -> bytes:
-    """A PNG file of one colour: red, green, blue, and the opacity if there is a fourth number."""
+def png(width: int, height: int, colour: tuple[int, ...], rows: bytes = b"") -> bytes:
+    """A PNG file of one colour: red, green, blue, and the opacity if there is a fourth number.
+
+    Or with these rows of pixels, each after a zero.
+    """
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         checksum = zlib.crc32(kind + content)
@@ -46,13 +51,20 @@ def png(width: int, height: int, colour: tuple[int, ...]) -> bytes:
 
     kind = {3: 2, 4: 6}[len(colour)]
     header = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
-    rows = (b"\0" + bytes(colour) * width) * height
+    rows = rows or (b"\0" + bytes(colour) * width) * height
     chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*parts) for parts in chunks)
 
 
 def encoded(content: bytes) -> str:
     return base64.b64encode(content).decode()
+
+
+def cut_short() -> bytes:
+    """The first half of a PNG file of pixels that cannot be compressed."""
+    noise = bytes(random.Random(7).choices(range(256), k=3 * 64))
+    whole = png(64, 1, (0, 0, 0), rows=b"\0" + noise)
+    return whole[: len(whole) // 2]
 
 
 RED = encoded(png(8, 8, (255, 0, 0)))
@@ -111,6 +123,15 @@ def test_formats_of_images(look: Generate, kind: str) -> None:
 
 
 @pytest.mark.requirement("IMG-001")
+def test_base64_in_lines(look: Generate) -> None:
+    """As the program base64 writes it."""
+    request = looking_at([" red"])
+    lines = base64.encodebytes(FORMATS["jpeg"]).decode()
+    answer = look(request.but(inputs={"image": [lines]}))
+    expect.equal("text_output", answer.text, vision_answer([" blue"], TOKENS))
+
+
+@pytest.mark.requirement("IMG-001")
 def test_every_image_is_in_the_prompt(look: Generate) -> None:
     counts = [
         look(looking_at([" red"] * number).but(returns=("num_input_tokens",)))
@@ -146,9 +167,11 @@ def test_no_image_for_a_model_that_sees(look: Generate) -> None:
         ["!!! no base64 !!!"],
         [encoded(b"these bytes are no image")],
         [encoded(png(8, 8, (0, 0, 0))[:40])],
+        [encoded(cut_short())],
         [RED, "???"],
+        [RED] * (MAX_PICTURES + 1),
     ],
-    ids=["base64", "bytes", "truncated", "second"],
+    ids=["base64", "bytes", "truncated", "cut-short", "second", "too-many"],
 )
 def test_what_is_no_image(look: Generate, images: list[str]) -> None:
     prompt = IMAGE_TOKEN * len(images)
@@ -161,8 +184,13 @@ def test_what_is_no_image(look: Generate, images: list[str]) -> None:
 @pytest.mark.requirement("IMG-002")
 @pytest.mark.parametrize(
     ("prompt", "images"),
-    [(IMAGE_TOKEN, ["!!! no base64 !!!"]), (IMAGE_TOKEN, [encoded(b"no image")]), ("See:", [RED])],
-    ids=["base64", "bytes", "no-place"],
+    [
+        (IMAGE_TOKEN, ["!!! no base64 !!!"]),
+        (IMAGE_TOKEN, [encoded(b"no image")]),
+        (IMAGE_TOKEN, [encoded(cut_short())]),
+        ("See:", [RED]),
+    ],
+    ids=["base64", "bytes", "cut-short", "no-place"],
 )
 def test_bad_image_is_an_invalid_argument(
     triton_grpc: GrpcClient, vision_model: str, prompt: str, images: list[str]

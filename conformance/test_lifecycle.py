@@ -182,7 +182,10 @@ def test_soak(second_model_life: Seen) -> None:
 @pytest.mark.requirement("LIF-014")
 @pytest.mark.parametrize(("what", "most"), [("files", 50), ("threads", 20), ("memory", 32 << 20)])
 def test_soak_leaves_nothing_in_the_stub(second_model_life: Seen, what: str, most: int) -> None:
-    """Of 1300 requests, after a crowd has shown the stub what there is to do at once."""
+    """Of 1500 requests, after a crowd has shown the stub what there is to do at once.
+
+    Some are refused and some cancelled.
+    """
     before, after = (second_model_life[f"stub {when} the soak"] for when in ("before", "after"))
     if not before.files:
         untested("no process of the model is seen")

@@ -263,6 +263,8 @@ def test_bad_adapter_fails_alone(
         expect.equal("requests with an error", sorted(errors), ["bad"])
         expect.clean_error(errors["bad"])
         expect.equal("texts of the others", texts, {"running": expected, "after": told("leaps")})
+        # What was noted of the first attempt must not take it for loaded.
+        expect.clean_error(client.generate(asked(adapter)).failed())
         expect.equal("text of a later request", client.generate(asked(None)).text, told(None))
     finally:
         # A dead engine must not be taken for what later checks look at.

@@ -470,8 +470,10 @@ def test_latency_holds_the_wait_for_a_place(
         traffic = sent_at_once(vllm_server, alternate_model, requests)
         total, low, high = latency_and_bounds(traffic)
         if low <= total <= high:
-            return
+            break
     expect.between(LATENCY, total, low, high)
+    first = traffic.growth.of("vllm:time_to_first_token_seconds_sum")
+    expect.between("seconds in time_to_first_token_seconds", first, 0.5 * total, total)
 
 
 LATENCY = "seconds in e2e_request_latency"

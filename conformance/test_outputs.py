@@ -268,6 +268,16 @@ def test_logprobs_not_asked_of_the_sampler(generate: Generate, stream: bool) -> 
 
 @pytest.mark.requirement("OUT-008")
 @MODES
+def test_logprobs_of_n_sequences_not_asked_of_the_sampler(
+    triton_grpc: GrpcClient, stream: bool
+) -> None:
+    answer = triton_grpc.generate(asking(stream, "logprobs", temperature=2.0, n=2))
+    texts = {tuple(response.values("logprobs")) for response in answer.ok().data}
+    expect.equal("logprobs", texts, {("null", "null")})
+
+
+@pytest.mark.requirement("OUT-008")
+@MODES
 def test_logprobs_zero_is_the_sampled_token_only(generate: Generate, stream: bool) -> None:
     entries = generate(asking(stream, "logprobs", logprobs=0)).logprobs()
     expect.equal("alternatives per token", [len(entry) for entry in entries], [1] * 10)
@@ -317,10 +327,12 @@ def test_num_input_tokens_has_its_declared_shape(
     triton_grpc: GrpcClient, stream: bool, n: int
 ) -> None:
     """One number, however many sequences there are."""
+    alone = triton_grpc.generate(asking(False, "num_input_tokens")).last("num_input_tokens")
     request = asking(stream, "num_input_tokens", temperature=2.0, n=n)
     for response in triton_grpc.generate(request).ok().data:
         tensor = response.outputs["num_input_tokens"]
         expect.equal("datatype and shape", (tensor.datatype, tensor.shape), ("UINT32", (1,)))
+        expect.equal("num_input_tokens", tensor.values, [alone])
 
 
 @pytest.mark.requirement("OUT-012")
@@ -429,21 +441,25 @@ def test_nothing_is_lost_without_the_text(triton_grpc: GrpcClient, stream: bool)
 def test_outputs_of_n_sequences_are_aligned(
     triton_grpc: GrpcClient, known_answer: KnownAnswer, stream: bool
 ) -> None:
-    """Each sequence's outputs equal those of the same seed asked for alone (seed + index)."""
+    """Each sequence's outputs equal those of the same seed asked for alone (seed + index).
+
+    At most four tokens: some sequences end by their length, others by a stop string.
+    """
     per_sequence = ("finish_reason", "cumulative_logprob", "logprobs", "num_output_tokens")
     hot: dict[str, Any] = {
         "temperature": 2.0,
-        "max_tokens": 24,
+        "max_tokens": 4,
         "logprobs": 0,
         "stop": ["e", "o"],
         "ignore_eos": False,
     }
     different = False
-    for seed in range(300, 340, 10):
+    for seed in range(300, 400, 10):
         together = triton_grpc.generate(asking(stream, *per_sequence, **hot, n=2, seed=seed))
         for name in ("text_output", *per_sequence):
             shapes = {response.outputs[name].shape for response in together.ok().data}
             expect.equal(f"shapes of {name}", shapes, {(2,)})
+        ends: list[str] = []
         for index in range(2):
             alone = triton_grpc.generate(asking(False, *per_sequence, **hot, seed=seed + index))
             expect.equal(f"text {index}", together.text_of(index), alone.text)
@@ -456,13 +472,16 @@ def test_outputs_of_n_sequences_are_aligned(
             ]
             alone_tokens = [list(entry) for entry in alone.logprobs()]
             expect.equal(f"token ids of logprobs {index}", tokens, alone_tokens)
-            reasons = [r.value("finish_reason", index) for r in together.data]
-            expect.contains(f"finish reasons {index}", reasons, alone.last("finish_reason"))
             # Nothing says what is sent for a sequence that ended before the other one.
-            last = [r for r in together.data if r.value("num_output_tokens", index)][-1]
-            logprob = last.value("cumulative_logprob", index)
+            last = max(at for at, count in enumerate(counts) if count)
+            reasons = [r.value("finish_reason", index) for r in together.data]
+            early, late = ({*some} - {""} for some in (reasons[:last], reasons[last:]))
+            expect.equal(f"finish reasons {index} before its end", early, set())
+            expect.equal(f"finish reasons {index}", late, {alone.last("finish_reason")})
+            logprob = together.data[last].value("cumulative_logprob", index)
             right = alone.last("cumulative_logprob")
             expect.between(f"cumulative_logprob {index}", logprob, right - 0.01, right + 0.01)
-        different |= together.text_of(0) != together.text_of(1)
+            ends.append(alone.last("finish_reason"))
+        different |= together.text_of(0) != together.text_of(1) and ends[-1] != ends[-2]
     if not different:
-        untested("no seed gave two different texts")
+        untested("no seed gave two different texts that end for different reasons")

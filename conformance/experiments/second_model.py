@@ -52,6 +52,8 @@ SECOND_ARGUMENTS: dict[str, Any] = {
 SOAK_REQUESTS = 1000
 SOAK_STREAMS = 300
 SOAK_CONCURRENCY = 20
+# So many are refused, and as many cancelled.
+SOAK_ENDINGS = 100
 # Requests without stream that are in the engine, or wait for it, when the model is unloaded.
 UNARY_AT_UNLOAD = 12
 # What a configuration says that was written for an early version of the backend.
@@ -138,6 +140,10 @@ class SecondModelLife:
             seen["second texts expected"] = [told(self.oracle, request) for request in both]
         seen["first texts beside the second"] = streams.texts
         seen["stub before the soak"] = self._stub()
+        at_once(self.http.generate, [self._refused()] * SOAK_ENDINGS, SOAK_CONCURRENCY)
+        with ThreadPoolExecutor(SOAK_CONCURRENCY) as pool:
+            for ending in [pool.submit(self._cancel_a_stream) for _ in range(SOAK_ENDINGS)]:
+                ending.result()
         soak = [greedy(f"{i} {words[i % len(words)]}", 4) for i in range(SOAK_REQUESTS)]
         expected = [told(self.oracle, request) for request in soak]
         answers = at_once(self.http.generate, soak, SOAK_CONCURRENCY)
@@ -151,12 +157,17 @@ class SecondModelLife:
         )
         seen["stub after the soak"] = self._stub()
         # What server#7626 got stuck after: errors and cancelled streams.
-        refused = GenerateRequest("venus", stream=True, sampling={"temperature": -1})
-        seen["error before the unload"] = self.grpc.generate(refused).error
+        seen["error before the unload"] = self.grpc.generate(self._refused()).error
         for _ in range(3):
-            with self.grpc.open() as stream:
-                stream.send(greedy("venus", 400, stream=True))
-                first_of(stream)
+            self._cancel_a_stream()
+
+    def _refused(self) -> GenerateRequest:
+        return GenerateRequest("venus", sampling={"temperature": -1})
+
+    def _cancel_a_stream(self) -> None:
+        with self.grpc.open() as stream:
+            stream.send(greedy("venus", 400, stream=True))
+            first_of(stream)
 
     def load_anew_while_streaming(self) -> None:
         """Its files are new: the server changes over to a new stub when that is ready."""
