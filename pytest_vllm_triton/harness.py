@@ -414,7 +414,7 @@ class Harness:
 
     def _launch(self, spec: ServerSpec) -> ServerHandle:
         from pytest_vllm_triton.launchers.given_up import ATTEMPTS
-        from pytest_vllm_triton.launchers.readiness import StubGivenUp
+        from pytest_vllm_triton.launchers.readiness import LoadStumbled
 
         launch = partial(
             self.launcher.launch, timeout=self.settings.boot_timeout, on_progress=self.progress
@@ -422,8 +422,8 @@ class Harness:
         for _ in range(1, ATTEMPTS):
             try:
                 return launch(spec)
-            except StubGivenUp:
-                self.progress("Triton gave up a stub that was slow for a second. Starting again")
+            except LoadStumbled:
+                self.progress("Triton itself stumbled over the load of a model. Starting again")
         return launch(spec)
 
     def forget(self, server: ServerHandle) -> None:

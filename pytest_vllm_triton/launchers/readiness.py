@@ -38,12 +38,16 @@ _STUB_FAILED = re.compile(r"\"Failed to initialize Python stub: (?P<reason>.*)\"
 _BUSY_PORT = re.compile(r"Socket '[^']+:(?P<port>\d+)' already in use")
 
 
+#: A race between a stub that starts and Triton 24.10, which ends the server (signal 6).
+_LOCK_DESTROYED = "boost::interprocess::lock_exception"
+
+
 class PortTaken(ServerFailed):
     """The server found one of its ports in use: try again with others."""
 
 
-class StubGivenUp(ServerFailed):
-    """Triton itself was stuck in the load of a model: try again."""
+class LoadStumbled(ServerFailed):
+    """Triton itself stumbled over the load of a model, whatever its backend: try again."""
 
 
 def wait_ready(
@@ -62,8 +66,8 @@ def wait_ready(
         try:
             _wait_ready(handle, models, timeout, on_progress)
         except ServerFailed as failure:
-            if load.ended_one:
-                raise StubGivenUp(failure.reason, failure.log_tail) from failure
+            if load.ended_one or _LOCK_DESTROYED in failure.log_tail:
+                raise LoadStumbled(failure.reason, failure.log_tail) from failure
             raise
 
 

@@ -11,7 +11,7 @@ from tiny_servers import ECHO, Launch, model, stalling_model
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.launchers import given_up
-from pytest_vllm_triton.launchers.readiness import StubGivenUp
+from pytest_vllm_triton.launchers.readiness import LoadStumbled
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def test_a_load_that_triton_is_stuck_in_is_asked_for_again(launch: Launch, tmp_p
 def test_a_boot_that_triton_is_stuck_in_is_told_apart(launch: Launch, tmp_path: Path) -> None:
     with pytest.raises(ServerFailed) as failure:
         launch(stalling_model(tmp_path / "stalled"))
-    assert isinstance(failure.value, StubGivenUp)
+    assert isinstance(failure.value, LoadStumbled)
 
 
 def test_an_unload_that_takes_its_time_is_none(launch: Launch) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.launchers.base import Endpoints, ServerHandle, ServerLog, ServerProcess
-from pytest_vllm_triton.launchers.readiness import PortTaken, wait_ready
+from pytest_vllm_triton.launchers.readiness import LoadStumbled, PortTaken, wait_ready
 
 
 @dataclass
@@ -152,6 +152,15 @@ def test_a_model_that_is_not_there_yet_is_waited_for(server: Server, state: obje
     server.ready()
     server.answers["/v2/repository/index"] = (200, [{"name": "m", **dict(state)}])  # type: ignore[call-overload]
     assert "not ready after" in failure(server, "m", timeout=0.3).reason
+
+
+@pytest.mark.parametrize(
+    ("word", "stumbled"), [("boost::interprocess::lock_exception", True), ("std::bad_alloc", False)]
+)
+def test_a_race_in_triton_itself_is_told_apart(server: Server, word: str, stumbled: bool) -> None:
+    server.log(f"terminate called after throwing an instance of '{word}'\n")
+    server.handle.code = -signal.SIGABRT
+    assert isinstance(failure(server, "m"), LoadStumbled) == stumbled
 
 
 def test_a_model_that_the_server_does_not_know(server: Server) -> None:
