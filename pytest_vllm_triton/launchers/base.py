@@ -285,6 +285,10 @@ class ServerHandle(ABC):
     def server_pid(self) -> int | None:
         """The process id of tritonserver on this host; None where it is not ours to know."""
 
+    def host_pid(self) -> int | None:
+        """The process id of tritonserver on this host, where it can be told: in a container too."""
+        return self.server_pid
+
     @abstractmethod
     def is_running(self) -> bool:
         """Whether the server process lives (attached: whether it answers)."""
@@ -331,9 +335,9 @@ class ServerHandle(ABC):
         """
         from pytest_vllm_triton.gpus import memory_of
 
-        return memory_of(self.host_pids(processes), self.gpus() if gpus is None else gpus)
+        return memory_of(self._host_pids(processes), self.gpus() if gpus is None else gpus)
 
-    def host_pids(self, processes: Iterable[ServerProcess]) -> list[int]:
+    def _host_pids(self, processes: Iterable[ServerProcess]) -> list[int]:
         """The process ids by which this host, and so its GPU driver, knows these processes."""
         return [process.pid for process in processes]
 

@@ -46,6 +46,14 @@ class ContainerHandle(ServerHandle):
         """Not a process id of this host: use `main_process` and `send_signal`."""
         return None
 
+    def host_pid(self) -> int | None:
+        from docker.errors import APIError
+
+        with contextlib.suppress(APIError):
+            self.container.reload()
+            return self.container.attrs["State"]["Pid"] or None
+        return None
+
     @property
     def container_id(self) -> str:
         return str(self.container.id)
@@ -87,7 +95,7 @@ class ContainerHandle(ServerHandle):
     def gpu_names(self) -> list[str]:
         return [str(number) for number, _ in enumerate(self.gpus())]
 
-    def host_pids(self, processes: Iterable[ServerProcess]) -> list[int]:
+    def _host_pids(self, processes: Iterable[ServerProcess]) -> list[int]:
         wanted = {process.pid for process in processes}
         rows = self.container.top(ps_args="-eo pid")["Processes"]
         return [int(row[0]) for row in rows if pid_inside(int(row[0])) in wanted]

@@ -43,8 +43,7 @@ class LoadWatch:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> LoadWatch:
-        main = self._handle.main_process() if self._handle.owned else None
-        self._server = next(iter(self._handle.host_pids([main])), None) if main else None
+        self._server = self._handle.host_pid() if self._handle.owned else None
         # An earlier stub may be waited for because its model is being unloaded.
         self._earlier = children(self._server) if self._server else set()
         self._thread.start()
