@@ -156,10 +156,6 @@ class SecondModelLife:
             at_once(self.grpc.generate, short, SOAK_CONCURRENCY), expected
         )
         seen["stub after the soak"] = self._stub()
-        # What server#7626 got stuck after: errors and cancelled streams.
-        seen["error before the unload"] = self.grpc.generate(self._refused()).error
-        for _ in range(3):
-            self._cancel_a_stream()
 
     def _refused(self) -> GenerateRequest:
         return GenerateRequest("venus", sampling={"temperature": -1})
@@ -187,6 +183,10 @@ class SecondModelLife:
 
     def unload_while_streaming(self) -> None:
         seen = self.seen
+        # What server#7626 got stuck after: errors and cancelled streams.
+        seen["error before the unload"] = self.grpc.generate(self._refused()).error
+        for _ in range(3):
+            self._cancel_a_stream()
         request = greedy("mars", 500, stream=True)
         unary = {str(i): greedy(f"venus {i}", 200).but(id=str(i)) for i in range(UNARY_AT_UNLOAD)}
         responses: list[Response] = []
