@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 
+#: How long a server that takes no connections may need until it is known for dead.
+DYING_SECONDS = 20.0
+
 
 class ServerPython(Protocol):
     """The Python that runs the servers' models: it imports vLLM."""
@@ -381,13 +384,23 @@ class Harness:
         self._shared = None
         return True
 
-    def shared_death(self, when: str) -> ServerFailed | None:
-        """That the shared server has ended by itself, e.g. "during test_x"; None while it lives."""
-        from pytest_vllm_triton.launchers.readiness import ended_by_itself
+    def shared_death(self, when: str, failed: bool = False) -> ServerFailed | None:
+        """That the shared server has ended by itself, e.g. "during test_x"; None while it lives.
 
-        if self._shared is None or self._shared.exit_code() is None:
+        Args:
+            failed: something did not work. If the server takes no connections, its end is waited
+                for: it may still be writing its core, or Docker may be slow to tell.
+        """
+        from pytest_vllm_triton.launchers.readiness import ended_by_itself, takes_connections
+
+        server = self._shared
+        if server is None:
             return None
-        return ended_by_itself(self._shared, when)
+        if failed and server.owned and not takes_connections(server):
+            deadline = time.monotonic() + DYING_SECONDS
+            while server.exit_code() is None and time.monotonic() < deadline:
+                time.sleep(0.1)
+        return None if server.exit_code() is None else ended_by_itself(server, when)
 
     def boot(self, spec: ServerSpec, purpose: str) -> ServerHandle:
         """Start a server; it is stopped at the end of the session if nobody does before.

@@ -167,7 +167,7 @@ class ServerSession:
         """That the shared server ended during this test, "" if not."""
         if self._death is not None:
             return ""
-        self._death = self.harness.shared_death(f"during {item.name}")
+        self._death = self.harness.shared_death(f"during {item.name}", failed=True)
         return "" if self._death is None else self._death.reason
 
     def pytest_unconfigure(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import threading
 import time
@@ -24,6 +25,8 @@ PATIENCE_SECONDS = 10.0
 #: for a second does so again.
 ATTEMPTS = 4
 POLL_SECONDS = 1.0
+#: All that Triton says of a load whose stub it gave up, also if the stub failed for a reason.
+NOT_HEALTHY = re.compile(r"Stub process '[^']*' is not healthy\.\W*$")
 
 
 class LoadWatch:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import socket
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.launchers.base import Progress, ServerHandle
-from pytest_vllm_triton.launchers.given_up import LoadWatch
+from pytest_vllm_triton.launchers.given_up import NOT_HEALTHY, LoadWatch
 
 if TYPE_CHECKING:
     import httpx
@@ -66,7 +67,8 @@ def wait_ready(
         try:
             _wait_ready(handle, models, timeout, on_progress)
         except ServerFailed as failure:
-            if load.ended_one or _LOCK_DESTROYED in failure.log_tail:
+            gave_up = load.ended_one or NOT_HEALTHY.search(failure.reason)
+            if gave_up or _LOCK_DESTROYED in failure.log_tail:
                 raise LoadStumbled(failure.reason, failure.log_tail) from failure
             raise
 
@@ -99,6 +101,18 @@ def http_client(timeout: float = 5.0) -> httpx.Client:
 
     # No proxy, as in all clients of the suite: between them and the server is nothing else.
     return httpx.Client(timeout=timeout, trust_env=False)
+
+
+def takes_connections(handle: ServerHandle) -> bool:
+    """Whether its HTTP port can be connected to."""
+    from urllib.parse import urlsplit
+
+    address = urlsplit(handle.endpoints.http)
+    try:
+        with socket.create_connection((address.hostname, address.port), timeout=5.0):
+            return True
+    except OSError:
+        return False
 
 
 def not_ready(client: httpx.Client, handle: ServerHandle, models: Sequence[str]) -> str:

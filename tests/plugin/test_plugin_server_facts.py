@@ -79,3 +79,21 @@ def test_harness_tells_it(server: Server, pytester: pytest.Pytester) -> None:
     harness.shared_server()
     assert harness.describe()["triton"] == "2.67.0"
     harness.close()
+
+
+def test_a_server_that_is_dying_is_waited_for(pytester: pytest.Pytester) -> None:
+    """It takes no connections, and only the third look tells how it ended."""
+    config = pytester.parseconfigure("--triton-url=http://127.0.0.1:1")
+    harness = Harness(config.stash[SETTINGS], lambda: pytester.path)
+    config._ensure_unconfigure()
+    codes = iter([None, None, *[-11] * 9])
+    harness._shared = SimpleNamespace(  # type: ignore[assignment]
+        endpoints=Endpoints("http://127.0.0.1:1", "127.0.0.1:1"),
+        owned=True,
+        exit_code=lambda: next(codes),
+        log=None,
+    )
+    assert harness.shared_death("before a test") is None
+    death = harness.shared_death("during a test", failed=True)
+    assert death is not None
+    assert "signal 11 during a test" in death.reason
