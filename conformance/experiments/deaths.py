@@ -99,15 +99,15 @@ class Deaths:
         begun, over = threading.Event(), threading.Event()
         parts = _parts(request, KILLED_STREAMS)
         with ThreadPoolExecutor(len(parts)) as pool:
-            streams = [pool.submit(self._stream_until_error, part, begun, over) for part in parts]
+            running = [pool.submit(self._ask_until_error, part, begun, over) for part in parts]
             try:
                 begun.wait(PATIENCE)
                 victim.kill()
                 killed_at = time.monotonic()
-                wait(streams, GONE_SECONDS)
+                wait(running, GONE_SECONDS)
             finally:
                 over.set()
-            endings = [stream.result() for stream in streams]
+            endings = [one.result() for one in running]
         in_flight = max((ending for ending, _ in endings), key=lambda ending: len(ending.data))
         seconds = max(0.0, *(ended_at - killed_at for _, ended_at in endings))
         seen["seconds until not ready"] = until(lambda: not self._is_ready(), NOTICED_SECONDS)
@@ -116,10 +116,10 @@ class Deaths:
         until(lambda: not living(processes), GONE_SECONDS)
         seen["left of a killed engine"] = living(processes)
 
-    def _stream_until_error(
+    def _ask_until_error(
         self, request: GenerateRequest, begun: threading.Event, over: threading.Event
     ) -> tuple[Generation, float]:
-        """The first of these streams that ends with an error, or when all is over; and when it did.
+        """The first such request that ends with an error, or when all is over; and when it did.
 
         A kill may take its time (a `docker exec`), so there must be another stream when one ends.
         """

@@ -179,7 +179,7 @@ class SecondModelLife:
         until(lambda: not living(old_processes), GONE_SECONDS)
         seen["processes of the old one left"] = living(old_processes)
         seen["stubs"] = (old, self._stubs())
-        self.seen["while loaded"] = Footprint.of(self.server)
+        seen["while loaded"] = Footprint.of(self.server)
 
     def unload_while_streaming(self) -> None:
         seen = self.seen

@@ -14,7 +14,6 @@ import re
 import signal
 import threading
 import time
-from types import TracebackType
 
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.launchers.host_proc import children, waited_for
@@ -52,12 +51,7 @@ class LoadWatch:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
 

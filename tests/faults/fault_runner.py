@@ -68,7 +68,7 @@ def plan(faults: Iterable[Fault], alone: bool) -> list[list[Fault]]:
 def _fits(fault: Fault, batch: Sequence[Fault]) -> bool:
     return (
         (len(batch) < _BATCH or not fault.allowed)
-        and not any(one.alone or one.host for one in (fault, *batch))
+        and not any(one.alone or one.reaches_others for one in (fault, *batch))
         and fault.selection == batch[0].selection
         and all(fault.allowed.isdisjoint(other.allowed) for other in batch)
         # Edits of one place cannot be told apart in the source.
@@ -93,11 +93,11 @@ def run(
 
     Faults that share a server are tried one by one when not exactly their requirements turned red.
     """
-    harmful = [fault for fault in faults if fault.host]
+    kept_apart = [fault for fault in faults if fault.reaches_others]
     with ThreadPoolExecutor(jobs) as pool, _dropped_at_an_interrupt(pool):
         waiting = {
             pool.submit(_try, batch, work / f"{index:03}"): batch
-            for index, batch in enumerate(plan((f for f in faults if not f.host), alone))
+            for index, batch in enumerate(plan((f for f in faults if not f.reaches_others), alone))
         }
         repeats = 0
         while waiting:
@@ -112,8 +112,8 @@ def run(
                     repeats += 1
                 continue
             yield from outcomes
-    for index, fault in enumerate(harmful):
-        yield from _try([fault], work / f"host-{index:03}")
+    for index, fault in enumerate(kept_apart):
+        yield from _try([fault], work / f"apart-{index:03}")
 
 
 @contextmanager

@@ -42,7 +42,7 @@ class Fault:
     checks: frozenset[str] = frozenset()
     more: str = ""
     alone: bool = False
-    host: bool = False
+    reaches_others: bool = False
 
     @property
     def selection(self) -> frozenset[str]:
