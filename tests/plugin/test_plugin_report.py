@@ -298,6 +298,7 @@ def test_where_nothing_can_be_written(judged: Judged, pytester: pytest.Pytester)
 DEATH = """
 class Died:
     log = None
+    owned = False
     def exit_code(self): return 7
     def stop(self): pass
 
