@@ -126,7 +126,9 @@ def strict_server(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[
 @pytest.fixture(scope="session")
 def deaths(strict_server: StrictServer, vllm_server: ServerHandle) -> Seen:
     """What was seen when the processes of the strict server were killed; it is discarded after."""
-    return Deaths(strict_server, vllm_server).run()
+    experiment = Deaths(strict_server, vllm_server)
+    seen = experiment.run()
+    return Deaths(strict_server, vllm_server).run() if experiment.segfaulted else seen
 
 
 @pytest.fixture(scope="session")

@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 
-#: How long a server that takes no connections may need until it is known for dead.
-DYING_SECONDS = 20.0
-
 
 class ServerPython(Protocol):
     """The Python that runs the servers' models: it imports vLLM."""
@@ -388,19 +385,25 @@ class Harness:
         """That the shared server has ended by itself, e.g. "during test_x"; None while it lives.
 
         Args:
-            failed: something did not work. If the server takes no connections, its end is waited
-                for: it may still be writing its core, or Docker may be slow to tell.
+            failed: something did not work. If the server is dying, its end is waited for.
         """
-        from pytest_vllm_triton.launchers.readiness import ended_by_itself, takes_connections
+        from pytest_vllm_triton.launchers.death import await_death, ended_by_itself
 
         server = self._shared
         if server is None:
             return None
-        if failed and server.owned and not takes_connections(server):
-            deadline = time.monotonic() + DYING_SECONDS
-            while server.exit_code() is None and time.monotonic() < deadline:
-                time.sleep(0.1)
+        if failed:
+            await_death(server)
         return None if server.exit_code() is None else ended_by_itself(server, when)
+
+    def shared_segfaulted(self) -> bool:
+        """Whether the shared server, on which something did not work, has ended with SIGSEGV."""
+        from pytest_vllm_triton.launchers.death import await_death, segfaulted
+
+        if self._shared is None:
+            return False
+        await_death(self._shared)
+        return segfaulted(self._shared)
 
     def boot(self, spec: ServerSpec, purpose: str) -> ServerHandle:
         """Start a server; it is stopped at the end of the session if nobody does before.

@@ -17,6 +17,7 @@ from pytest_vllm_triton.clients import (
     HttpClient,
 )
 from pytest_vllm_triton.launchers.base import ServerHandle, ServerProcess
+from pytest_vllm_triton.launchers.death import segfaulted
 from pytest_vllm_triton.verdicts import untested
 
 from ..observe import (
@@ -46,13 +47,19 @@ KILLED_STREAMS = 3
 
 
 class Deaths:
-    """Every process of a server beside the shared one is killed, one after another."""
+    """Every process of a server beside the shared one is killed, one after another.
+
+    Attributes:
+        segfaulted: whether the server crashed instead, as Triton 24.10 may by itself when it is
+            asked for an error in the mode `ERROR_MODE`.
+    """
 
     def __init__(self, strict: StrictServer, shared: ServerHandle) -> None:
         self.strict = strict
         self.shared = shared
         self.model = strict.model
         self.seen = Seen()
+        self.segfaulted = False
         self.bystander = GrpcClient(shared.endpoints.grpc, self.model, deadline=PATIENCE)
         self.bystander_request = greedy("Say alpha", 200, stream=True)
 
@@ -78,6 +85,7 @@ class Deaths:
                 if not seen.step(step):
                     break
         finally:
+            self.segfaulted = segfaulted(strict.handle)
             self.repository.close()
             for client in (self.http, self.grpc, self.bystander):
                 client.close()

@@ -26,6 +26,8 @@ ATTEMPTS = 4
 POLL_SECONDS = 1.0
 #: All that Triton says of a load whose stub it gave up, also if the stub failed for a reason.
 NOT_HEALTHY = re.compile(r"Stub process '[^']*' is not healthy\.\W*$")
+#: In the log of a server that a race of Triton 24.10's with a starting stub ended (signal 6).
+LOCK_DESTROYED = "boost::interprocess::lock_exception"
 
 
 class LoadWatch:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import re
-import socket
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.launchers.base import Progress, ServerHandle
-from pytest_vllm_triton.launchers.given_up import NOT_HEALTHY, LoadWatch
+from pytest_vllm_triton.launchers.death import ended_by_itself, last_lines
+from pytest_vllm_triton.launchers.given_up import LOCK_DESTROYED, NOT_HEALTHY, LoadWatch
 
 if TYPE_CHECKING:
     import httpx
 
 POLL_SECONDS = 0.1
-TAIL_LINES = 30
 
 #: What Triton and vLLM write on their way, and how it is told to the user.
 _STAGES = (
@@ -37,10 +36,6 @@ _LOAD_FAILED = re.compile(r"\"failed to load '(?P<model>[^']+)' version \d+: (?P
 #: than that the stub "is not healthy".
 _STUB_FAILED = re.compile(r"\"Failed to initialize Python stub: (?P<reason>.*)\"\s*$")
 _BUSY_PORT = re.compile(r"Socket '[^']+:(?P<port>\d+)' already in use")
-
-
-#: A race between a stub that starts and Triton 24.10, which ends the server (signal 6).
-_LOCK_DESTROYED = "boost::interprocess::lock_exception"
 
 
 class PortTaken(ServerFailed):
@@ -68,7 +63,7 @@ def wait_ready(
             _wait_ready(handle, models, timeout, on_progress)
         except ServerFailed as failure:
             gave_up = load.ended_one or NOT_HEALTHY.search(failure.reason)
-            if gave_up or _LOCK_DESTROYED in failure.log_tail:
+            if gave_up or LOCK_DESTROYED in failure.log_tail:
                 raise LoadStumbled(failure.reason, failure.log_tail) from failure
             raise
 
@@ -90,7 +85,7 @@ def _wait_ready(
             if time.monotonic() > deadline:
                 raise ServerFailed(
                     f"The server was not ready after {timeout:g} s: {missing}.",
-                    handle.log.tail(TAIL_LINES) if handle.log else "",
+                    last_lines(handle),
                 )
             time.sleep(POLL_SECONDS)
 
@@ -101,18 +96,6 @@ def http_client(timeout: float = 5.0) -> httpx.Client:
 
     # No proxy, as in all clients of the suite: between them and the server is nothing else.
     return httpx.Client(timeout=timeout, trust_env=False)
-
-
-def takes_connections(handle: ServerHandle) -> bool:
-    """Whether its HTTP port can be connected to."""
-    from urllib.parse import urlsplit
-
-    address = urlsplit(handle.endpoints.http)
-    try:
-        with socket.create_connection((address.hostname, address.port), timeout=5.0):
-            return True
-    except OSError:
-        return False
 
 
 def not_ready(client: httpx.Client, handle: ServerHandle, models: Sequence[str]) -> str:
@@ -204,23 +187,4 @@ class _LogWatch:
 
 def _load_failed(handle: ServerHandle, model: str, reason: str) -> ServerFailed:
     reason = reason.replace("\\n", "\n").strip()
-    tail = handle.log.tail(TAIL_LINES) if handle.log else ""
-    return ServerFailed(f"Model {model!r} failed to load: {reason}", tail)
-
-
-def ended_by_itself(handle: ServerHandle, when: str) -> ServerFailed:
-    """What to say of a server that has ended though nobody told it to.
-
-    Args:
-        when: the end of the sentence, e.g. "before it was ready".
-    """
-    code = handle.exit_code()
-    if code is not None and code < 0:
-        how = f"was killed by signal {-code}"
-    else:
-        how = "ended with an unknown status" if code is None else f"ended with exit code {code}"
-    tail = handle.log.tail(TAIL_LINES) if handle.log else ""
-    last_word = [line for line in tail.splitlines() if line.startswith("error: ")]
-    if last_word:
-        how += f" ({last_word[-1]})"
-    return ServerFailed(f"The server {how} {when}.", tail)
+    return ServerFailed(f"Model {model!r} failed to load: {reason}", last_lines(handle))

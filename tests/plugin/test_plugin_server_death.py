@@ -6,24 +6,29 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from plugin_helpers import environment
 
-TESTS = """
+PREAMBLE = """
+import signal
 import time
 import pytest
 from pytest_vllm_triton.clients import GenerateRequest
+
+def kill(server, number=signal.SIGKILL):
+    server.main_process().send_signal(number)
+    deadline = time.monotonic() + 30
+    while server.exit_code() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+"""
+
+DEATHS = """
 
 @pytest.fixture(scope="session")
 def address(vllm_server):
     yield vllm_server.endpoints.http
     assert vllm_server.exit_code() is None, "a fixture that cannot clean up any more"
-
-def kill(server):
-    server.main_process().kill()
-    deadline = time.monotonic() + 30
-    while server.exit_code() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
 
 @pytest.mark.requirement("GEN-001")
 def test_before(triton_http, address):
@@ -69,19 +74,62 @@ def test_without_server():
     pass
 """
 
+CRASHES = """
+BAD = GenerateRequest("Say alpha", sampling={"temperature": -1})
+asked = []
+
+@pytest.fixture(scope="session")
+def address(vllm_server):
+    return vllm_server.endpoints.http
+
+@pytest.mark.parametrize("status", ["INVALID_ARGUMENT"])
+@pytest.mark.requirement("GEN-001")
+def test_once(vllm_server, triton_grpc, address, status):
+    assert address == vllm_server.endpoints.http
+    asked.append(address)
+    if len(asked) == 1:
+        kill(vllm_server, signal.SIGSEGV)
+        triton_grpc.until_error(BAD)
+        assert False, "not on this server"
+    assert triton_grpc.until_error(BAD).status == status
+
+@pytest.mark.requirement("GEN-002")
+def test_in_another_mode(vllm_server, triton_grpc):
+    kill(vllm_server, signal.SIGSEGV)
+    triton_grpc.generate(GenerateRequest("Say alpha")).ok()
+
+@pytest.mark.requirement("GEN-003")
+def test_each_time(vllm_server, triton_grpc):
+    kill(vllm_server, signal.SIGSEGV)
+    answer = triton_grpc.until_error(BAD)
+    assert answer.status == "INVALID_ARGUMENT"
+
+@pytest.mark.requirement("GEN-004")
+def test_how_often():
+    assert len(set(asked)) == len(asked) == 2
+"""
+
+
+def test_crash_of_tritons_own_is_not_the_backends(tmp_path: Path) -> None:
+    """But one in another mode is, and one that comes again."""
+    done, report = _run(tmp_path, CRASHES)
+    rows = {row["id"]: row for row in report["requirements"] if row["checks"]}
+    verdicts = {key: row["verdict"] for key, row in rows.items()}
+    assert verdicts == {
+        "GEN-001": "PASS",
+        "GEN-002": "FAIL",
+        "GEN-003": "FAIL",
+        "GEN-004": "PASS",
+    }, done.stdout
+    (check,) = rows["GEN-003"]["checks"]
+    assert check["reason"].startswith("The server was killed by signal 11 during test_each_time.")
+    said = "Triton itself crashed during test_once[INVALID_ARGUMENT]: again, on a new server"
+    assert said in done.stdout
+    assert "Triton itself crashed during test_in_another_mode" not in done.stdout
+
 
 def test_death_is_named_and_the_server_replaced_twice(tmp_path: Path) -> None:
-    (tmp_path / "test_it.py").write_text(TESTS)
-    options = ("--vllm-model=known-answer", "--conformance-report=r.json")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *options, "test_it.py"],
-        cwd=tmp_path,
-        env=environment(),
-        text=True,
-        capture_output=True,
-        timeout=900,
-    )
-    report = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    done, report = _run(tmp_path, DEATHS)
     rows = {row["id"]: row for row in report["requirements"] if row["checks"]}
     verdicts = {key: row["verdict"] for key, row in rows.items()}
     assert verdicts == {
@@ -109,3 +157,17 @@ def test_death_is_named_and_the_server_replaced_twice(tmp_path: Path) -> None:
     purpose = "shared by all checks that can share"
     again = f"{purpose}, after the one before had ended"
     assert [boot["purpose"] for boot in report["boots"]] == [purpose, again, again]
+
+
+def _run(folder: Path, tests: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    (folder / "test_it.py").write_text(PREAMBLE + tests)
+    options = ("--vllm-model=known-answer", "--conformance-report=r.json")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *options, "test_it.py"],
+        cwd=folder,
+        env=environment(),
+        text=True,
+        capture_output=True,
+        timeout=900,
+    )
+    return done, json.loads((folder / "r.json").read_text(encoding="utf-8"))
