@@ -16,6 +16,7 @@ import pytest
 
 from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.launchers.base import Endpoints, ServerHandle, ServerLog, ServerProcess
+from pytest_vllm_triton.launchers.death import DYING_SECONDS, await_death, segfaulted
 from pytest_vllm_triton.launchers.readiness import LoadStumbled, PortTaken, wait_ready
 
 
@@ -99,12 +100,16 @@ class Server:
             file.write(text)
 
 
+    def close(self) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     server = Server(tmp_path)
     yield server
-    server.http.shutdown()
-    server.http.server_close()
+    server.close()
 
 
 def failure(server: Server, *models: str, timeout: float = 30.0) -> ServerFailed:
@@ -180,6 +185,35 @@ def test_a_dead_server_is_told_with_its_last_words(server: Server, code: int, wo
     assert words in told.reason
     assert "creating server: no such thing" in told.reason
     assert told.log_tail.splitlines()[0] == "starting"
+
+
+def test_a_dying_server_is_waited_for(server: Server) -> None:
+    """It takes no connections any more, but its end is told later: it writes its core."""
+    server.close()
+    timer = threading.Timer(0.5, setattr, [server.handle, "code", -signal.SIGSEGV])
+    timer.start()
+    await_death(server.handle)
+    assert segfaulted(server.handle)
+    timer.join()
+
+
+@pytest.mark.parametrize("owned", [True, False])
+def test_a_server_that_is_not_dying_is_not_waited_for(server: Server, owned: bool) -> None:
+    """One that takes connections, and an attached one, whose end nobody will tell."""
+    server.handle.owned = owned
+    if not owned:
+        server.close()
+    start = time.monotonic()
+    await_death(server.handle)
+    assert time.monotonic() - start < DYING_SECONDS / 2
+
+
+@pytest.mark.parametrize(
+    ("code", "crashed"), [(-11, True), (139, True), (-9, False), (11, False), (None, False)]
+)
+def test_a_crash_is_told_from_other_ends(server: Server, code: int | None, crashed: bool) -> None:
+    server.handle.code = code
+    assert segfaulted(server.handle) == crashed
 
 
 def test_a_load_failure_in_the_log(server: Server) -> None:
