@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from pytest_vllm_triton.suggest import did_you_mean
 from pytest_vllm_triton.transcript import Transcript
 from pytest_vllm_triton.verdicts import Verdict, combine
 
-_LOG_POSITIONS: pytest.StashKey[dict[int, int]] = pytest.StashKey()
+_LOG_POSITIONS: pytest.StashKey[dict[Path, int]] = pytest.StashKey()
 _VERDICTS: pytest.StashKey[list[Verdict]] = pytest.StashKey()
 
 
@@ -117,7 +118,7 @@ class ServerSession:
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         item.stash[TRANSCRIPT] = Transcript()
         item.stash[_LOG_POSITIONS] = {
-            id(server): server.log.position()
+            server.log.path: server.log.position()
             for server in self.harness.servers
             if server.log is not None
         }
@@ -128,13 +129,16 @@ class ServerSession:
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> Generator[None, object, object]:
         """Make a check again, once, on a new server, when the failure was a crash of Triton's own.
 
-        Triton 24.10 frees what a stream in the mode `ERROR_MODE` still uses: whoever asks for an
-        error in that mode may find the server gone, whatever the backend did.
+        Triton 24.10 frees what a stream in gRPC's error mode still uses: whoever asks for an error
+        in that mode may find the server gone, whatever the backend did.
         """
         try:
             return (yield)
         except Exception:
-            crashed = _used_error_mode(pyfuncitem) and self.harness.shared_segfaulted()
+            may = pyfuncitem.stash[TRANSCRIPT].error_mode_used and not iscoroutinefunction(
+                pyfuncitem.obj
+            )
+            crashed = may and self.harness.shared_segfaulted()
             if not crashed or not self.harness.replace_shared_server():
                 raise
         self._show(f"Triton itself crashed during {pyfuncitem.name}: again, on a new server")
@@ -200,7 +204,7 @@ class ServerSession:
         """What the servers logged since the test's set-up began."""
         positions = item.stash.get(_LOG_POSITIONS, {})
         slices = [
-            server.log.read(positions.get(id(server), 0))
+            server.log.read(positions.get(server.log.path, 0))
             for server in self.harness.servers
             if server.log is not None
         ]
@@ -227,13 +231,6 @@ class ServerSession:
             with self._visible():
                 terminal.ensure_newline()
                 terminal.write_line(line)
-
-
-def _used_error_mode(item: pytest.Item) -> bool:
-    from pytest_vllm_triton.clients.grpc import ERROR_MODE
-
-    exchanges = item.stash[TRANSCRIPT].exchanges
-    return any(ERROR_MODE in exchange.request for exchange in exchanges)
 
 
 def _finish_fixture(item: pytest.Item, name: str) -> None:

@@ -36,10 +36,12 @@ class Transcript:
 
     Attributes:
         dropped: how many exchanges in the middle were left out.
+        error_mode_used: whether a stream was in gRPC's mode in which an error ends it.
     """
 
     exchanges: list[Exchange] = field(default_factory=list)
     dropped: int = 0
+    error_mode_used: bool = False
 
     @contextmanager
     def record(self, request: str) -> Iterator[Exchange]:

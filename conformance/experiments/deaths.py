@@ -51,7 +51,7 @@ class Deaths:
 
     Attributes:
         segfaulted: whether the server crashed instead, as Triton 24.10 may by itself when it is
-            asked for an error in the mode `ERROR_MODE`.
+            asked for an error in gRPC's error mode.
     """
 
     def __init__(self, strict: StrictServer, shared: ServerHandle) -> None:

@@ -26,9 +26,6 @@ from pytest_vllm_triton.clients.messages import (
 )
 from pytest_vllm_triton.transcript import Transcript
 
-#: Metadata that makes an error end the stream, with its gRPC status.
-ERROR_MODE = "triton_grpc_error"
-
 _NUMPY_OF = {
     "BOOL": np.bool_,
     "UINT32": np.uint32,
@@ -119,9 +116,10 @@ class GrpcClient:
         cancelled", then signal 11).
         """
         responses = []
-        shown = f"gRPC ModelStreamInfer ({ERROR_MODE}) {request.named_inputs()}"
+        shown = f"gRPC ModelStreamInfer (triton_grpc_error) {request.named_inputs()}"
+        self._transcript.error_mode_used = True
         with self._transcript.record(shown) as exchange:
-            with self.open(metadata=[(ERROR_MODE, "true")]) as stream:
+            with self.open(metadata=[("triton_grpc_error", "true")]) as stream:
                 stream.send(request)
                 for response in stream:
                     responses.append(response)

@@ -28,7 +28,7 @@ def await_death(handle: ServerHandle) -> None:
 
 
 def segfaulted(handle: ServerHandle) -> bool:
-    """Whether its main process has ended with SIGSEGV, as a parent or as Docker tells it."""
+    """Whether its main process has ended with SIGSEGV, as a parent or as a shell tells it."""
     return handle.exit_code() in (-signal.SIGSEGV, 128 + signal.SIGSEGV)
 
 

@@ -99,7 +99,6 @@ class Server:
         with self.handle.log.path.open("a") as file:
             file.write(text)
 
-
     def close(self) -> None:
         self.http.shutdown()
         self.http.server_close()

@@ -104,6 +104,18 @@ def test_green_report(load: Callable[..., Page]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("word", "heading", "colour"),
+    [("INTERRUPTED", "Interrupted", "red"), ("NOTHING DECIDED", "Nothing decided", "open")],
+)
+def test_heading_is_the_verdict(
+    load: Callable[..., Page], word: str, heading: str, colour: str
+) -> None:
+    page = load({**green(), "conformant": False, "verdict": f"{word}: 2 checks did not run"})
+    assert page.text(r"<h1>(.*?)</h1>") == heading
+    assert page.text(r'<header class="card verdict (\w+)">') == colour
+
+
+@pytest.mark.parametrize(
     ("fragment", "shown"),
     [
         ("#verdict=FAIL", {"GEN-002"}),

@@ -216,6 +216,7 @@ VIOLATION = """
 from pytest_vllm_triton.state import TRANSCRIPT
 
 class Log:
+    path = "log"
     text = "before the test\\n"
     def position(self): return len(self.text)
     def read(self, since=0): return self.text[since:]
