@@ -122,7 +122,10 @@ def quiet_page(server: ServerHandle, model: str, seconds: float = SETTLE_SECONDS
 
 
 def grown_page(
-    server: ServerHandle, before: MetricsPage, expected: Sequence[tuple[str, float]]
+    server: ServerHandle,
+    before: MetricsPage,
+    expected: Sequence[tuple[str, float]],
+    seconds: float = SETTLE_SECONDS,
 ) -> Growth:
     """The growth once all samples (names of one model's, in `before.labels`) grew as expected, or
     at the deadline."""
@@ -131,5 +134,5 @@ def grown_page(
         growth = Growth(before, MetricsPage(page.text, before.labels))
         return all(growth.of(name) >= amount for name, amount in expected)
 
-    after = settled_page(server, is_settled)
+    after = settled_page(server, is_settled, seconds)
     return Growth(before, MetricsPage(after.text, before.labels))

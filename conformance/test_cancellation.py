@@ -183,10 +183,11 @@ def test_cancelled_unary_request_leaves_the_engine(
 @pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 def test_timeout_of_the_request(engine: OneAtATime, stream: bool) -> None:
     """Half a second, in microseconds, for a request that takes longer."""
-    answer = engine.grpc.generate(LONG.but(stream=stream, parameters={"timeout": 500_000}))
-    expect.that("error", answer.error, bool, "an error")
-    expect.between("seconds until the error", answer.seconds, 0.4, 0.5 + NOTICED_SECONDS)
-    engine.is_free("a request's own timeout")
+    for client in (engine.grpc, engine.http):
+        answer = client.generate(LONG.but(stream=stream, parameters={"timeout": 500_000}))
+        expect.that("error", answer.error, bool, "an error")
+        expect.between("seconds until the error", answer.seconds, 0.4, 0.5 + NOTICED_SECONDS)
+        engine.is_free("a request's own timeout")
 
 
 @pytest.mark.requirement("CAN-002")

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from pytest_vllm_triton import expect
-from pytest_vllm_triton.clients import GrpcClient
+from pytest_vllm_triton.clients import GrpcClient, HttpClient
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.models import ModelUnderTest
@@ -21,6 +21,10 @@ CROWD = 300
 TAKEN_SECONDS = 10.0
 # Fewer than vLLM takes at once of its own accord, more than a careful backend may allow.
 ENGINE_CROWD = 48
+# What a request for one token may take beside its way to the server and back, and how many tokens'
+# time the work around that token may cost.
+HELD_BACK_SECONDS = 0.05
+TOKENS_WORTH = 10
 
 
 @pytest.mark.requirement("CON-001")
@@ -135,6 +139,18 @@ def test_short_request_overtakes_a_long_one(triton_grpc: GrpcClient) -> None:
             expect.equal("error", response.error, None)
             order.append(response.id)
     expect.equal("order of the answers", order, ["short", "long"])
+
+
+@pytest.mark.requirement("CON-004")
+def test_lone_request_is_not_held_back(triton_grpc: GrpcClient, triton_http: HttpClient) -> None:
+    """The quickest of some: whatever else this host does only makes them slower."""
+    many = 100
+    stream = min(triton_grpc.generate(greedy("alpha", many)).ok().seconds for _ in range(5))
+    road = min(triton_http.get("/v2/health/live").seconds for _ in range(5))
+    limit = HELD_BACK_SECONDS + road + TOKENS_WORTH * stream / many
+    one = greedy("alpha", 1)
+    seconds = min(triton_grpc.generate(one).ok().seconds for _ in range(30))
+    expect.between("seconds of a request for one token", seconds, 0, limit)
 
 
 @pytest.mark.requirement("CON-003")

@@ -152,6 +152,20 @@ def test_length_is_the_models_own_by_default(triton_http: HttpClient, vision_mod
     expect.equal("text_output", answer.text, " picture" * 3003)
 
 
+@pytest.mark.requirement("CFG-009")
+def test_prompts_are_cached_by_default(triton_http: HttpClient, alternate_model: str) -> None:
+    """Its model.json says nothing of the prefix cache, which vLLM has on. It takes 16 tokens of a
+    prompt at a step, so a prompt of which nothing is known takes long."""
+    client = triton_http.for_model(alternate_model)
+    ratios = []
+    for index in range(3):
+        prompt = f"{index + 5} suns" + " venus" * (ALTERNATE_MAX_MODEL_LEN - 200)
+        request = GenerateRequest(prompt, sampling={"max_tokens": 1})
+        first, second = (client.generate(request).ok().seconds for _ in range(2))
+        ratios.append(second / first)
+    expect.between("time of a prompt that comes again / comes first", min(ratios), 0, 0.5)
+
+
 @pytest.mark.requirement("CFG-005")
 def test_another_model_value_serves_that_model(
     triton_http: HttpClient, alternate_model: str
@@ -232,8 +246,14 @@ def test_other_instance_groups_serve(triton_http: HttpClient, alternate_model: s
 @pytest.mark.requirement("CFG-008")
 @pytest.mark.parametrize(
     ("ids", "engine_args"),
-    [("a", {}), ("-1", {}), ("0,0", {}), ("0,1,2", {"tensor_parallel_size": 2})],
-    ids=["no-number", "negative", "twice", "too-many"],
+    [
+        ("a", {}),
+        ("-1", {}),
+        ("0,0", {}),
+        ("0,1,2", {"tensor_parallel_size": 2}),
+        ("0", {"tensor_parallel_size": 2}),
+    ],
+    ids=["no-number", "negative", "twice", "too-many", "too-few"],
 )
 def test_impossible_device_ids_are_refused(
     repository: ModelRepository, vllm_harness: Harness, ids: str, engine_args: dict[str, Any]
@@ -268,6 +288,14 @@ def test_bad_engine_arguments_are_quoted(
     expect.equal(
         "HTTP status of the other model", triton_http.generate(GenerateRequest("Hello")).status, 200
     )
+
+
+@pytest.mark.requirement("CFG-010")
+def test_model_json_is_utf_8(repository: ModelRepository, vllm_harness: Harness) -> None:
+    """Whatever the server's locale: a key that vLLM does not know is quoted as it was written."""
+    spec = vllm_harness.model_spec("umlaut", {"größe_你好": 1})
+    repository.add(spec)
+    expect.contains("load error", repository.load(spec.name).failed(), "größe_你好")
 
 
 @pytest.mark.requirement("LIF-004")

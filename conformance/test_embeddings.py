@@ -44,6 +44,9 @@ def vector_of(answer: Generation) -> list[float]:
         raise expect.Violation("text_output", f"JSON ({error})", answer.text) from None
     numbers = isinstance(vector, list) and all(type(item) is float for item in vector)
     expect.that("text_output", vector, lambda _: numbers, "a list of numbers")
+    # As a float32 has them: rounded ones would be shorter, and lose the order of near texts.
+    rounded = all(abs(item - round(item, 4)) < 1e-9 for item in vector)
+    expect.that("text_output", vector, lambda _: not rounded, "numbers with all their digits")
     return list(vector)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient, 
 from pytest_vllm_triton.clients.grpc import infer_request
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.known_answer import KnownAnswer
+from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.models import ModelUnderTest
 from pytest_vllm_triton.verdicts import not_applicable, untested
 
@@ -733,3 +735,18 @@ def test_unary_grpc_is_refused_not_hung(triton_grpc: GrpcClient) -> None:
         triton_grpc.stub.ModelInfer(message, timeout=10.0)
     expect.equal("gRPC status", caught.value.code().name, "UNIMPLEMENTED")
     expect.contains("error", caught.value.details(), "ModelInfer RPC doesn't support")
+
+
+@pytest.mark.requirement("GEN-030")
+def test_prompts_are_not_in_the_log(generate: Generate, vllm_server: ServerHandle) -> None:
+    """Of requests that are answered and of one that is refused."""
+    log = vllm_server.log
+    if log is None:
+        untested("the server's log cannot be read")
+    since = log.position()
+    secret = f"secret{random.getrandbits(64)}"
+    request = ONE.but(text_input=f"The word is {secret}")
+    generate(request).ok()
+    generate(request.but(stream=True, exclude_input_in_output=None)).ok()
+    generate(request.but(sampling={"temperature": -1})).failed()
+    expect.lacks("log since the first request", log.read(since), secret)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pytest_vllm_triton import expect
-from pytest_vllm_triton.bundle import bundle
+from pytest_vllm_triton.bundle_command import bundle
 from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient, HttpClient
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.harness import Harness, ServerPython

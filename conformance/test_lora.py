@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,13 @@ from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient, HttpClient
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.harness import Harness
-from pytest_vllm_triton.known_answer import BACKWARDS, KnownAnswer, build_adapter
+from pytest_vllm_triton.known_answer import (
+    BACKWARDS,
+    LEAPS,
+    AdapterSpec,
+    KnownAnswer,
+    build_adapter,
+)
 from pytest_vllm_triton.paths import cache_home
 
 from .extra_models import (
@@ -220,18 +227,43 @@ def test_changed_adapter_is_read_again(
 ) -> None:
     """The files of an adapter that is in use become those of another adapter."""
     client = triton_http.for_model(lora_model)
-    expect.equal("text before", client.generate(asked("changing")).text, told("changing"))
+    # Longer than a block of the prefix cache, where what the old files made of it is kept.
+    prompt = "alpha beta " * 100
+    request = asked("changing", text_input=prompt)
+
+    def text_of(adapter: AdapterSpec) -> str:
+        return KnownAnswer(BASE, adapter=adapter).answer(prompt, max_tokens=LENGTH).text
+
+    expect.equal("text before", client.generate(request).text, text_of(LEAPS))
     folder = lora_extra.folder / "adapters" / "changing"
     other = build_adapter(BASE, BACKWARDS, cache_home() / "checkpoints")
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     try:
         for file in other.iterdir():
             shutil.copyfile(file, folder / file.name)
-        expected = KnownAnswer(BASE, adapter=BACKWARDS).answer(PROMPT, max_tokens=LENGTH).text
-        expect.equal("text after", client.generate(asked("changing")).text, expected)
+        expect.equal("text after", client.generate(request).text, text_of(BACKWARDS))
     finally:
         for name, content in before.items():
             (folder / name).write_bytes(content)
+
+
+@pytest.mark.requirement("LOR-012")
+def test_list_of_adapters_is_read_again(
+    triton_http: HttpClient, lora_extra: ExtraModel, lora_model: str
+) -> None:
+    client = triton_http.for_model(lora_model)
+    file = lora_extra.folder / "multi_lora.json"
+    before = file.read_text(encoding="utf-8")
+    paths = json.loads(before)
+    paths["größe"] = paths.pop("leaps")
+    try:
+        file.write_text(json.dumps(paths, ensure_ascii=False), encoding="utf-8")
+        expect.equal("text with a new name", client.generate(asked("größe")).text, told("leaps"))
+        error = client.generate(asked("leaps")).failed()
+        expect.contains("error with the old name", error, "LoRA leaps is not supported")
+    finally:
+        file.write_text(before, encoding="utf-8")
+    expect.equal("text with the old name", client.generate(asked("leaps")).text, told("leaps"))
 
 
 @pytest.mark.requirement("LOR-010")

@@ -20,6 +20,7 @@ from pytest_vllm_triton.clients import (
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.transcript import Transcript
+from pytest_vllm_triton.verdicts import untested
 
 from .experiments.second_model import SECOND
 from .extra_models import ExtraModel
@@ -31,7 +32,7 @@ from .metrics_page import (
     quiet_page,
     settled_page,
 )
-from .observe import Seen
+from .observe import Seen, first_of
 
 # name -> (type, HELP text), from the README of upstream's backend.
 FAMILIES = {
@@ -54,8 +55,8 @@ FAMILIES = {
     "vllm:request_params_n": ("histogram", "Histogram of the n request parameter."),
 }
 HISTOGRAMS = [name for name, (kind, _) in FAMILIES.items() if kind == "histogram"]
-# 1, 2 and 5 times the powers of ten up to the LoRA model's max_model_len of 2048.
-TOKEN_BOUNDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
+# 1, 2 and 5 times the powers of ten up to the LoRA model's max_model_len.
+TOKEN_BOUNDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 # Upper bounds from upstream's metrics.py.
 BOUNDS = {
     "vllm:time_to_first_token_seconds": (
@@ -70,6 +71,9 @@ BOUNDS = {
     "vllm:request_prompt_tokens": TOKEN_BOUNDS,
     "vllm:request_generation_tokens": TOKEN_BOUNDS,
 }
+# So many long streams keep an engine of one sequence busy for longer than these seconds.
+BUSY_STREAMS = 6
+BUSY_SECONDS = 10.0
 COUNTED = ("num_input_tokens", "num_output_tokens")
 
 
@@ -257,6 +261,72 @@ def test_token_counters(traffic: Traffic) -> None:
         growth.of("vllm:generation_tokens_total"),
         sum(traffic.output_tokens),
     )
+
+
+@pytest.mark.requirement("MET-004")
+def test_tokens_are_counted_while_they_come(
+    vllm_server: ServerHandle, triton_grpc: GrpcClient, alternate_model: str
+) -> None:
+    """Also those of streams that are cancelled, as the last of these are."""
+    before = quiet_page(vllm_server, alternate_model)
+    sampling = {"temperature": 0, "ignore_eos": True, "max_tokens": 3900}
+    request = GenerateRequest("venus", stream=True, sampling=sampling)
+    generated = "vllm:generation_tokens_total"
+    with triton_grpc.for_model(alternate_model).open() as stream:
+        # One at a time: the engine has something to do until all of them are cancelled.
+        for _ in range(BUSY_STREAMS):
+            stream.send(counted(request))
+        received = first_of(stream).values("num_output_tokens")
+        expect.equal("error of the first response", [len(received)], [1])
+        growth = grown_page(vllm_server, before, [(generated, received[0])], BUSY_SECONDS)
+        stream.cancel()
+    expect.between(
+        f"growth of generation_tokens_total in {BUSY_SECONDS:.0f} s of a busy engine",
+        growth.of(generated),
+        received[0],
+        math.inf,
+    )
+
+
+@pytest.mark.requirement("MET-017")
+def test_finished_requests_by_reason(traffic: Traffic) -> None:
+    """All of them ended at their max_tokens."""
+    name = "vllm:request_success_total"
+    reasons = {s.labels["finished_reason"] for s in samples(traffic) if s.name == name}
+    if not reasons:
+        untested(f"the page has no {name}")
+    grown = {reason: traffic.growth.of(name, finished_reason=reason) for reason in reasons}
+    expect.equal(
+        f"growth of {name} by reason",
+        {reason: count for reason, count in grown.items() if count},
+        {"length": traffic.requests},
+    )
+
+
+@pytest.mark.requirement("MET-017")
+def test_running_and_waiting_requests(
+    vllm_server: ServerHandle, triton_grpc: GrpcClient, alternate_model: str
+) -> None:
+    """The alternate model has one sequence at a time."""
+    names = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+
+    def gauges(page: MetricsPage) -> tuple[float, ...]:
+        return tuple(page.of(alternate_model).value(name) for name in names)
+
+    page = metrics_page(vllm_server)
+    if not {sample.name for sample in page.samples_of(model=alternate_model)}.issuperset(names):
+        untested(f"the page has no {' or '.join(names)}")
+    sampling = {"temperature": 0, "ignore_eos": True, "max_tokens": 3900}
+    with triton_grpc.for_model(alternate_model).open() as stream:
+        for _ in range(BUSY_STREAMS):
+            stream.send(GenerateRequest("venus", stream=True, sampling=sampling))
+        first_of(stream)
+        # Fewer may be left by the time that the page is up to date.
+        page = settled_page(vllm_server, lambda page: gauges(page)[1] >= 1, BUSY_SECONDS)
+        stream.cancel()
+    running, waiting = gauges(page)
+    expect.equal("requests that run", running, 1)
+    expect.between("requests that wait", waiting, 1, BUSY_STREAMS - 1)
 
 
 @pytest.mark.requirement("MET-005")

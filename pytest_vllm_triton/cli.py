@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pytest_vllm_triton import bundle, catalogue_command, report_command
+from pytest_vllm_triton import bundle_command, catalogue_command, report_command
 from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.runtime import command as runtime_command
 
@@ -17,7 +17,7 @@ COMMANDS = (
     runtime_command.add_parser,
     catalogue_command.add_parser,
     report_command.add_parser,
-    bundle.add_parser,
+    bundle_command.add_parser,
 )
 
 EXIT_USER_ERROR = 2

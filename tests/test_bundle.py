@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_vllm_triton import assets
-from pytest_vllm_triton.bundle import bundle
+from pytest_vllm_triton.bundle_command import bundle
 from pytest_vllm_triton.cli import main
 from pytest_vllm_triton.errors import UserError
 

@@ -17,12 +17,12 @@ import triton_python_backend_utils as pb_utils
 from vllm_triton_backend import config
 from vllm_triton_backend.adapter import Engine, Vllm, stat_logger_factory
 from vllm_triton_backend.claims import Claim
-from vllm_triton_backend.engine import EventLoop, RequestRunner, check_task
 from vllm_triton_backend.errors import Code, LoadError, RequestError, invalid
 from vllm_triton_backend.lora import Adapter, LoraRegistry
 from vllm_triton_backend.metrics import MetricsExporter, Stats
 from vllm_triton_backend.requests import EmbedRequest, GenerateRequest, parse
 from vllm_triton_backend.responses import EmbedFormatter, GenerateFormatter
+from vllm_triton_backend.runner import EventLoop, RequestRunner
 from vllm_triton_backend.sampling import SamplingParser
 from vllm_triton_backend.server import can_unload, has_metrics, socket_name
 from vllm_triton_backend.sharing import Alone, EngineGuest, EngineHost, EngineShare, FrontEnd
@@ -226,9 +226,9 @@ class Service:
     ) -> tuple[Any, Adapter | None, Formatter]:
         """vLLM parameters, LoRA adapter and response formatter for a request."""
         if isinstance(request, EmbedRequest):
-            check_task(self._engine.tasks, "embed", self._model_name)
+            _check_task(self._engine.tasks, "embed", self._model_name)
             return self._embed_params(request), None, EmbedFormatter(request.wanted)
-        check_task(self._engine.tasks, "generate", self._model_name)
+        _check_task(self._engine.tasks, "generate", self._model_name)
         if request.images and not self._engine.takes_images:
             # vLLM 0.25 would fail with an AttributeError.
             raise invalid(f"Model {self._model_name} does not take images")
@@ -289,3 +289,13 @@ class Service:
         self._engine.shutdown()
         self._loop.stop(_STOP_SECONDS)
         self._watchdog.close()
+
+
+def _check_task(engine_tasks: frozenset[str], task: str, model_name: str) -> None:
+    """Refuse a request of the wrong kind with upstream's text.
+
+    Raises:
+        RequestError: INVALID_ARG.
+    """
+    if task not in engine_tasks:
+        raise invalid(f"Model {model_name} does not support '{task}' request")

@@ -19,6 +19,7 @@ from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle, ServerProcess
 from pytest_vllm_triton.models import other_known_answer_model
 
+from ..extra_models import config_with
 from ..observe import (
     Background,
     Footprint,
@@ -52,6 +53,8 @@ SECOND_ARGUMENTS: dict[str, Any] = {
 SOAK_REQUESTS = 1000
 SOAK_STREAMS = 300
 SOAK_CONCURRENCY = 20
+# Characters, of a request without stream: what a stub keeps of each would soon be seen.
+SOAK_WEIGHT = 50_000
 # So many are refused, and as many cancelled.
 SOAK_ENDINGS = 100
 # Requests without stream that are in the engine, or wait for it, when the model is unloaded.
@@ -144,7 +147,7 @@ class SecondModelLife:
         with ThreadPoolExecutor(SOAK_CONCURRENCY) as pool:
             for ending in [pool.submit(self._cancel_a_stream) for _ in range(SOAK_ENDINGS)]:
                 ending.result()
-        soak = [greedy(f"{i} {words[i % len(words)]}", 4) for i in range(SOAK_REQUESTS)]
+        soak = [_heavy(greedy(f"{i} {words[i % len(words)]}", 4)) for i in range(SOAK_REQUESTS)]
         expected = [told(self.oracle, request) for request in soak]
         answers = at_once(self.http.generate, soak, SOAK_CONCURRENCY)
         seen["soak"] = _differing(answers, expected)
@@ -254,7 +257,9 @@ class SecondModelLife:
         return self.harness.model_spec(SECOND, arguments).engine_args
 
     def _write(self, **changes: Any) -> None:
-        spec = self.harness.model_spec(SECOND, self._arguments(**changes))
+        # Its metrics are the old stub's and the new one's while it is loaded anew.
+        config = config_with(REPORT_CUSTOM_METRICS="true")
+        spec = self.harness.model_spec(SECOND, self._arguments(**changes), config=config)
         self.repository.add(spec)
 
     def _first_text(self) -> str:
@@ -291,6 +296,12 @@ class SecondModelLife:
         before: Footprint = self.seen["before"]
         until(lambda: not Footprint.of(self.server).beyond(before).left(), GONE_SECONDS)
         return Footprint.of(self.server).beyond(before).left()
+
+
+def _heavy(request: GenerateRequest) -> GenerateRequest:
+    """The same, with a stop string that no text of the model holds."""
+    assert isinstance(request.sampling, dict)
+    return request.but(sampling={**request.sampling, "stop": ["~" * SOAK_WEIGHT]})
 
 
 def _differing(answers: list[str], expected: list[str]) -> list[str]:

@@ -14,14 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from vllm_triton_backend.adapter import Engine, Handle, Vllm, new_request_id
-from vllm_triton_backend.errors import (
-    CANCELLED,
-    SHUTTING_DOWN,
-    UNHEALTHY,
-    Code,
-    RequestError,
-    invalid,
-)
+from vllm_triton_backend.errors import CANCELLED, SHUTTING_DOWN, UNHEALTHY, Code, RequestError
 from vllm_triton_backend.images import decode_images
 from vllm_triton_backend.lora import Adapter, LoraRegistry
 from vllm_triton_backend.requests import EmbedRequest, GenerateRequest
@@ -351,13 +344,3 @@ class RequestRunner:
             self._log(f"[vllm] Cancelling the request {live.request.request_id}".rstrip())
             self._stop(live, RequestError(Code.CANCELLED, CANCELLED))
             self._log("[vllm] Successfully cancelled the request")
-
-
-def check_task(engine_tasks: frozenset[str], task: str, model_name: str) -> None:
-    """Refuse a request of the wrong kind with upstream's text.
-
-    Raises:
-        RequestError: INVALID_ARG.
-    """
-    if task not in engine_tasks:
-        raise invalid(f"Model {model_name} does not support '{task}' request")
