@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from pytest_vllm_triton import expect
-from pytest_vllm_triton.clients import GenerateRequest, Generation, HttpClient
+from pytest_vllm_triton.clients import GenerateRequest, HttpClient
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.gpus import MemoryUnknown
 from pytest_vllm_triton.harness import Harness
@@ -23,7 +22,6 @@ from .servers import ALTERNATE_MAX_MODEL_LEN, StrictServer
 
 # Seconds that an engine may take to give its memory back.
 ROOM_SECONDS = 60
-Generate = Callable[[GenerateRequest], Generation]
 
 STRING = "BYTES"
 # name -> (datatype, shape, optional); the contract of the newest upstream backend.

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 from pytest_vllm_triton import expect
-from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient, HttpClient
+from pytest_vllm_triton.clients import Generate, GenerateRequest, Generation, GrpcClient, HttpClient
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.tiny_encoder import DIMENSIONS, HIDDEN
 
+from .experiments.waits import UNLOAD_SECONDS
 from .extra_models import ENCODER, ENCODER_MAX_LEN, ExtraModel
 from .metrics_page import NO_METRICS_SECONDS, settled_page
 from .observe import until
@@ -22,8 +22,6 @@ TEXT = "the quick brown fox"
 # The model has no token for the first two words; they are in the text all the same.
 UNKNOWN_WORDS = "Ünï 你好 fox"
 TOLERANCE = 1e-3
-UNLOAD_SECONDS = 30.0
-Generate = Callable[[GenerateRequest], Generation]
 
 
 def embedding(given: Any, **pooling: Any) -> GenerateRequest:

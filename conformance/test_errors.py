@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import (
+    Generate,
     GenerateRequest,
-    Generation,
     GrpcClient,
     HttpAnswer,
     HttpClient,
@@ -24,8 +23,6 @@ from pytest_vllm_triton.transcript import Transcript
 
 from .observe import Seen, is_engine, is_stub
 from .servers import ALTERNATE_MAX_MODEL_LEN, EngineDeath, StrictServer
-
-Generate = Callable[[GenerateRequest], Generation]
 
 PROMPT = "What is Triton Inference Server?"
 GOOD = GenerateRequest(PROMPT, sampling={"temperature": 0}, exclude_input_in_output=True)

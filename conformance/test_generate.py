@@ -5,21 +5,19 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from pytest_vllm_triton import expect
-from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient, HttpClient
+from pytest_vllm_triton.clients import Generate, GenerateRequest, Generation, GrpcClient, HttpClient
 from pytest_vllm_triton.clients.grpc import infer_request
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.known_answer import KnownAnswer
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.models import ModelUnderTest
 from pytest_vllm_triton.verdicts import not_applicable, untested
-
-Generate = Callable[[GenerateRequest], Generation]
 
 PROMPT = "What is Triton Inference Server?"
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}

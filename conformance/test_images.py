@@ -8,12 +8,11 @@ import itertools
 import random
 import struct
 import zlib
-from collections.abc import Callable
 
 import pytest
 
 from pytest_vllm_triton import expect
-from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient, HttpClient
+from pytest_vllm_triton.clients import Generate, GenerateRequest, GrpcClient, HttpClient
 from pytest_vllm_triton.known_answer import (
     COLOURS,
     IMAGE_TOKEN,
@@ -24,8 +23,6 @@ from pytest_vllm_triton.known_answer import (
 
 from .extra_models import MAX_PICTURES
 from .observe import at_once
-
-Generate = Callable[[GenerateRequest], Generation]
 
 TOKENS = 6
 PICTURES = (

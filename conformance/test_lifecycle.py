@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from pytest_vllm_triton import expect
+from pytest_vllm_triton.launchers.flags import EXIT_TIMEOUT_SECONDS
 from pytest_vllm_triton.verdicts import untested
 
 from .experiments.second_model import SOAK_REQUESTS, SOAK_STREAMS, STREAM_ID
-from .experiments.waits import EXIT_SECONDS, NOTICED_SECONDS, UNLOAD_SECONDS
+from .experiments.waits import NOTICED_SECONDS, UNLOAD_SECONDS
 from .observe import Footprint, Seen, is_stub
 
 REFUSAL_SECONDS = 10.0
@@ -222,7 +223,7 @@ def test_sigterm_leaves_nothing(plain_life: Seen) -> None:
         "seconds from the end of the last stream until the exit",
         seen["seconds until the exit"],
         0,
-        EXIT_SECONDS,
+        EXIT_TIMEOUT_SECONDS,
     )
     expect.equal("processes left", seen["processes left"], [])
 

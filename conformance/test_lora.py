@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_vllm_triton import expect
-from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient, HttpClient
+from pytest_vllm_triton.clients import Generate, GenerateRequest, GrpcClient, HttpClient
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.known_answer import (
@@ -57,15 +57,10 @@ def told(adapter: str | None) -> str:
 
 
 @pytest.fixture(params=["http", "grpc"])
-def generate(
-    request: pytest.FixtureRequest, lora_model: str
-) -> Callable[[GenerateRequest], Generation]:
+def generate(request: pytest.FixtureRequest, lora_model: str) -> Generate:
     """Send a request to the model with adapters, over HTTP and then over gRPC."""
     client: HttpClient | GrpcClient = request.getfixturevalue(f"triton_{request.param}")
     return client.for_model(lora_model).generate
-
-
-Generate = Callable[[GenerateRequest], Generation]
 
 
 @pytest.mark.requirement("LOR-001")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import (
+    Generate,
     GenerateRequest,
     Generation,
     GrpcClient,
@@ -21,8 +22,6 @@ from pytest_vllm_triton.clients import (
 from pytest_vllm_triton.known_answer import KnownAnswer
 from pytest_vllm_triton.models import ModelUnderTest
 from pytest_vllm_triton.verdicts import untested
-
-Generate = Callable[[GenerateRequest], Generation]
 
 PROMPT = "The capital of France is"
 ADDITIONAL = (

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
 
 import pytest
 
 from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import (
+    Generate,
     GenerateRequest,
-    Generation,
     GrpcClient,
     HttpClient,
     Response,
@@ -21,8 +20,6 @@ from pytest_vllm_triton.known_answer import KnownAnswer
 from pytest_vllm_triton.models import ModelUnderTest
 
 from .observe import first_of
-
-Generate = Callable[[GenerateRequest], Generation]
 
 PROMPT = "What is Triton Inference Server?"
 GREEDY = {"temperature": 0, "max_tokens": 40, "ignore_eos": True}

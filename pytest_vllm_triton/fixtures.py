@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
@@ -11,7 +11,7 @@ from pytest_vllm_triton.state import HARNESS, TRANSCRIPT
 from pytest_vllm_triton.verdicts import untested
 
 if TYPE_CHECKING:
-    from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient, HttpClient
+    from pytest_vllm_triton.clients import Generate, GrpcClient, HttpClient
     from pytest_vllm_triton.harness import Harness
     from pytest_vllm_triton.known_answer import KnownAnswer
     from pytest_vllm_triton.launchers.base import ServerHandle
@@ -119,10 +119,10 @@ def triton_grpc(
 
 
 @pytest.fixture(params=["http", "grpc"])
-def generate(request: pytest.FixtureRequest) -> Callable[[GenerateRequest], Generation]:
+def generate(request: pytest.FixtureRequest) -> Generate:
     """Send a request over HTTP, then (a second test) the same over gRPC."""
     client = request.getfixturevalue(f"triton_{request.param}")
-    send: Callable[[GenerateRequest], Generation] = client.generate
+    send: Generate = client.generate
     return send
 
 

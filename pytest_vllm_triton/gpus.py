@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
@@ -40,6 +41,11 @@ class Gpu:
                 return 0
             handle = nvml.nvmlDeviceGetHandleByIndex(self.index)
             return int(nvml.nvmlDeviceGetMemoryInfo(handle).free)
+
+
+def host_has_gpu(devices: Path = Path("/dev")) -> bool:
+    """Whether this host shows an NVIDIA GPU, whatever can use it."""
+    return any(devices.glob("nvidia[0-9]*")) or (devices / "dxg").exists()
 
 
 def list_gpus() -> tuple[Gpu, ...]:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_vllm_triton import assets
 from pytest_vllm_triton.errors import ServerFailed
+from pytest_vllm_triton.launcher_kinds import DEFAULT_IMAGE, LauncherKind
 from pytest_vllm_triton.launchers.base import Launcher, ModelSpec, ServerHandle, ServerSpec
-from pytest_vllm_triton.options import DEFAULT_IMAGE, LauncherKind, Settings
+from pytest_vllm_triton.options import Settings
 
 if TYPE_CHECKING:
     import subprocess

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 
 from pytest_vllm_triton.errors import UserError
+from pytest_vllm_triton.launcher_kinds import LauncherKind
 
-_AUTO, _CONTAINER, _PROCESS, _ATTACH = "auto", "container", "process", "attach"
+_AUTO, _CONTAINER, _PROCESS, _ATTACH = (kind.value for kind in LauncherKind)
 
 #: Option -> the launchers that it applies to. Those that are not listed apply to all.
 APPLIES: Mapping[str, tuple[str, ...]] = {
@@ -44,7 +46,14 @@ _SELECTING_WHERE_NONE_DOES: Mapping[str, str] = {
     "triton_ipc": _CONTAINER,
     "triton_shm_size": _CONTAINER,
 }
-INI_FILE = 2
+
+
+class Distance(IntEnum):
+    """How far away from pytest's command line the value of an option was given."""
+
+    COMMAND_LINE = 0
+    ENVIRONMENT = 1
+    INI_FILE = 2
 
 
 @dataclass(frozen=True)
@@ -53,11 +62,10 @@ class Origin:
 
     Attributes:
         name: as its user knows it.
-        distance: 0 for the command line, 1 for the environment, 2 for the ini file.
     """
 
     name: str
-    distance: int
+    distance: Distance
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,7 @@ def select_launcher(given: Mapping[str, Origin], launcher: str) -> Selection:
     candidates = [name for name in (*by_name, *_SELECTING) if name in given] or [
         name
         for name in _SELECTING_WHERE_NONE_DOES
-        if name in given and given[name].distance < INI_FILE
+        if name in given and given[name].distance < Distance.INI_FILE
     ]
     embedded = given.keys() & set(_EMBEDDED)
     if not candidates:

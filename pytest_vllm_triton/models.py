@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_vllm_triton.errors import ModelUnavailable
-from pytest_vllm_triton.options import KNOWN_ANSWER, LauncherKind, Settings
+from pytest_vllm_triton.launcher_kinds import LauncherKind
+from pytest_vllm_triton.options import KNOWN_ANSWER, Settings
 from pytest_vllm_triton.paths import cache_home
 from pytest_vllm_triton.suggest import nearest_sibling
 

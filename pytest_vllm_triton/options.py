@@ -13,7 +13,6 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,9 @@ import pytest
 from pytest_vllm_triton.addresses import host_and_port, http_url
 from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.known_failures import KnownFailure, load_known_failures
-from pytest_vllm_triton.launcher_options import Origin, select_launcher
+from pytest_vllm_triton.launcher_kinds import DEFAULT_IMAGE, DEFAULT_SHM_SIZE, LauncherKind
+from pytest_vllm_triton.launcher_options import Distance, Origin, select_launcher
+from pytest_vllm_triton.paths import HOME_VARIABLE
 from pytest_vllm_triton.report.formats import check_suffix
 from pytest_vllm_triton.requirements import Level, Requirement, load_catalogue
 from pytest_vllm_triton.suggest import did_you_mean, nearest_sibling
@@ -30,17 +31,6 @@ from pytest_vllm_triton.suggest import did_you_mean, nearest_sibling
 KNOWN_ANSWER = "known-answer"
 #: The value of --triton-backend-dir that means the backend which the image holds.
 IMAGE_BACKEND = "image"
-#: The image of --triton-launcher container where none is given.
-DEFAULT_IMAGE = "nvcr.io/nvidia/tritonserver:26.07-vllm-python-py3"
-
-
-class LauncherKind(Enum):
-    """The ways to get a server."""
-
-    AUTO = "auto"
-    CONTAINER = "container"
-    PROCESS = "process"
-    ATTACH = "attach"
 
 
 @dataclass(frozen=True)
@@ -294,7 +284,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "--triton-shm-size",
         _size,
-        "1G",
+        DEFAULT_SHM_SIZE,
         "SIZE",
         "the size of a container's own /dev/shm",
     ),
@@ -477,7 +467,7 @@ def load_settings(config: pytest.Config) -> Settings:
         text, origin = _raw(config, option)
         if origin is not None:
             given[option.ini] = origin
-            selects_suite |= option.selects_suite and origin.distance == 0
+            selects_suite |= option.selects_suite and origin.distance is Distance.COMMAND_LINE
         try:
             values[option.ini] = option.values_or_none(text)
         except UserError as error:
@@ -562,20 +552,20 @@ def _raw(config: pytest.Config, option: Option) -> tuple[str | None, Origin | No
     from_command_line = config.getoption(option.ini)
     if from_command_line is not None:
         texts = from_command_line if option.several else [from_command_line]
-        return ",".join(str(text) for text in texts), Origin(option.flag, 0)
+        return ",".join(str(text) for text in texts), Origin(option.flag, Distance.COMMAND_LINE)
     # An empty variable counts as unset: that is what a CI system passes for an empty input.
     if from_environment := os.environ.get(option.env):
-        return from_environment, Origin(option.env, 1)
+        return from_environment, Origin(option.env, Distance.ENVIRONMENT)
     from_ini = config.getini(option.ini)
     if from_ini:
-        return str(from_ini), Origin(f"ini option {option.ini}", 2)
+        return str(from_ini), Origin(f"ini option {option.ini}", Distance.INI_FILE)
     return option.default, None
 
 
 def _check_environment_names() -> None:
     """A mistyped variable must not be ignored in silence: a gate would check the wrong thing."""
     known = [option.env for option in OPTIONS]
-    reserved = (*known, "PYTEST_VLLM_TRITON_HOME")
+    reserved = (*known, HOME_VARIABLE)
     for name in os.environ:
         if name.startswith(ENV_PREFIXES) and name not in reserved:
             raise pytest.UsageError(

@@ -8,6 +8,7 @@ no tokenizer either.
 from __future__ import annotations
 
 import json
+import math
 import string
 from dataclasses import dataclass
 from functools import cached_property
@@ -243,12 +244,6 @@ _MODULES = "sentence_transformers.models"
 
 
 def _gelu(x: Floats) -> Floats:
-    erf = np.vectorize(math_erf)
+    erf = np.vectorize(math.erf)
     out: Floats = 0.5 * x * (1 + erf(x / np.sqrt(2)))
     return out
-
-
-def math_erf(value: float) -> float:
-    import math
-
-    return math.erf(value)

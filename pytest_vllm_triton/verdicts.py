@@ -16,9 +16,9 @@ class Verdict(Enum):
     ERROR = "ERROR"  # the suite or the boot broke: nothing is known about the backend
     XPASS = "XPASS"  # a listed known failure that passes: the list is stale
     XFAIL = "XFAIL"  # a listed known failure
-    UNTESTED = "UNTESTED"  # claimed, but this host, launcher or model cannot show it
+    UNTESTED = "UNTESTED"  # this host, launcher or model cannot show it
     PASS = "PASS"
-    NOT_APPLICABLE = "N/A"  # the backend's profile does not claim it
+    NOT_APPLICABLE = "N/A"  # it does not apply to this model or server
 
     @property
     def is_red(self) -> bool:
@@ -41,7 +41,7 @@ def untested(reason: str) -> NoReturn:
 
 
 def not_applicable(reason: str) -> NoReturn:
-    """End the running check: the backend does not claim what it checks."""
+    """End the running check: what it checks does not apply to this model or server."""
     pytest.skip(f"{Verdict.NOT_APPLICABLE.value}: {reason}")
 
 

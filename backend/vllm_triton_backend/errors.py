@@ -1,8 +1,8 @@
 """Typed errors of the backend and their Triton codes.
 
 Source of the codes: python_backend's README ("Supported error codes") and `pb_utils.TritonError`
-of Triton 24.10. HTTP statuses on newer servers: INVALID_ARG 400, NOT_FOUND 404, INTERNAL 500,
-UNSUPPORTED 501, UNAVAILABLE 503; Triton 24.10 answers 400 for all of them.
+of Triton 24.10. HTTP statuses on newer servers: INVALID_ARG 400, INTERNAL 500,
+UNAVAILABLE 503; Triton 24.10 answers 400 for all of them.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ from typing import Any
 
 
 class Code(enum.Enum):
-    """Name of a `pb_utils.TritonError` code."""
+    """Name of a `pb_utils.TritonError` code, of those that this backend answers with."""
 
     INVALID_ARG = "INVALID_ARG"
-    NOT_FOUND = "NOT_FOUND"
     UNAVAILABLE = "UNAVAILABLE"
-    UNSUPPORTED = "UNSUPPORTED"
     CANCELLED = "CANCELLED"
     INTERNAL = "INTERNAL"
 

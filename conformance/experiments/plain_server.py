@@ -14,6 +14,7 @@ from pytest_vllm_triton.clients import (
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.launchers.flags import EXIT_TIMEOUT_SECONDS
 from pytest_vllm_triton.models import other_known_answer_model
 
 from ..extra_models import config_with
@@ -30,7 +31,6 @@ from .second_model import SECOND
 from .shared_host import share_the_host
 from .traffic import greedy, long_stream, second_oracle, told
 from .waits import (
-    EXIT_SECONDS,
     GONE_SECONDS,
     NOTICED_SECONDS,
     PATIENCE,
@@ -145,7 +145,7 @@ class PlainLife:
                 seen["seconds until requests are refused"] = until(is_refused, NOTICED_SECONDS)
                 seen.look("stream during the shutdown", lambda: [*responses, *answers])
                 seen["stream expected"] = told(self.oracle, request)
-        ended = until(lambda: handle.exit_code() is not None, EXIT_SECONDS + GONE_SECONDS)
+        ended = until(lambda: handle.exit_code() is not None, EXIT_TIMEOUT_SECONDS + GONE_SECONDS)
         seen["seconds until the exit"] = ended
         seen["exit code"] = handle.exit_code()
         until(

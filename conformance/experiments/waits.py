@@ -9,5 +9,3 @@ PATIENCE = 180.0
 GONE_SECONDS = 20.0
 # Time for a backend or a server to notice what happened.
 NOTICED_SECONDS = 10.0
-# Triton's own default of --exit-timeout-secs.
-EXIT_SECONDS = 30.0

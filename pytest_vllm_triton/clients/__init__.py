@@ -10,6 +10,7 @@ from __future__ import annotations
 from pytest_vllm_triton.clients.grpc import GrpcClient, GrpcStream
 from pytest_vllm_triton.clients.http import HttpAnswer, HttpClient
 from pytest_vllm_triton.clients.messages import (
+    Generate,
     GenerateRequest,
     Generation,
     Response,
@@ -18,6 +19,7 @@ from pytest_vllm_triton.clients.messages import (
 )
 
 __all__ = [
+    "Generate",
     "GenerateRequest",
     "Generation",
     "GrpcClient",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from pytest_vllm_triton.expect import Violation
 
@@ -219,6 +219,10 @@ class Generation:
         for text in (r.value("logprobs") for r in self.ok().data):
             joined.extend(_logprob_entries(text))
         return joined
+
+
+#: Sends a request and reads the answer to its end: a client's `generate`.
+Generate: TypeAlias = Callable[[GenerateRequest], Generation]
 
 
 def _logprob_entries(text: str) -> Iterator[dict[str, dict[str, Any]]]:

@@ -103,8 +103,7 @@ class AttachLauncher:
 class AttachedHandle(ServerHandle):
     """A server that somebody else runs."""
 
-    @property
-    def server_pid(self) -> int | None:
+    def host_pid(self) -> int | None:
         return None
 
     def is_running(self) -> bool:

@@ -280,14 +280,12 @@ class ServerHandle(ABC):
     load_turns: LoadTurns | None = None
     load_seconds: float = 240.0
 
-    @property
     @abstractmethod
-    def server_pid(self) -> int | None:
-        """The process id of tritonserver on this host; None where it is not ours to know."""
-
     def host_pid(self) -> int | None:
-        """The process id of tritonserver on this host, where it can be told: in a container too."""
-        return self.server_pid
+        """The process id of tritonserver on this host; None where it is not ours to know.
+
+        It is for looking only: `main_process` and `send_signal` work for containers, too.
+        """
 
     @abstractmethod
     def is_running(self) -> bool:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pytest_vllm_triton.errors import UserError
-from pytest_vllm_triton.options import DEFAULT_IMAGE, LauncherKind, Settings
+from pytest_vllm_triton.gpus import host_has_gpu
+from pytest_vllm_triton.launcher_kinds import DEFAULT_IMAGE, LauncherKind
+from pytest_vllm_triton.options import Settings
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Choice:
 def choose(
     settings: Settings,
     *,
-    has_gpu: Callable[[], bool] | None = None,
+    has_gpu: Callable[[], bool] = host_has_gpu,
     find_image: Callable[[str], bool] | None = None,
 ) -> Choice:
     """The launcher that the settings ask for; never ``auto``.
@@ -41,7 +43,7 @@ def choose(
         return Choice(settings.launcher, "--triton-image" if by_image else "asked for")
     if settings.server_bin is not None:
         return Choice(LauncherKind.PROCESS, "auto: --triton-server-bin")
-    if not (has_gpu or _has_gpu)():
+    if not has_gpu():
         return Choice(LauncherKind.PROCESS, "auto: no GPU on this host")
     try:
         found = (find_image or _find_image)(DEFAULT_IMAGE)
@@ -50,12 +52,6 @@ def choose(
     if not found:
         return Choice(LauncherKind.PROCESS, f"auto: a GPU, but not the image {DEFAULT_IMAGE}")
     return Choice(LauncherKind.CONTAINER, "auto: a GPU, Docker and NVIDIA's image")
-
-
-def _has_gpu() -> bool:
-    from pytest_vllm_triton.launchers.docker_engine import host_has_gpu
-
-    return host_has_gpu()
 
 
 def _find_image(name: str) -> bool:

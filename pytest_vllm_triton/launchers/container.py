@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_vllm_triton.errors import ServerFailed, UserError
+from pytest_vllm_triton.gpus import host_has_gpu
+from pytest_vllm_triton.launcher_kinds import DEFAULT_SHM_SIZE
 from pytest_vllm_triton.launchers import docker_engine, leftovers
 from pytest_vllm_triton.launchers.base import (
     HOST_SHM,
@@ -73,7 +75,7 @@ class ContainerOptions:
     image: str
     gpus: str | None = None
     ipc: str = PRIVATE
-    shm_size: str = "1G"
+    shm_size: str = DEFAULT_SHM_SIZE
 
 
 class ContainerLauncher:
@@ -104,9 +106,7 @@ class ContainerLauncher:
         self._memlock = True
 
     def describe(self) -> str:
-        gpus = self.options.gpus or (
-            "all" if docker_engine.host_has_gpu() else "none, this host has none"
-        )
+        gpus = self.options.gpus or ("all" if host_has_gpu() else "none, this host has none")
         shm = "this host's" if self.options.ipc == HOST else self.options.shm_size
         notes = "".join(f"; {note}" for note in self.notes)
         return f"{self.options.image}, GPUs: {gpus}, /dev/shm: {shm}{notes}"
@@ -123,7 +123,7 @@ class ContainerLauncher:
                 tell(f"removed {name}, which an earlier run had left")
             docker_engine.ensure_image(client, self.options.image, tell)
             self._gpus = docker_engine.gpu_request(
-                self.options.gpus, client.info(), has_gpu=docker_engine.host_has_gpu()
+                self.options.gpus, client.info(), has_gpu=host_has_gpu()
             )
             self._client = client
         if self._guard is None:

@@ -22,29 +22,26 @@ from pytest_vllm_triton.launchers.inside import Inside, InsideProcess
 DRAIN_SECONDS = 10.0
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ContainerHandle(ServerHandle):
     """A tritonserver in a container.
 
     Attributes:
         container: the Docker SDK's object.
+        inside: a look into it.
+        follower: of its log.
         shm: a look into the container whose /dev/shm this one shares; None: it shares none.
         given_gpus: names of the GPUs that Docker gave it, as in CUDA_VISIBLE_DEVICES; None: all.
     """
 
-    container: Any = None
-    inside: Inside = None  # type: ignore[assignment] # required, but follows defaults
+    container: Any
+    inside: Inside
+    follower: LogFollower
     shm: Inside | None = None
-    follower: LogFollower = None  # type: ignore[assignment] # required, but follows defaults
     exit_timeout: float = EXIT_TIMEOUT_SECONDS
     given_gpus: str | None = None
     out_of_memory: bool = False
     _ending: threading.RLock = field(default_factory=threading.RLock, repr=False)
-
-    @property
-    def server_pid(self) -> None:
-        """Not a process id of this host: use `main_process` and `send_signal`."""
-        return None
 
     def host_pid(self) -> int | None:
         from docker.errors import APIError

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 
 from pytest_vllm_triton.errors import UserError
+from pytest_vllm_triton.launcher_kinds import DEFAULT_IMAGE
 from pytest_vllm_triton.launchers.base import Progress
 from pytest_vllm_triton.launchers.docker_run import GpuRequest
 
@@ -95,7 +96,7 @@ def no_image(name: str, error: str) -> str:
     elif re.search(r"not found|manifest unknown|no such image", error, re.IGNORECASE):
         do = "check the name and the tag"
     elif re.search(r"invalid reference", error, re.IGNORECASE):
-        do = "give a name such as nvcr.io/nvidia/tritonserver:26.07-vllm-python-py3"
+        do = f"give a name such as {DEFAULT_IMAGE}"
     else:
         do = "check the network, or build one (make image builds the CPU image)"
     return f"The image {name} is not here and cannot be pulled ({why}): {do}."
@@ -130,9 +131,6 @@ class PullProgress:
         return f"pulling {self.name}: {done / 1e9:.1f} of {total / 1e9:.1f} GB so far"
 
 
-# --- GPUs ------------------------------------------------------------------------------------
-
-
 def bridge_address(network: Mapping[str, Any]) -> str | None:
     """A container's own address, if it is on a bridge of this host; else None.
 
@@ -150,9 +148,7 @@ def bridge_address(network: Mapping[str, Any]) -> str | None:
     return None
 
 
-def host_has_gpu(devices: Path = Path("/dev")) -> bool:
-    """Whether this host shows an NVIDIA GPU."""
-    return any(devices.glob("nvidia[0-9]*")) or (devices / "dxg").exists()
+# --- GPUs ------------------------------------------------------------------------------------
 
 
 def gpu_request(wanted: str | None, info: Mapping[str, Any], *, has_gpu: bool) -> GpuRequest:
@@ -213,7 +209,7 @@ def no_start(image: str, error: str) -> str:
 def no_tritonserver(image: str) -> str:
     return (
         f"The image {image} has no tritonserver on its PATH: give an image of Triton's, such as "
-        "nvcr.io/nvidia/tritonserver:26.07-vllm-python-py3, or the CPU image (make image)."
+        f"{DEFAULT_IMAGE}, or the CPU image (make image)."
     )
 
 

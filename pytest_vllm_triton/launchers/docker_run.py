@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pytest_vllm_triton.launcher_kinds import DEFAULT_SHM_SIZE
 from pytest_vllm_triton.launchers.ports import LOOPBACK
 from pytest_vllm_triton.launchers.redact import is_secret
 
@@ -91,7 +92,7 @@ class ContainerRun:
     ports: Mapping[int, int | None] = field(default_factory=dict)
     gpus: GpuRequest = GpuRequest()
     ipc: str = PRIVATE
-    shm_size: str = "1G"
+    shm_size: str = DEFAULT_SHM_SIZE
     memlock: bool = True
     labels: Mapping[str, str] = field(default_factory=dict)
     entrypoint: str | None = None

@@ -73,7 +73,15 @@ _STATES = {"R": "running", "S": "sleeping", "D": "disk-sleep", "T": "stopped", "
 
 @dataclass(frozen=True)
 class ProcessFacts:
-    """What was seen of a process."""
+    """What was seen of a process.
+
+    Attributes:
+        state: one letter, as in /proc.
+        started: clock ticks after the host's boot.
+        words: its command line.
+        regions: names of the shared-memory regions that it maps.
+        rss: bytes.
+    """
 
     pid: int
     parent: int

@@ -182,21 +182,26 @@ class ProcessLauncher:
         return {**ours, **self.environment, **dict(spec.env)}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ProcessHandle(ServerHandle):
     """A tritonserver process, its descendants, and the supervisor over them.
 
     Attributes:
+        process: tritonserver under its supervisor.
         visible_gpus: its CUDA_VISIBLE_DEVICES; None where that is not set.
     """
 
-    process: Supervised = None  # type: ignore[assignment] # required, but follows defaults
+    process: Supervised
     exit_timeout: float = EXIT_TIMEOUT_SECONDS
     visible_gpus: str | None = None
 
     @property
     def server_pid(self) -> int | None:
+        """The process id of tritonserver, once it was started."""
         return self.process.pid
+
+    def host_pid(self) -> int | None:
+        return self.server_pid
 
     def exit_code(self) -> int | None:
         return self.process.exit_code

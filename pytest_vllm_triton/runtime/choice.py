@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pytest_vllm_triton.errors import UserError
+from pytest_vllm_triton.gpus import host_has_gpu
 from pytest_vllm_triton.runtime.recipe import (
     ACCELERATORS,
     CPU,
@@ -22,7 +23,7 @@ def choose_accelerator(
     wanted: str,
     vllm_version: str | None,
     *,
-    has_gpu: Callable[[], bool] | None = None,
+    has_gpu: Callable[[], bool] = host_has_gpu,
     find: Callable[[str, Accelerator], Runtime | None] = find_runtime,
 ) -> Accelerator:
     """What the runtime computes on.
@@ -43,27 +44,21 @@ def choose_accelerator(
         chosen = ACCELERATORS[wanted]
     else:
         version = vllm_version or CUDA.default_version
-        there = version in CUDA.versions and (has_gpu or _has_gpu)() and find(version, CUDA)
+        there = version in CUDA.versions and has_gpu() and find(version, CUDA)
         chosen = CUDA if there else CPU
     if vllm_version is not None:
         check_vllm_version(vllm_version, chosen)
     return chosen
 
 
-def check_gpu(accelerator: Accelerator, has_gpu: Callable[[], bool] | None = None) -> None:
+def check_gpu(accelerator: Accelerator, has_gpu: Callable[[], bool] = host_has_gpu) -> None:
     """See that servers can run with it here, before gigabytes are downloaded for nothing.
 
     Raises:
         UserError: it needs a GPU, and this host has none.
     """
-    if accelerator.needs_gpu and not (has_gpu or _has_gpu)():
+    if accelerator.needs_gpu and not has_gpu():
         raise UserError(
             f"The embedded runtime on {accelerator.device} needs an NVIDIA GPU, and this host has "
             "none. Leave --triton-accelerator out, or attach to a server on another host."
         )
-
-
-def _has_gpu() -> bool:
-    from pytest_vllm_triton.launchers.docker_engine import host_has_gpu
-
-    return host_has_gpu()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pytest_vllm_triton.errors import RuntimeUnavailable
+from pytest_vllm_triton.paths import HOME_VARIABLE
 from pytest_vllm_triton.runtime import recipe
 from pytest_vllm_triton.runtime.bundle import UNPACKED, Bundle
 from pytest_vllm_triton.runtime.environment import Environment
@@ -266,7 +267,7 @@ class _Creation:
             raise RuntimeUnavailable(
                 f"The embedded server runtime needs {needed:.1f} GiB more in {self.folder}, and "
                 f"{free:.1f} GiB are free there. Make room, or name a folder on another disk with "
-                "PYTEST_VLLM_TRITON_HOME, and run it again."
+                f"{HOME_VARIABLE}, and run it again."
             )
 
     # steps
@@ -385,7 +386,7 @@ def _make_folder(folder: Path) -> None:
     except OSError as error:
         raise RuntimeUnavailable(
             f"The embedded server runtime cannot be kept in {folder}: {error}. Name another folder "
-            "with PYTEST_VLLM_TRITON_HOME."
+            f"with {HOME_VARIABLE}."
         ) from error
 
 

@@ -37,7 +37,7 @@ def test_a_running_server_is_used_and_left_alone(
     assert not server.owned
     assert server.spec is None
     assert server.log is None
-    assert server.server_pid is None
+    assert server.host_pid() is None
     assert server.processes() == []
     assert server.reproduce() == ""
     assert server.is_running()

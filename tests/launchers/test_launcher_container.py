@@ -16,6 +16,8 @@ import pytest
 import requests
 
 from pytest_vllm_triton.errors import ServerFailed, UserError
+from pytest_vllm_triton.gpus import host_has_gpu
+from pytest_vllm_triton.launcher_kinds import DEFAULT_IMAGE, LauncherKind
 from pytest_vllm_triton.launchers import docker_engine, leftovers
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerSpec
 from pytest_vllm_triton.launchers.choice import choose
@@ -25,7 +27,7 @@ from pytest_vllm_triton.launchers.docker_run import ContainerRun, GpuRequest, Mo
 from pytest_vllm_triton.launchers.inside import Picture
 from pytest_vllm_triton.launchers.leftovers import Owner
 from pytest_vllm_triton.launchers.redact import Redactor, is_secret
-from pytest_vllm_triton.options import DEFAULT_IMAGE, LauncherKind, Settings
+from pytest_vllm_triton.options import Settings
 from pytest_vllm_triton.state import SETTINGS
 
 SECRET = "hf_1234567890"
@@ -134,11 +136,11 @@ def test_cdi_files_are_found(tmp_path: Path) -> None:
 
 
 def test_gpus_of_this_host(tmp_path: Path) -> None:
-    assert not docker_engine.host_has_gpu(tmp_path)
+    assert not host_has_gpu(tmp_path)
     (tmp_path / "nvidia-caps").touch()
-    assert not docker_engine.host_has_gpu(tmp_path)
+    assert not host_has_gpu(tmp_path)
     (tmp_path / "nvidia0").touch()
-    assert docker_engine.host_has_gpu(tmp_path)
+    assert host_has_gpu(tmp_path)
 
 
 # -- secrets ---------------------------------------------------------------------------------------

@@ -169,7 +169,7 @@ def test_a_launched_server_answers_on_all_its_ports(launch: Launch, docker_clien
     assert server.is_running()
     assert server.exit_code() is None
     assert server.owned
-    assert server.server_pid is None
+    assert server.host_pid() is not None
     published = docker_client.containers.get(server.container_id).attrs["NetworkSettings"]["Ports"]
     bound = [binding for port in ("8000", "8001", "8002") for binding in published[f"{port}/tcp"]]
     assert {binding["HostIp"] for binding in bound} == {"127.0.0.1"}

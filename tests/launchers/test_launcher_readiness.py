@@ -24,8 +24,7 @@ from pytest_vllm_triton.launchers.readiness import LoadStumbled, PortTaken, wait
 class Handle(ServerHandle):
     code: int | None = None
 
-    @property
-    def server_pid(self) -> int | None:
+    def host_pid(self) -> int | None:
         return None
 
     def is_running(self) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_triton.options import OPTIONS, LauncherKind, Option, Settings
+from pytest_vllm_triton.launcher_kinds import LauncherKind
+from pytest_vllm_triton.options import OPTIONS, Option, Settings
 from pytest_vllm_triton.requirements import Level
 from pytest_vllm_triton.state import SETTINGS
 
