@@ -18,6 +18,12 @@ from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.launchers import supervisor
 from pytest_vllm_triton.launchers.base import ServerLog, StopReport
 
+#: The supervisor's own files, in the folder that it is given.
+FILES = CONFIG_FILE, STATE_FILE, LOG_FILE = (
+    "supervisor.json",
+    "supervisor-state.json",
+    "supervisor.log",
+)
 START_SECONDS = 30.0
 #: How long the supervisor may take beyond the grace before its work is done from here.
 PATIENCE_SECONDS = 60.0
@@ -27,14 +33,20 @@ class Supervised:
     """A process under a supervisor.
 
     Attributes:
+        config: what the supervisor was told to do.
         facts: all that the supervisor has said so far.
         connected: whether the supervisor is there.
         report: how it ended, once :meth:`end` was called.
     """
 
     def __init__(
-        self, process: subprocess.Popen[bytes], connection: socket.socket, folder: Path
+        self,
+        config: supervisor.Config,
+        process: subprocess.Popen[bytes],
+        connection: socket.socket,
+        folder: Path,
     ) -> None:
+        self.config = config
         self.supervisor = process
         self.connection = connection
         self.folder = folder
@@ -62,17 +74,17 @@ class Supervised:
             command=command,
             environment=environment,
             log=str(log),
-            state=str(folder / "supervisor-state.json"),
+            state=str(folder / STATE_FILE),
             shm_prefix=shm_prefix,
             shm_before=sorted(supervisor.list_regions()),
             parent=os.getpid(),
             orphan_grace=orphan_grace,
         )
-        path = folder / "supervisor.json"
+        path = folder / CONFIG_FILE
         path.touch(mode=0o600)  # it holds the whole environment
         path.write_text(json.dumps(config._asdict()))
         ours, theirs = socket.socketpair()
-        with theirs, (folder / "supervisor.log").open("wb") as own_log:
+        with theirs, (folder / LOG_FILE).open("wb") as own_log:
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", supervisor.__file__, str(path)],
                 stdin=theirs.fileno(),
@@ -80,17 +92,17 @@ class Supervised:
                 stderr=own_log,
                 start_new_session=True,  # Ctrl-C on the terminal is for pytest to decide on
             )
-        return cls(process, ours, folder)
+        return cls(config, process, ours, folder)
 
     def wait_started(self) -> None:
         """Return when the process runs; raises ServerFailed where it cannot be started."""
         self.wait_for("started", "failed", timeout=START_SECONDS)
         if "started" in self.events:
             return
-        program = json.loads((self.folder / "supervisor.json").read_text())["command"][0]
+        program = self.config.command[0]
         reason = self.facts.get("reason", "its supervisor did not start")
         self.end(0.0)
-        own_log = ServerLog(self.folder / "supervisor.log").tail()
+        own_log = ServerLog(self.folder / LOG_FILE).tail()
         raise ServerFailed(f"{program} could not be started: {reason}.", own_log)
 
     @property
@@ -200,8 +212,7 @@ class Supervised:
         return StopReport(self.facts.get("code"), forced, () if forced else orphans, swept)
 
     def _regions(self) -> supervisor.Regions:
-        config = json.loads((self.folder / "supervisor.json").read_text())
-        regions = supervisor.Regions(config["shm_prefix"], set(config["shm_before"]))
+        regions = supervisor.Regions(self.config.shm_prefix, set(self.config.shm_before))
         state = self._state()
         regions.ours.update(state.get("ours", ()))
         regions.foreign.update(state.get("foreign", ()))
@@ -210,7 +221,7 @@ class Supervised:
     def _state(self) -> dict[str, Any]:
         """What the supervisor has written down; empty if it did not come to it."""
         with contextlib.suppress(OSError, ValueError):
-            text = (self.folder / "supervisor-state.json").read_text()
+            text = (self.folder / STATE_FILE).read_text()
             state: dict[str, Any] = json.loads(text)
             return state
         return {}

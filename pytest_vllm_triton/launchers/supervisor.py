@@ -483,7 +483,6 @@ class Supervisor:
             code=self.exit_code,
             forced=forced,
             orphans=[] if forced else orphans,
-            immortal=immortal,
             swept=swept,
         )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pytest_vllm_triton.errors import RuntimeUnavailable
+from pytest_vllm_triton.launchers.supervised import FILES as SUPERVISORS
 from pytest_vllm_triton.paths import HOME_VARIABLE
 from pytest_vllm_triton.runtime import recipe
 from pytest_vllm_triton.runtime.bundle import UNPACKED, Bundle
@@ -327,12 +328,10 @@ class _Creation:
 
     def finish(self) -> Runtime:
         self._forget_partial_path()
-        for scratch in ("pip-report.json", "pins.txt", "steps.json", "pip.log"):
+        for scratch in ("pip-report.json", "pins.txt", "steps.json", "pip.log", *SUPERVISORS):
             (self.root / scratch).unlink(missing_ok=True)
         if (self.root / UNPACKED).exists():
             shutil.rmtree(self.root / UNPACKED)
-        for scratch_file in self.root.glob("supervisor*"):
-            scratch_file.unlink()
         self.root.replace(self.final)
         return Runtime.at(self.final)
 

@@ -166,7 +166,7 @@ def explain(failure: PipFailed, doing: str) -> RuntimeUnavailable:
             "give pip a folder of wheels with PIP_FIND_LINKS, and run it again: it goes on where "
             "it stopped."
         )
-    elif missing and missing["what"].startswith("torch=="):
+    elif missing and re.match(r"torch==.*\+cpu", missing["what"]):
         why = f"pip's sources do not have {missing['what']}, PyTorch's build for CPUs."
         do = (
             "Add a source that has PyTorch's CPU wheels (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS), "

@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from fault_table import Fault, copy_sources
 
-RED = frozenset({"FAIL", "ERROR", "XPASS"})
+from pytest_vllm_triton.verdicts import Verdict
+
 _BATCH = 6
 _SECONDS = 1800.0
+
+
+class NotRun(Exception):
+    """A run of the suite that tells nothing of the backend's faults."""
 
 
 @dataclass(frozen=True)
@@ -127,38 +133,56 @@ def _dropped_at_an_interrupt(pool: ThreadPoolExecutor) -> Iterator[None]:
 
 
 def _try(batch: Sequence[Fault], folder: Path) -> list[Outcome]:
+    try:
+        document = _report_of(batch, folder)
+    except NotRun as trouble:
+        return [Outcome(fault.name, trouble=str(trouble)) for fault in batch]
+    return outcomes_of(batch, document)
+
+
+def _report_of(batch: Sequence[Fault], folder: Path) -> dict[str, Any]:
+    """The report of the suite on a backend with these faults.
+
+    Raises:
+        NotRun: it told nothing of them.
+    """
     folder.mkdir(parents=True)
     backend = copy_sources(folder, batch)
     selection = ",".join(sorted(batch[0].selection))
-    report = folder / "report.json"
-    with (folder / "output.txt").open("w") as output:
-        status = subprocess.run(
-            [
-                *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", "-q"),
-                *("--vllm-model=known-answer", f"--triton-backend-dir={backend}"),
-                *([f"--conformance-select={selection}"] if selection else []),
-                f"--conformance-report={report}",
-                f"--basetemp={folder / 'tmp'}",
-            ],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            timeout=_SECONDS,
-        ).returncode
-    names = ", ".join(fault.name for fault in batch)
+    report, output = folder / "report.json", folder / "output.txt"
+    command = [
+        *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", "-q"),
+        *("--vllm-model=known-answer", f"--triton-backend-dir={backend}"),
+        *([f"--conformance-select={selection}"] if selection else []),
+        f"--conformance-report={report}",
+        f"--basetemp={folder / 'tmp'}",
+    ]
+    with output.open("w") as out:
+        try:
+            status = subprocess.run(
+                command,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                timeout=_SECONDS,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            raise NotRun(f"not at its end after {_SECONDS:.0f} s; see {output}") from None
     if not report.is_file():
-        trouble = f"pytest ended with status {status} and no report; see {folder / 'output.txt'}"
-        return [Outcome(fault.name, trouble=trouble) for fault in batch]
-    document = json.loads(report.read_text(encoding="utf-8"))
-    rows = document["requirements"]
-    judged = {row["id"]: row["verdict"] for row in rows if row["checks"]}
-    if set(judged.values()) <= {"ERROR"}:
+        raise NotRun(f"pytest ended with status {status} and no report; see {output}")
+    document: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
+    if set(_judged(document).values()) <= {Verdict.ERROR.value}:
         # No check at all, or no server for them: so it would be on a host without memory, too.
-        trouble = f"no check had a verdict ({names}); see {folder / 'output.txt'}"
-        return [Outcome(fault.name, trouble=trouble) for fault in batch]
-    seconds = sum(check["seconds"] for row in rows for check in row["checks"])
-    red = {key for key, verdict in judged.items() if verdict in RED}
+        raise NotRun(f"no check had a verdict; see {output}")
+    return document
+
+
+def outcomes_of(batch: Sequence[Fault], document: Mapping[str, Any]) -> list[Outcome]:
+    """What a report says of each of the faults that the backend had."""
+    judged = _judged(document)
+    seconds = sum(check["seconds"] for row in document["requirements"] for check in row["checks"])
+    red = {key for key, verdict in judged.items() if Verdict(verdict).is_red}
     allowed = frozenset().union(*(fault.allowed for fault in batch))
     return [
         Outcome(
@@ -171,6 +195,11 @@ def _try(batch: Sequence[Fault], folder: Path) -> list[Outcome]:
         )
         for fault in batch
     ]
+
+
+def _judged(document: Mapping[str, Any]) -> dict[str, str]:
+    """Requirement -> verdict, of those that were checked."""
+    return {row["id"]: row["verdict"] for row in document["requirements"] if row["checks"]}
 
 
 def write_outcomes(path: Path, outcomes: Iterable[Outcome]) -> None:
