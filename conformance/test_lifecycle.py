@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from pytest_vllm_triton import expect
+from pytest_vllm_triton.clients import GenerateRequest, HttpClient
+from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.launchers.flags import EXIT_TIMEOUT_SECONDS
 from pytest_vllm_triton.verdicts import untested
 
@@ -15,6 +19,7 @@ from .observe import Footprint, Seen, is_stub
 REFUSAL_SECONDS = 10.0
 # By which two unloads may differ; a wait for requests that are no more is longer.
 UNLOAD_NOISE_SECONDS = 10.0
+IDLE_MOMENTS, IDLE_MOMENT_SECONDS, IDLE_SHARE = 3, 1.0, 0.1
 
 
 @pytest.mark.requirement("LIF-001")
@@ -268,3 +273,24 @@ def test_engine_and_workers_end_together(deaths: Seen, killed: str) -> None:
 @pytest.mark.requirement("LIF-017")
 def test_everything_ends_with_the_server(deaths: Seen) -> None:
     expect.equal("processes and regions left", deaths["left of a killed server"], [])
+
+
+@pytest.mark.requirement("LIF-019")
+def test_idle_model(triton_http: HttpClient, owned_server: ServerHandle) -> None:
+    """The quietest of some moments: what earlier checks asked for may still be at work."""
+    # What is only then begun counts as well.
+    triton_http.generate(GenerateRequest("Hello")).ok()
+    stubs = [p for p in owned_server.processes() if is_stub(p, triton_http.model)]
+    if not stubs:
+        untested("no process of the server looks like the model's stub")
+
+    def used() -> float:
+        times = [stub.cpu_times() for stub in stubs]
+        return sum(time_.user + time_.system for time_ in times)
+
+    shares = []
+    for _ in range(IDLE_MOMENTS):
+        before, started = used(), time.monotonic()
+        time.sleep(IDLE_MOMENT_SECONDS)
+        shares.append((used() - before) / (time.monotonic() - started))
+    expect.between("share of a core that the idle stub uses", min(shares), 0, IDLE_SHARE)

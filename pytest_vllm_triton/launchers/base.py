@@ -191,6 +191,20 @@ class StopReport:
     swept: tuple[str, ...] = ()
 
 
+class ProcessorTime(Protocol):
+    """What psutil tells of a process's time on processors, as far as the suite looks at it."""
+
+    @property
+    def user(self) -> float:
+        """Seconds."""
+        ...
+
+    @property
+    def system(self) -> float:
+        """Seconds that the kernel worked for it."""
+        ...
+
+
 class Resident(Protocol):
     """What psutil tells of a process's memory, as far as the suite looks at it."""
 
@@ -229,6 +243,10 @@ class ServerProcess(Protocol):
 
     def memory_info(self) -> Resident:
         """How much memory it holds."""
+        ...
+
+    def cpu_times(self) -> ProcessorTime:
+        """How long it has been on processors."""
         ...
 
     def is_running(self) -> bool:

@@ -59,6 +59,7 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
         "started": int(fields[19]), "name": head.partition(b"(")[2].decode("utf-8", "replace"),
         "words": words, "regions": names, "files": count, "threads": int(fields[17]),
         "rss": int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
+        "cpu": [int(ticks) / os.sysconf("SC_CLK_TCK") for ticks in fields[11:13]],
     })
 try:
     listing = os.listdir("/dev/shm")
@@ -81,6 +82,7 @@ class ProcessFacts:
         words: its command line.
         regions: names of the shared-memory regions that it maps.
         rss: bytes.
+        cpu: seconds of processor time, of its own and of the kernel's for it.
     """
 
     pid: int
@@ -93,12 +95,20 @@ class ProcessFacts:
     files: int
     threads: int
     rss: int
+    cpu: CpuTimes
 
 
 class MemoryInfo(NamedTuple):
     """Bytes, as psutil calls them."""
 
     rss: int
+
+
+class CpuTimes(NamedTuple):
+    """Seconds, as psutil calls them."""
+
+    user: float
+    system: float
 
 
 @dataclass(frozen=True)
@@ -127,6 +137,7 @@ class Picture:
                 p["files"],
                 p["threads"],
                 p["rss"],
+                CpuTimes(*p["cpu"]),
             )
             for p in seen["processes"]
         }
@@ -240,6 +251,9 @@ class InsideProcess:
 
     def memory_info(self) -> MemoryInfo:
         return MemoryInfo(self._now().rss)
+
+    def cpu_times(self) -> CpuTimes:
+        return self._now().cpu
 
     def is_running(self) -> bool:
         return self._found() is not None

@@ -394,7 +394,15 @@ def test_regions_left_on_the_host_go_with_their_container() -> None:
 
 def seen(pid: int, parent: int, state: str = "S") -> dict[str, Any]:
     facts = {"pid": pid, "parent": parent, "state": state, "started": pid, "name": f"n{pid}"}
-    return {**facts, "words": [], "regions": [f"r{pid}"], "files": 1, "threads": 1, "rss": 1}
+    return {
+        **facts,
+        "words": [],
+        "regions": [f"r{pid}"],
+        "files": 1,
+        "threads": 1,
+        "rss": 1,
+        "cpu": [0, 0],
+    }
 
 
 def test_the_looker_is_no_process_of_the_server() -> None:
