@@ -84,18 +84,63 @@ def parse(request: Any, sampling: SamplingParser) -> GenerateRequest | EmbedRequ
     """
     tensors = {tensor.name(): tensor for tensor in request.inputs()}
     parameters = _parameters(request)
-    flags = {name: _flag(tensors, name) for name in FLAG_INPUTS if _given(tensors, name)}
-    flags.update(
-        (name, bool(parameters[name]))
-        for name in FLAG_INPUTS
-        if name not in flags and isinstance(parameters.get(name), bool)
+    flags = _flags(tensors, parameters)
+    wanted = _wanted(request, flags)
+    request_id = request.request_id() or ""
+    timeout = _timeout(request, parameters)
+    trace_headers = _trace_headers(request, parameters)
+    if "embedding_request" in tensors:
+        priority = _priority(_given_priority(parameters))
+        content, pooling = _embedding(_text(tensors, "embedding_request"))
+        return EmbedRequest(
+            request_id=request_id,
+            input=content,
+            pooling=pooling,
+            wanted=wanted,
+            priority=priority,
+            timeout=timeout,
+            trace_headers=trace_headers,
+        )
+    if "text_input" not in tensors:
+        raise invalid("Input 'text_input' is required: one string.")
+    prompt = _text(tensors, "text_input")
+    stream = flags.get("stream", False)
+    exclude = flags.get("exclude_input_in_output")
+    if stream and exclude is False:
+        raise invalid(STREAM_ECHO)
+    given, lora_name, priority = _sampling(tensors, parameters, sampling)
+    return GenerateRequest(
+        request_id=request_id,
+        prompt=prompt,
+        stream=stream,
+        echo_prompt=not stream and not exclude,
+        wanted=wanted,
+        sampling=given,
+        lora_name=lora_name,
+        images=_images(tensors),
+        priority=priority,
+        timeout=timeout,
+        trace_headers=trace_headers,
     )
+
+
+def _flags(tensors: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, bool]:
+    """The BOOL inputs that are given, as tensors or else as request parameters."""
+    flags = {name: _flag(tensors, name) for name in FLAG_INPUTS if name in tensors}
+    for name in FLAG_INPUTS - flags.keys():
+        value = parameters.get(name)
+        if isinstance(value, bool):
+            flags[name] = value
+    return flags
+
+
+def _wanted(request: Any, flags: Mapping[str, bool]) -> Wanted:
     named = set(request.requested_output_names())  # all of the model's if the client names none
 
     def wants(output: str) -> bool:
         return flags.get(f"return_{output}", False) and output in named
 
-    wanted = Wanted(
+    return Wanted(
         text_output="text_output" in named,
         finish_reason=wants("finish_reason"),
         cumulative_logprob=wants("cumulative_logprob"),
@@ -103,23 +148,13 @@ def parse(request: Any, sampling: SamplingParser) -> GenerateRequest | EmbedRequ
         num_input_tokens=wants("num_input_tokens"),
         num_output_tokens=wants("num_output_tokens"),
     )
-    common: dict[str, Any] = {
-        "request_id": request.request_id() or "",
-        "wanted": wanted,
-        "timeout": _timeout(request, parameters),
-        "trace_headers": _trace_headers(request, parameters),
-    }
-    if _given(tensors, "embedding_request"):
-        rank = _priority(_given_priority(parameters))
-        return _embed(_text(tensors, "embedding_request"), common, rank)
-    if not _given(tensors, "text_input"):
-        raise invalid("Input 'text_input' is required: one string.")
-    prompt = _text(tensors, "text_input")
-    stream = flags.get("stream", False)
-    exclude = flags.get("exclude_input_in_output")
-    if stream and exclude is False:
-        raise invalid(STREAM_ECHO)
-    if _given(tensors, "sampling_parameters"):
+
+
+def _sampling(
+    tensors: Mapping[str, Any], parameters: Mapping[str, Any], sampling: SamplingParser
+) -> tuple[Mapping[str, Any], str | None, int]:
+    """Client values for vLLM's SamplingParams, the adapter's name, and the priority."""
+    if "sampling_parameters" in tensors:
         # Upstream's rule: the tensor wins as a whole, request parameters are not merged in.
         given = sampling.from_json(_text(tensors, "sampling_parameters"))
         lora_name, priority = given.pop("lora_name", None), given.pop("priority", None)
@@ -133,20 +168,7 @@ def parse(request: Any, sampling: SamplingParser) -> GenerateRequest | EmbedRequ
         lora_name, priority = parameters.get("lora_name"), _given_priority(parameters)
     if lora_name is not None and not isinstance(lora_name, str):
         raise invalid("Invalid sampling_parameters: 'lora_name' must be a string.")
-    return GenerateRequest(
-        prompt=prompt,
-        stream=stream,
-        echo_prompt=not stream and not exclude,
-        sampling=given,
-        lora_name=lora_name or None,
-        images=_images(tensors),
-        priority=_priority(priority),
-        **common,
-    )
-
-
-def _given(tensors: Mapping[str, Any], name: str) -> bool:
-    return name in tensors
+    return given, lora_name or None, _priority(priority)
 
 
 def _parameters(request: Any) -> Mapping[str, Any]:
@@ -231,7 +253,8 @@ def _trace_headers(request: Any, parameters: Mapping[str, Any]) -> Mapping[str, 
     return {str(key): str(item) for key, item in value.items()} if value else None
 
 
-def _embed(text: str, common: Mapping[str, Any], priority: int) -> EmbedRequest:
+def _embedding(text: str) -> tuple[str | tuple[int, ...], Mapping[str, Any]]:
+    """The text or token ids, and the pooler's parameters."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -257,4 +280,4 @@ def _embed(text: str, common: Mapping[str, Any], priority: int) -> EmbedRequest:
         for key, item in pooling.items()
         if item is not None
     }
-    return EmbedRequest(input=content, pooling=pooling, priority=priority, **common)
+    return content, pooling
