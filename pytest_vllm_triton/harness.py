@@ -1,47 +1,23 @@
-"""What a test session needs to get servers: launcher, model under test, the servers it booted.
-
-Everything is made on first use, so that a session that needs no server pays for none.
-"""
+"""The servers of a test session: specified, booted, shared, replaced and stopped."""
 
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pytest_vllm_triton import assets
 from pytest_vllm_triton.errors import ServerFailed
-from pytest_vllm_triton.launcher_kinds import DEFAULT_IMAGE, LauncherKind
-from pytest_vllm_triton.launchers.base import Launcher, ModelSpec, ServerHandle, ServerSpec
-from pytest_vllm_triton.options import Settings
+from pytest_vllm_triton.launcher_kinds import LauncherKind
+from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle, ServerSpec
+from pytest_vllm_triton.provision import Provision
 
 if TYPE_CHECKING:
-    import subprocess
-
-    from pytest_vllm_triton.gpus import Gpu
-    from pytest_vllm_triton.launchers.choice import Choice
-    from pytest_vllm_triton.launchers.container import ContainerLauncher
     from pytest_vllm_triton.launchers.turns import LoadTurns
-    from pytest_vllm_triton.leases import GpuLeases
-    from pytest_vllm_triton.models import ModelUnderTest
-    from pytest_vllm_triton.runtime import Accelerator, Runtime
-
-Progress = Callable[[str], None]
-
-
-class ServerPython(Protocol):
-    """The Python that runs the servers' models: it imports vLLM."""
-
-    def run_python(
-        self, script: str, args: Sequence[str] = (), *, timeout: float | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a script (its text) with the environment that servers have."""
-
 
 # Of a backend that brings the server down now and then, the other checks are worth a boot each;
 # one that does so at every turn is not.
@@ -49,13 +25,6 @@ _REPLACEMENTS = 2
 
 #: Begins the line on which the script for `Harness.reference_texts` tells its result.
 REFERENCE = "reference texts: "
-
-
-def hub_cache() -> Path:
-    """Where the Hugging Face hub's client keeps what it downloaded."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
 
 
 @dataclass(frozen=True)
@@ -76,122 +45,20 @@ class Boot:
 
 
 @dataclass
-class Harness:
-    """Launcher, model and servers of one session.
+class Harness(Provision):
+    """The servers of one session, and what they are made from.
 
     Attributes:
-        settings: what the user asked for.
-        work_dir: makes a folder for model repositories and logs; called when the first is needed.
-        progress: shows the user what takes time.
-        worker: the number of this process among those that pytest-xdist spreads the tests over.
-        workers: how many those are; 1 without it.
+        boots: every start of a server so far.
+        servers: those whose logs are looked at: they have not been stopped by the suite.
     """
 
-    settings: Settings
-    make_work_dir: Callable[[], Path]
-    progress: Progress = lambda line: None
-    worker: int = 0
-    workers: int = 1
     boots: list[Boot] = field(default_factory=list)
     servers: list[ServerHandle] = field(default_factory=list)
     _shared: ServerHandle | None = None
     _shared_failure: ServerFailed | None = None
     _replaced: int = 0
     _triton_version: str = ""
-    _leases: GpuLeases | None = None
-
-    @cached_property
-    def choice(self) -> Choice:
-        """Which launcher, and why."""
-        from pytest_vllm_triton.launchers.choice import choose
-
-        return choose(self.settings)
-
-    @cached_property
-    def runtime(self) -> Runtime | None:
-        """The embedded runtime, when it is what runs the servers; made if it does not exist yet."""
-        if not self._uses_embedded_runtime:
-            return None
-        from pytest_vllm_triton import runtime
-        from pytest_vllm_triton.runtime.choice import check_gpu
-
-        accelerator = self.accelerator
-        check_gpu(accelerator)
-        return runtime.create_runtime(
-            self.settings.vllm_version, self.progress, accelerator=accelerator
-        )
-
-    @cached_property
-    def accelerator(self) -> Accelerator:
-        """What the embedded runtime computes on."""
-        from pytest_vllm_triton.runtime.choice import choose_accelerator
-
-        return choose_accelerator(self.settings.accelerator, self.settings.vllm_version)
-
-    @cached_property
-    def launcher(self) -> Launcher:
-        """The launcher that the settings select.
-
-        Raises:
-            UserError: it cannot work on this host.
-        """
-        kind = self.choice.kind
-        if kind is LauncherKind.CONTAINER:
-            launcher = self._container_launcher()
-            launcher.prepare(self.progress)
-            return launcher
-        if kind is LauncherKind.ATTACH:
-            from pytest_vllm_triton.launchers.attach import AttachLauncher
-
-            assert self.settings.url is not None
-            return AttachLauncher(
-                self.settings.url,
-                self.settings.grpc_url,
-                self.settings.metrics_url,
-                model=self.settings.model_name,
-            )
-        from pytest_vllm_triton.launchers.process import ProcessLauncher
-
-        if self.runtime is not None:
-            return ProcessLauncher(
-                tritonserver=self.runtime.tritonserver,
-                backends=self.runtime.backends,
-                environment={**self.runtime.environment(), **self.own_gpus},
-                work_dir=self.work_dir,
-            )
-        binary = self.local_tritonserver
-        assert binary is not None
-        return ProcessLauncher(
-            tritonserver=binary,
-            backends=binary.resolve().parent.parent / "backends",
-            environment=self.own_gpus,
-            work_dir=self.work_dir,
-        )
-
-    @cached_property
-    def gpus_to_divide(self) -> tuple[Gpu, ...]:
-        """The GPUs that the workers of pytest-xdist divide among themselves; none: no need to."""
-        if self.workers < 2 or self.settings.xdist_gpus == "share" or self.settings.gpus == "none":
-            return ()
-        if self._uses_embedded_runtime and not self.accelerator.needs_gpu:
-            return ()
-        from pytest_vllm_triton.gpus import VISIBLE_DEVICES, list_gpus, visible_gpus
-
-        visible = os.environ.get(VISIBLE_DEVICES)
-        if self.choice.kind is LauncherKind.CONTAINER:
-            visible = None if self.settings.gpus == "all" else self.settings.gpus
-        return visible_gpus(visible, list_gpus())
-
-    def check_gpus(self) -> None:
-        """Say at once, and once, when there are not enough GPUs for all workers.
-
-        Raises:
-            UserError: there are fewer GPUs than workers.
-        """
-        from pytest_vllm_triton.leases import share_of
-
-        if self.gpus_to_divide:
-            share_of(self.gpus_to_divide, self.workers)
 
     @cached_property
     def load_turns(self) -> LoadTurns:
@@ -200,108 +67,6 @@ class Harness:
         from pytest_vllm_triton.paths import cache_home
 
         return LoadTurns(cache_home() / "loads", self.worker, self.workers)
-
-    @cached_property
-    def leased_gpus(self) -> str | None:
-        """The GPUs that only this worker of pytest-xdist uses, divided by commas; None: any.
-
-        Raises:
-            UserError: there are not enough for all workers.
-        """
-        if not self.gpus_to_divide:
-            return None
-        from pytest_vllm_triton.leases import GpuLeases
-        from pytest_vllm_triton.paths import cache_home
-
-        self._leases = GpuLeases(cache_home() / "gpu-leases")
-        leased = self._leases.acquire(self.gpus_to_divide, self.workers)
-        return ",".join(str(gpu.index) for gpu in leased)
-
-    @property
-    def own_gpus(self) -> dict[str, str]:
-        """What shows a process of this worker its GPUs only; containers get theirs from Docker."""
-        from pytest_vllm_triton.gpus import VISIBLE_DEVICES
-
-        if self.choice.kind is LauncherKind.CONTAINER or self.leased_gpus is None:
-            return {}
-        return {VISIBLE_DEVICES: self.leased_gpus}
-
-    def _container_launcher(self) -> ContainerLauncher:
-        from pytest_vllm_triton.launchers.container import ContainerLauncher, ContainerOptions
-        from pytest_vllm_triton.paths import cache_home
-
-        settings = self.settings
-        options = ContainerOptions(
-            settings.image or DEFAULT_IMAGE,
-            self.leased_gpus or settings.gpus,
-            settings.ipc,
-            settings.shm_size,
-        )
-        hub = hub_cache()
-        path = self.model.path
-        # Of the hub's cache the whole: its snapshots are links to files elsewhere in it.
-        own = [path] if path is not None and hub not in path.parents else []
-        checkpoints = cache_home() / "checkpoints"
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        visible = [checkpoints, *(folder for folder in own if checkpoints not in folder.parents)]
-        return ContainerLauncher(options, self.work_dir, visible, hub_cache=hub)
-
-    @property
-    def server_python(self) -> ServerPython | None:
-        """The servers' Python, where scripts can be run in it."""
-        if self.choice.kind is LauncherKind.CONTAINER:
-            from pytest_vllm_triton.launchers.container import ContainerLauncher
-
-            assert isinstance(self.launcher, ContainerLauncher)
-            return self.launcher
-        return self.runtime
-
-    @cached_property
-    def local_tritonserver(self) -> Path | None:
-        """The tritonserver of this host: the given one, else the one on PATH, if it is wanted."""
-        import shutil
-
-        if self.settings.embedded:
-            return None
-        if self.settings.server_bin is not None:
-            return self.settings.server_bin
-        found = shutil.which("tritonserver")
-        return Path(found) if found else None
-
-    @property
-    def _uses_embedded_runtime(self) -> bool:
-        return self.choice.kind is LauncherKind.PROCESS and self.local_tritonserver is None
-
-    @cached_property
-    def work_dir(self) -> Path:
-        return self.make_work_dir()
-
-    @cached_property
-    def model(self) -> ModelUnderTest:
-        """The model under test, downloaded or generated if it is not there yet.
-
-        Raises:
-            ModelUnavailable: it cannot be had.
-        """
-        from pytest_vllm_triton.models import resolve_model
-
-        return resolve_model(self.settings, self.progress)
-
-    @property
-    def backend_dir(self) -> Path | None:
-        """The vLLM backend under test; None: the one that the image holds."""
-        if self.settings.backend_of_image:
-            return None
-        return self.settings.backend_dir or assets.backend_dir()
-
-    def prepare(self) -> None:
-        """Get everything that can fail for the user's reasons before any test runs.
-
-        Raises:
-            UserError: in one sentence, what is missing and what to do.
-        """
-        _ = self.model
-        _ = self.launcher
 
     def model_spec(
         self,
@@ -475,58 +240,14 @@ class Harness:
         while self.servers:
             self.servers.pop().stop()
         self._shared = None
-        if "launcher" in self.__dict__:
-            self.launcher.close()
-        if self._leases is not None:
-            self._leases.release()
+        super().close()
 
     def describe(self) -> dict[str, str]:
-        """What is under test, for the header and the report. Boots and downloads nothing."""
-        facts = {"launcher": self._describe_launcher()}
-        if self._triton_version:
-            facts["triton"] = self._triton_version
-        facts["model"] = self._describe_model()
-        if self.settings.launcher is not LauncherKind.ATTACH:
-            own = "" if self.settings.backend_dir else " (this package's)"
-            facts["backend"] = f"{self.backend_dir}{own}" if self.backend_dir else "the image's"
+        """What is under test, with what is known of it since the first boot."""
+        launcher, *others = super().describe().items()
+        triton = [("triton", self._triton_version)] if self._triton_version else []
+        facts = dict([launcher, *triton, *others])
         lines = [boot.command for boot in self.boots if boot.command]
         if lines and self.choice.kind is LauncherKind.CONTAINER:
             facts["by hand"] = lines[0]  # the shared server's, as a rule
         return facts
-
-    def _describe_launcher(self) -> str:
-        settings = self.settings
-        if settings.launcher is LauncherKind.ATTACH:
-            return f"attach: {settings.url}"
-        why = self.choice.why
-        if self.choice.kind is LauncherKind.CONTAINER:
-            return f"container ({why}): {self._describe_container()}"
-        if self.local_tritonserver is not None:
-            return f"process ({why}): {self.local_tritonserver}"
-        from pytest_vllm_triton import runtime
-
-        accelerator = self.accelerator
-        version = settings.vllm_version or accelerator.default_version
-        vllm = f"vLLM {version} on {accelerator.device}"
-        found = runtime.find_runtime(version, accelerator)
-        if found is None:
-            return f"process ({why}): the embedded runtime ({vllm}), to be made first"
-        return f"process ({why}): Triton {found.triton_version}, {vllm} (embedded runtime)"
-
-    def _describe_container(self) -> str:
-        from pytest_vllm_triton.launchers.container import ContainerLauncher, ContainerOptions
-
-        if "launcher" in self.__dict__:
-            assert isinstance(self.launcher, ContainerLauncher)
-            return self.launcher.describe()
-        settings = self.settings
-        options = ContainerOptions(
-            settings.image or DEFAULT_IMAGE, settings.gpus, settings.ipc, settings.shm_size
-        )
-        return ContainerLauncher(options, Path()).describe()
-
-    def _describe_model(self) -> str:
-        extra = f" + {dict(self.settings.model_json)}" if self.settings.model_json else ""
-        if self.settings.launcher is LauncherKind.ATTACH and not self.settings.model_is_explicit:
-            return f"{self.settings.model_name}, whatever it serves"
-        return f"{self.settings.model}{extra}"

@@ -78,9 +78,9 @@ def pytest_report_header(config: pytest.Config) -> list[str] | None:
     settings = config.stash[SETTINGS]
     if settings.is_default:
         return None
-    from pytest_vllm_triton.harness import Harness
+    from pytest_vllm_triton.provision import Provision
 
-    facts = Harness(settings, make_work_dir=Path).describe()
+    facts = Provision(settings, make_work_dir=Path).describe()
     return [f"vllm-triton {name}: {value}" for name, value in facts.items()]
 
 
@@ -91,10 +91,10 @@ def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[Any]) -> None
     if not settings.selects_suite:
         return
     from pytest_vllm_triton.errors import UserError
-    from pytest_vllm_triton.harness import Harness
+    from pytest_vllm_triton.provision import Provision
 
     try:
-        Harness(settings, make_work_dir=Path, workers=len(specs)).check_gpus()
+        Provision(settings, make_work_dir=Path, workers=len(specs)).check_gpus()
     except UserError as error:
         raise pytest.UsageError(str(error)) from None
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 # pytester forgets what a run inside this process imported, and NumPy cannot be imported twice.
+import httpcore  # noqa: F401  (httpx knows its exceptions by identity)
 import hypothesis.internal.observability  # noqa: F401  (its pytest plugin imports it each time)
 import pytest
 from plugin_helpers import CACHES, PREAMBLE, Report
