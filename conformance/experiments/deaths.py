@@ -17,7 +17,7 @@ from pytest_vllm_triton.clients import (
     HttpClient,
 )
 from pytest_vllm_triton.launchers.base import ServerHandle, ServerProcess
-from pytest_vllm_triton.launchers.death import segfaulted
+from pytest_vllm_triton.launchers.death import await_death, segfaulted
 from pytest_vllm_triton.verdicts import untested
 
 from ..observe import (
@@ -85,6 +85,7 @@ class Deaths:
                 if not seen.step(step):
                     break
         finally:
+            await_death(strict.handle)
             self.segfaulted = segfaulted(strict.handle)
             self.repository.close()
             for client in (self.http, self.grpc, self.bystander):
