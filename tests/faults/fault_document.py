@@ -34,7 +34,7 @@ def _lines(faults: Mapping[str, Fault], outcomes: Mapping[str, Outcome]) -> Iter
     yield _HEAD
     yield f"{caught} of {len(outcomes)} faults were caught, each by its own requirements alone."
     if left := len(faults) - len(outcomes):
-        yield f"{left} more are in the table and were not run for this page."
+        yield f"In the table and not run for this page: {left}."
     yield "\n## Requirement → faults\n"
     yield "| requirement | level | faults that turned it red |"
     yield "|---|---|---|"
