@@ -286,7 +286,7 @@ def test_idle_model(triton_http: HttpClient, owned_server: ServerHandle) -> None
 
     def used() -> float:
         times = [stub.cpu_times() for stub in stubs]
-        return sum(time_.user + time_.system for time_ in times)
+        return sum(spent.user + spent.system for spent in times)
 
     shares = []
     for _ in range(IDLE_MOMENTS):

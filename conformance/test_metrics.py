@@ -74,6 +74,11 @@ BOUNDS = {
 # So many long streams keep an engine of one sequence busy for longer than these seconds.
 BUSY_STREAMS = 6
 BUSY_SECONDS = 10.0
+LONG_STREAM = GenerateRequest(
+    "venus",
+    stream=True,
+    sampling={"temperature": 0, "ignore_eos": True, "max_tokens": 3900},
+)
 COUNTED = ("num_input_tokens", "num_output_tokens")
 
 
@@ -267,17 +272,15 @@ def test_token_counters(traffic: Traffic) -> None:
 def test_tokens_are_counted_while_they_come(
     vllm_server: ServerHandle, triton_grpc: GrpcClient, alternate_model: str
 ) -> None:
-    """Also those of streams that are cancelled, as the last of these are."""
+    """None of these streams comes to its end: they are cancelled."""
     before = quiet_page(vllm_server, alternate_model)
-    sampling = {"temperature": 0, "ignore_eos": True, "max_tokens": 3900}
-    request = GenerateRequest("venus", stream=True, sampling=sampling)
     generated = "vllm:generation_tokens_total"
     with triton_grpc.for_model(alternate_model).open() as stream:
         # One at a time: the engine has something to do until all of them are cancelled.
         for _ in range(BUSY_STREAMS):
-            stream.send(counted(request))
+            stream.send(counted(LONG_STREAM))
         received = first_of(stream).values("num_output_tokens")
-        expect.equal("error of the first response", [len(received)], [1])
+        expect.equal("number of elements of num_output_tokens", len(received), 1)
         growth = grown_page(vllm_server, before, [(generated, received[0])], BUSY_SECONDS)
         stream.cancel()
     expect.between(
@@ -316,10 +319,9 @@ def test_running_and_waiting_requests(
     page = metrics_page(vllm_server)
     if not {sample.name for sample in page.samples_of(model=alternate_model)}.issuperset(names):
         untested(f"the page has no {' or '.join(names)}")
-    sampling = {"temperature": 0, "ignore_eos": True, "max_tokens": 3900}
     with triton_grpc.for_model(alternate_model).open() as stream:
         for _ in range(BUSY_STREAMS):
-            stream.send(GenerateRequest("venus", stream=True, sampling=sampling))
+            stream.send(LONG_STREAM)
         first_of(stream)
         # Fewer may be left by the time that the page is up to date.
         page = settled_page(vllm_server, lambda page: gauges(page)[1] >= 1, BUSY_SECONDS)

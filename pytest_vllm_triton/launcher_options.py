@@ -13,7 +13,10 @@ from enum import IntEnum
 from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.launcher_kinds import LauncherKind
 
-_AUTO, _CONTAINER, _PROCESS, _ATTACH = (kind.value for kind in LauncherKind)
+_AUTO = LauncherKind.AUTO.value
+_CONTAINER = LauncherKind.CONTAINER.value
+_PROCESS = LauncherKind.PROCESS.value
+_ATTACH = LauncherKind.ATTACH.value
 
 #: Option -> the launchers that it applies to. Those that are not listed apply to all.
 APPLIES: Mapping[str, tuple[str, ...]] = {

@@ -135,11 +135,11 @@ class ServerSession:
         try:
             return (yield)
         except Exception:
-            may = pyfuncitem.stash[TRANSCRIPT].error_mode_used and not iscoroutinefunction(
-                pyfuncitem.obj
-            )
-            crashed = may and self.harness.shared_segfaulted()
-            if not crashed or not self.harness.replace_shared_server():
+            # A coroutine function would only be called here, not run.
+            again = not iscoroutinefunction(pyfuncitem.obj)
+            again = again and pyfuncitem.stash[TRANSCRIPT].error_mode_used
+            again = again and self.harness.shared_segfaulted()
+            if not again or not self.harness.replace_shared_server():
                 raise
         self._show(f"Triton itself crashed during {pyfuncitem.name}: again, on a new server")
         _finish_fixture(pyfuncitem, "vllm_server")

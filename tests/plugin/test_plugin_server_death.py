@@ -114,8 +114,7 @@ def test_crash_of_tritons_own_is_not_the_backends(tmp_path: Path) -> None:
     """But one in another mode is, and one that comes again."""
     done, report = _run(tmp_path, CRASHES)
     rows = {row["id"]: row for row in report["requirements"] if row["checks"]}
-    verdicts = {key: row["verdict"] for key, row in rows.items()}
-    assert verdicts == {
+    assert _verdicts(rows) == {
         "GEN-001": "PASS",
         "GEN-002": "FAIL",
         "GEN-003": "FAIL",
@@ -131,8 +130,7 @@ def test_crash_of_tritons_own_is_not_the_backends(tmp_path: Path) -> None:
 def test_death_is_named_and_the_server_replaced_twice(tmp_path: Path) -> None:
     done, report = _run(tmp_path, DEATHS)
     rows = {row["id"]: row for row in report["requirements"] if row["checks"]}
-    verdicts = {key: row["verdict"] for key, row in rows.items()}
-    assert verdicts == {
+    assert _verdicts(rows) == {
         "GEN-001": "PASS",
         "GEN-002": "FAIL",
         "GEN-003": "PASS",
@@ -171,3 +169,7 @@ def _run(folder: Path, tests: str) -> tuple[subprocess.CompletedProcess[str], di
         timeout=900,
     )
     return done, json.loads((folder / "r.json").read_text(encoding="utf-8"))
+
+
+def _verdicts(rows: dict[str, Any]) -> dict[str, str]:
+    return {key: row["verdict"] for key, row in rows.items()}
