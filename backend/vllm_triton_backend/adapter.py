@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import inspect
 import locale
 import time
@@ -20,6 +21,8 @@ from vllm_triton_backend.errors import Code, LoadError, RequestError, invalid
 from vllm_triton_backend.metrics import Stats
 
 SUPPORTED = "0.22 to 0.32"
+
+_SHORT_PROMPT = 2048  # characters
 
 Sink = Callable[[Any], None]
 """Receives, on the event loop, each RequestOutput of a request, or the Exception that ended it."""
@@ -84,6 +87,10 @@ class Vllm:
         self.pooling_params = PoolingParams
         self.lora_request = LoRARequest
         self.output_kind = RequestOutputKind
+        # A request's parameters are used once: vLLM need not copy all that is in them.
+        self.used_once = (
+            {"skip_clone": True} if "skip_clone" in SamplingParams.__annotations__ else {}
+        )
         self._engine_class = AsyncLLM
         self._engine_args_class = AsyncEngineArgs
         self.dead_error = EngineDeadError
@@ -212,7 +219,7 @@ class Engine:
         self._engine = engine
         self.tasks = tasks
         self._loop = asyncio.get_running_loop()
-        self._render = _renderer(engine)
+        self._renderer = _renderer(engine)
         self._parameters = frozenset(inspect.signature(engine.generate).parameters)
         self.tracing = bool(
             getattr(getattr(engine, "observability_config", None), "otlp_traces_endpoint", None)
@@ -228,7 +235,8 @@ class Engine:
         await self._engine.check_health()
 
     async def prepare(self, prompt: Any) -> Any:
-        """Tokenize (and process images) off the event loop, where this vLLM can.
+        """Tokenize (and process images); all but short texts off the event loop, where this vLLM
+        can.
 
         Args:
             prompt: a vLLM prompt: str, {"prompt": …, "multi_modal_data": …} or
@@ -238,10 +246,10 @@ class Engine:
             RequestError: INVALID_ARG: the prompt's text and its images do not fit together.
             Exception: vLLM's reason for refusing the prompt.
         """
-        if self._render is None:
+        if self._renderer is None:
             return prompt
         try:
-            return await self._render(prompt)
+            return await self._renderer.render(prompt)
         except AssertionError as error:
             # vLLM asserts what its client decides: a place in the prompt for each image.
             raise invalid(f"Error generating stream: {error}") from error
@@ -368,7 +376,7 @@ async def _supported_tasks(engine: Any) -> frozenset[str]:
     return frozenset({"generate"})
 
 
-def _renderer(engine: Any) -> Callable[[Any], Any] | None:
+def _renderer(engine: Any) -> PromptRenderer | None:
     """How this vLLM wants prompts prepared; None: it takes raw prompts."""
     renderer = getattr(engine, "renderer", None)
     if renderer is None or not hasattr(renderer, "render_cmpl_async"):
@@ -377,13 +385,38 @@ def _renderer(engine: Any) -> Callable[[Any], Any] | None:
         from vllm.renderers.inputs.preprocess import parse_model_prompt
     except ImportError:
         return None
-    model_config = engine.model_config
+    return PromptRenderer(renderer, functools.partial(parse_model_prompt, engine.model_config))
 
-    async def render(prompt: Any) -> Any:
-        (rendered,) = await renderer.render_cmpl_async([parse_model_prompt(model_config, prompt)])
+
+class PromptRenderer:
+    """Prepares prompts by vLLM's renderer: short texts at once, the rest in vLLM's thread.
+
+    The way to that thread and back takes the interpreter lock twice, which with many requests
+    is longer than tokenizing a short text. No two threads use the tokenizer at once.
+
+    Args:
+        renderer: vLLM's, with `render_cmpl_async`, and `render_cmpl` unless this vLLM lacks it.
+        parse: turns a prompt into what `renderer` takes.
+    """
+
+    def __init__(self, renderer: Any, parse: Callable[[Any], Any]) -> None:
+        self._renderer = renderer
+        self._parse = parse
+        self._renders_at_once = hasattr(renderer, "render_cmpl")
+        self._in_thread = 0
+
+    async def render(self, prompt: Any) -> Any:
+        prompts = [self._parse(prompt)]
+        short = isinstance(prompt, str) and len(prompt) <= _SHORT_PROMPT
+        if short and self._renders_at_once and not self._in_thread:
+            (rendered,) = self._renderer.render_cmpl(prompts)
+            return rendered
+        self._in_thread += 1
+        try:
+            (rendered,) = await self._renderer.render_cmpl_async(prompts)
+        finally:
+            self._in_thread -= 1
         return rendered
-
-    return render
 
 
 def _tap(collector: Any, sink: Sink) -> bool:

@@ -163,7 +163,7 @@ class Parameters:
     max_inflight_requests: int = 0
     drain_timeout: float = 20.0
     sender_threads: int = 2
-    stream_pause: float = 500e-6
+    stream_pause: float = 1e-3
     shared_engine: bool = False
 
     @classmethod

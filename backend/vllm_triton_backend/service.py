@@ -239,7 +239,9 @@ class Service:
             adapter = self._loras.find(request.lora_name)
         kind = self._vllm.output_kind
         params = self._sampling.build(
-            request.sampling, output_kind=kind.DELTA if request.stream else kind.FINAL_ONLY
+            request.sampling,
+            output_kind=kind.DELTA if request.stream else kind.FINAL_ONLY,
+            **self._vllm.used_once,
         )
         formatter = GenerateFormatter(request, params.n, params.logprobs is not None)
         return params, adapter, formatter

@@ -1,0 +1,87 @@
+"""Which prompts are prepared on the event loop, and which in vLLM's thread."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from vllm_triton_backend.adapter import PromptRenderer
+
+SHORT, LONG = "a word", "a word " * 1000
+
+
+class FakeRenderer:
+    """Tells where a prompt was prepared; what is in the thread stays there until `open`."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+
+    def render_cmpl(self, prompts: list[str]) -> list[tuple[str, str]]:
+        return [("at once", prompt) for prompt in prompts]
+
+    async def render_cmpl_async(self, prompts: list[str]) -> list[tuple[str, str]]:
+        await self.gate.wait()
+        return [("in the thread", prompt) for prompt in prompts]
+
+
+class FakeOldRenderer:
+    async def render_cmpl_async(self, prompts: list[str]) -> list[tuple[str, str]]:
+        return [("in the thread", prompt) for prompt in prompts]
+
+
+def parsed(prompt: Any) -> str:
+    return f"parsed {prompt}"
+
+
+def test_a_short_text_is_prepared_at_once() -> None:
+    async def run() -> Any:
+        return await PromptRenderer(FakeRenderer(), parsed).render(SHORT)
+
+    assert asyncio.run(run()) == ("at once", f"parsed {SHORT}")
+
+
+@pytest.mark.parametrize("prompt", [LONG, {"prompt": SHORT}], ids=["long", "with images"])
+def test_all_else_is_prepared_in_the_thread(prompt: Any) -> None:
+    async def run() -> Any:
+        renderer = FakeRenderer()
+        renderer.gate.set()
+        return await PromptRenderer(renderer, parsed).render(prompt)
+
+    assert asyncio.run(run()) == ("in the thread", f"parsed {prompt}")
+
+
+def test_no_two_threads_use_the_tokenizer() -> None:
+    async def run() -> list[str]:
+        renderer = FakeRenderer()
+        prompts = PromptRenderer(renderer, parsed)
+        long = asyncio.create_task(prompts.render(LONG))
+        await asyncio.sleep(0)
+        meanwhile = asyncio.create_task(prompts.render(SHORT))
+        await asyncio.sleep(0)
+        renderer.gate.set()
+        places = [(await task)[0] for task in (long, meanwhile)]
+        return [*places, (await prompts.render(SHORT))[0]]
+
+    assert asyncio.run(run()) == ["in the thread", "in the thread", "at once"]
+
+
+def test_a_prompt_that_is_refused_does_not_keep_the_thread() -> None:
+    class Refusing(FakeRenderer):
+        async def render_cmpl_async(self, prompts: list[str]) -> Any:
+            raise ValueError("too long")
+
+    async def run() -> Any:
+        prompts = PromptRenderer(Refusing(), parsed)
+        with pytest.raises(ValueError, match="too long"):
+            await prompts.render(LONG)
+        return await prompts.render(SHORT)
+
+    assert asyncio.run(run())[0] == "at once"
+
+
+def test_a_vllm_that_has_only_the_thread() -> None:
+    async def run() -> Any:
+        return await PromptRenderer(FakeOldRenderer(), parsed).render(SHORT)
+
+    assert asyncio.run(run())[0] == "in the thread"
