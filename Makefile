@@ -1,7 +1,7 @@
 # `make conformance` checks our backend, `make test` tests this project, `make faults` proves that the
 # suite's checks can fail, `make bench` measures the backend, and `make image` builds the CPU image for
 # --triton-launcher container (which needs Docker).
-# Both set up all they need on a machine that has Python (3.11 or 3.12) and make.
+# Each sets up all it needs on a machine that has Python (3.11 or 3.12) and make.
 
 PYTHON ?= python3
 VENV   ?= .venv

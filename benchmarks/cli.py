@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
         "--systems",
         help="comma-separated: ours-grpc, ours-http, ours4-grpc, ours4-http (four instances that "
         "share one engine; any number), vllm-serve, vllm-serve-rust, async-llm, "
-        "NAME-grpc, NAME-http (default: all but vllm-serve-rust)",
+        "NAME-grpc, NAME-http (default: all but the Rust frontend and several instances)",
     )
     what.add_argument(
         "--backend-dir",

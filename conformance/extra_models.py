@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pytest_vllm_triton.clients.repository import LoadAnswer, ModelRepository
+from pytest_vllm_triton.clients.repository import ControlAnswer, ModelRepository
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.known_answer import (
     BACKWARDS,
@@ -84,13 +84,13 @@ class ExtraModel:
         assert self.server.model_repository is not None
         return self.server.model_repository / self.spec.name / str(self.spec.version)
 
-    def load(self) -> LoadAnswer:
+    def load(self) -> ControlAnswer:
         answer = self.repository.load(self.spec.name)
         self.load_error = answer.error
         self.is_loaded = answer.error is None
         return answer
 
-    def unload(self) -> LoadAnswer:
+    def unload(self) -> ControlAnswer:
         self.is_loaded = False
         return self.repository.unload(self.spec.name)
 

@@ -91,11 +91,11 @@ def test_request_after_the_unload(deaths: Seen, model: str, protocol: str) -> No
 
 @pytest.mark.requirement("HLT-006")
 def test_status_of_unhealthy_and_unloaded(deaths: Seen) -> None:
-    error = deaths["responses after the death"][0].error
-    if error is not None and UNKNOWN not in error:
-        expect.equal("gRPC status", deaths["status after the death"], "UNAVAILABLE")
     unloaded = deaths["HTTP answer of the next request"]
     expect.equal("HTTP status of the next request", unloaded.status, 404)
+    if UNKNOWN in (deaths["responses after the death"][0].error or ""):
+        untested("the model was unloaded before a request could find it unhealthy")
+    expect.equal("gRPC status", deaths["status after the death"], "UNAVAILABLE")
 
 
 @pytest.mark.requirement("HLT-007")

@@ -203,8 +203,7 @@ def test_streaming_needs_no_other_flag(client: SampleClient, known_answer: Known
 def test_failures_have_a_status(client: SampleClient) -> None:
     client.run("-m", "no_such_model").failed()
     with reserved_ports(1) as (port,):
-        nobody = f"127.0.0.1:{port}"
-    client.run("-u", nobody).failed()
+        client.run("-u", f"127.0.0.1:{port}").failed()
     client.run("--input-prompts", "no_such_file.txt").failed()
     client.run("-t", "0.001").failed()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
@@ -65,7 +66,6 @@ def vllm_server(vllm_harness: Harness) -> ServerHandle:
 @pytest.fixture
 def vllm_server_factory(vllm_harness: Harness) -> Iterator[ServerFactory]:
     """Boot further servers, each with its own settings, for one test."""
-    started: list[ServerHandle] = []
 
     def boot(
         engine_args: Mapping[str, Any] | None = None,
@@ -80,12 +80,12 @@ def vllm_server_factory(vllm_harness: Harness) -> Iterator[ServerFactory]:
             env=tuple(sorted((env or {}).items())),
         )
         handle = vllm_harness.boot(spec, "asked for by a test")
-        started.append(handle)
+        started.callback(vllm_harness.forget, handle)
+        started.callback(handle.stop)
         return handle
 
-    yield boot
-    for handle in reversed(started):
-        handle.stop()
+    with ExitStack() as started:
+        yield boot
 
 
 @pytest.fixture

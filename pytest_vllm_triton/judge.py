@@ -36,7 +36,7 @@ class Judge:
         self._is_worker = hasattr(config, "workerinput")
         self._abort_status: pytest.ExitCode | None = None
         self._abort_reason = ""
-        self._report_error = ""
+        self._report_errors: list[str] = []
         self._written: list[Path] = []
         self.harness: Harness | None = None
         self._worker_boots: list[Boot] = []
@@ -71,9 +71,8 @@ class Judge:
             from pytest_vllm_triton.report.terminal import write_summary
 
             write_summary(terminalreporter, self._gate, [*self._facts().items()])
-        if self._report_error:
-            failure = f"The report was not written: {self._report_error}"
-            terminalreporter.write_line(failure, red=True)
+        for error in self._report_errors:
+            terminalreporter.write_line(f"The report was not written: {error}", red=True)
         for path in self._written:
             terminalreporter.write_line(f"report: {path}")
 
@@ -93,10 +92,8 @@ class Judge:
             # What pytest lets pass and a gate must not: XPASS, UNTESTED where it is required, and a
             # session that was ended early.
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        try:
-            self._write_reports()
-        except OSError as error:
-            self._report_error = str(error)
+        self._write_reports()
+        if self._report_errors:
             session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
         return (yield)
 
@@ -174,5 +171,9 @@ class Judge:
 
         document = build_document(self._gate, environment=self._facts(), boots=self._boots())
         for path in paths:
-            write_report(document, path)
-            self._written.append(path)
+            try:
+                write_report(document, path)
+            except OSError as error:
+                self._report_errors.append(str(error))
+            else:
+                self._written.append(path)

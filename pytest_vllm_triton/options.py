@@ -105,7 +105,7 @@ def _seconds(text: str) -> float:
 
 
 def _count(text: str) -> int:
-    if not text.strip().isdigit() or int(text) < 1:
+    if not text.strip().isdecimal() or int(text) < 1:
         raise UserError(f"{text!r} is not a whole number of at least 1.")
     return int(text)
 

@@ -134,6 +134,8 @@ class Provision:
     @cached_property
     def gpus_to_divide(self) -> tuple[Gpu, ...]:
         """The GPUs that the workers of pytest-xdist divide among themselves; none: no need to."""
+        if self.choice.kind is LauncherKind.ATTACH:
+            return ()
         if self.workers < 2 or self.settings.xdist_gpus == "share" or self.settings.gpus == "none":
             return ()
         if self._uses_embedded_runtime and not self.accelerator.needs_gpu:

@@ -80,7 +80,7 @@ class Live:
     """One request between `submit` and its last response.
 
     `handle` is set once the engine has it; `ended` once its stream got its last item (event loop
-    only, except that `RequestRunner` reads it).
+    only, except that `RequestRunner` reads it); `cancelling` once its client was seen to be gone.
     """
 
     number: int
@@ -90,6 +90,7 @@ class Live:
     stream: ResponseStream
     handle: Handle | None = None
     ended: bool = False
+    cancelling: bool = False
     task: asyncio.Task[None] | None = field(default=None, repr=False)
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
 
@@ -340,7 +341,10 @@ class RequestRunner:
 
     def _look_at(self, live: Live) -> None:
         live.stream.resume()
+        if live.cancelling:  # the event loop is late
+            return
         if live.stream.is_cancelled():
+            live.cancelling = True
             self._log(f"[vllm] Cancelling the request {live.request.request_id}".rstrip())
             self._stop(live, RequestError(Code.CANCELLED, CANCELLED))
             self._log("[vllm] Successfully cancelled the request")

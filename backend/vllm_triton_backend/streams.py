@@ -40,7 +40,7 @@ class Formatter(Protocol):
 class ResponseStream:
     """The ordered way back to one client; safe to use from any thread.
 
-    The last item is given by `finish` or `fail`; whatever comes after it is dropped.
+    The last item is given by `put(last=True)` or `fail`; whatever comes after it is dropped.
     """
 
     def __init__(self, sender: Any, formatter: Formatter | None, pool: SenderPool) -> None:

@@ -17,7 +17,7 @@ gone it unlinks their semaphores and shared memory, and ends by itself.
 PR_SET_PDEATHSIG was looked at and not taken: it follows the *thread* that forked, and is lost when
 the child execs a set-uid file or forks again.
 
-The watched side runs `main` from this file's text with `python -I -S -c`, so everything it needs
+The watching side runs `main` from this file's text with `python -I -S -c`, so everything it needs
 is the standard library and is inside `main`'s module.
 """
 
@@ -52,10 +52,10 @@ class Watchdog:
     def __init__(self, shm_regions: Iterable[str] = ()) -> None:
         mark = uuid.uuid4().hex
         os.environ[MARK] = mark
-        # Bytes: in the stub's C locale Python cannot encode a text for the command line.
         # Unlike a socket's file, the directory of all sockets is known beforehand.
         self._sockets = tempfile.mkdtemp(prefix="triton-vllm-")
         os.environ.setdefault("VLLM_RPC_BASE_PATH", self._sockets)
+        # Bytes: in the stub's C locale Python cannot encode a text for the command line.
         source = (_own_source() + "\nmain(sys.argv[1:])\n").encode()
         arguments = [mark, str(os.getpid()), str(os.getppid()), self._sockets, *shm_regions]
         # A group of its own: it has the stub's process id. Besides, Ctrl-C at a terminal reaches

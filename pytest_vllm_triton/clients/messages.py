@@ -22,7 +22,7 @@ _CANDIDATE = {"logprob", "rank", "decoded_token"}
 
 
 class Unanswered(Violation):
-    """The server gave no answer in time, or the connection broke."""
+    """The server gave no answer in time, or (over HTTP) the connection broke."""
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,16 @@ from pytest_vllm_triton.transcript import Transcript
 
 
 @dataclass(frozen=True)
-class LoadAnswer:
+class ControlAnswer:
     """What a load or unload request brought.
 
     Attributes:
+        what: "load" or "unload".
         answer: the server's answer, as it came.
         error: the error text, None when it succeeded.
     """
 
+    what: str
     answer: HttpAnswer
 
     @property
@@ -38,7 +40,7 @@ class LoadAnswer:
             Violation: it failed.
         """
         if self.error is not None:
-            raise Violation("load", "HTTP 200", f"{self.answer.status}: {self.error}")
+            raise Violation(self.what, "HTTP 200", f"{self.answer.status}: {self.error}")
 
     def failed(self) -> str:
         """The error text.
@@ -47,7 +49,7 @@ class LoadAnswer:
             Violation: it succeeded.
         """
         if self.error is None:
-            raise Violation("load", "an error", f"HTTP {self.answer.status}")
+            raise Violation(self.what, "an error", f"HTTP {self.answer.status}")
         return self.error
 
 
@@ -74,7 +76,7 @@ class ModelRepository:
             self._added.append(spec.name)
         write_model(spec, self._folder)
 
-    def load(self, name: str, parameters: Mapping[str, Any] | None = None) -> LoadAnswer:
+    def load(self, name: str, parameters: Mapping[str, Any] | None = None) -> ControlAnswer:
         """Load a model; the answer comes when it is ready or has failed.
 
         Asked for again where Triton gave up the model's stub (see `given_up`).
@@ -88,16 +90,15 @@ class ModelRepository:
                     break
         return answer
 
-    def _load(self, name: str, parameters: Mapping[str, Any] | None) -> LoadAnswer:
+    def _load(self, name: str, parameters: Mapping[str, Any] | None) -> ControlAnswer:
         body = {"parameters": dict(parameters)} if parameters else {}
         path = f"/v2/repository/models/{name}/load"
-        return LoadAnswer(self._http.request("POST", path, json_body=body))
+        return ControlAnswer("load", self._http.request("POST", path, json_body=body))
 
-    def unload(self, name: str) -> LoadAnswer:
+    def unload(self, name: str) -> ControlAnswer:
         """Unload a model; the answer may come before its last requests have ended."""
-        return LoadAnswer(
-            self._http.request("POST", f"/v2/repository/models/{name}/unload", json_body={})
-        )
+        path = f"/v2/repository/models/{name}/unload"
+        return ControlAnswer("unload", self._http.request("POST", path, json_body={}))
 
     def index(self) -> dict[str, dict[str, Any]]:
         """State and reason of every model, by name."""

@@ -1,5 +1,5 @@
 """The ways to get a Triton server: start one on this host, or attach to a running one.
 
-``base`` holds what all of them share (specification, handle, readiness rule) and imports only the
+``base`` holds what all of them share (specification, handle, log) and imports only the
 standard library; the launchers themselves are imported where they are used.
 """

@@ -1,12 +1,13 @@
 """What every launcher shares: the server's specification, the handle on it, its log.
 
-The pytest plugin imports this module at start-up, so it may import only the standard library.
+Part of what a test session imports early, so it imports only the standard library.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import secrets
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -124,6 +125,11 @@ class ServerSpec:
         if self.load is None or self.control_mode == "none":
             return tuple(model.name for model in self.models)
         return self.load
+
+
+def new_shm_prefix() -> str:
+    """A prefix of shared-memory regions that no other server has."""
+    return f"pvt_{secrets.token_hex(6)}_"
 
 
 @dataclass(frozen=True)

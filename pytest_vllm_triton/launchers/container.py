@@ -24,6 +24,7 @@ from pytest_vllm_triton.launchers.base import (
     ServerHandle,
     ServerLog,
     ServerSpec,
+    new_shm_prefix,
 )
 from pytest_vllm_triton.launchers.container_handle import DRAIN_SECONDS, ContainerHandle
 from pytest_vllm_triton.launchers.container_log import LogFollower, exit_code
@@ -145,7 +146,7 @@ class ContainerLauncher:
         check_spec(spec)
         self.prepare(on_progress)
         start = time.monotonic()
-        prefix = spec.shm_prefix or f"pvt_{secrets.token_hex(6)}_"
+        prefix = spec.shm_prefix or new_shm_prefix()
         folder = self.work_dir / f"server-{secrets.token_hex(4)}"
         folder.mkdir(parents=True)
         repository = write_repository(spec.models, folder / "models")

@@ -88,4 +88,4 @@ def metrics_off(args: Sequence[str]) -> bool:
 
 def exit_timeout(args: Sequence[str]) -> float:
     value = flag_value(args, "--exit-timeout-secs") or ""
-    return float(value) if value.isdigit() else EXIT_TIMEOUT_SECONDS
+    return float(value) if value.isdecimal() else EXIT_TIMEOUT_SECONDS

@@ -24,6 +24,7 @@ from pytest_vllm_triton.launchers.base import (
     ServerLog,
     ServerProcess,
     ServerSpec,
+    new_shm_prefix,
 )
 from pytest_vllm_triton.launchers.flags import (
     EXIT_TIMEOUT_SECONDS,
@@ -112,7 +113,7 @@ class ProcessLauncher:
     def _launch_once(
         self, spec: ServerSpec, timeout: float, on_progress: Progress | None
     ) -> ProcessHandle:
-        prefix = spec.shm_prefix or f"pvt_{secrets.token_hex(6)}_"
+        prefix = spec.shm_prefix or new_shm_prefix()
         folder = self.work_dir / f"server-{secrets.token_hex(4)}"
         folder.mkdir(parents=True)
         repository = write_repository(spec.models, folder / "models")
@@ -228,7 +229,7 @@ class ProcessHandle(ServerHandle):
 
     def send_signal(self, number: signal.Signals) -> None:
         if self.server_pid is not None and self.is_running():
-            os.kill(self.server_pid, number)
+            supervisor.send(self.server_pid, number)
 
     def regions_of(self, processes: Iterable[ServerProcess]) -> set[str]:
         named = supervisor.identities(supervisor.list_regions())

@@ -88,7 +88,7 @@ def _which(arguments: argparse.Namespace) -> tuple[Accelerator, str]:
 
 
 def _bytes(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes greater than 0")
     return int(text)
 

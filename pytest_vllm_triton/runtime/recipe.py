@@ -1,4 +1,4 @@
-"""What a runtime is made of, and why. Any change here makes a new key: old runtimes stay apart."""
+"""What a runtime is made of, and why. Other pins make another key: old runtimes stay apart."""
 
 from __future__ import annotations
 

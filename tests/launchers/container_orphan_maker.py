@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pytest_vllm_triton.launchers.base import ModelSpec, ServerSpec
+from pytest_vllm_triton.launchers.base import ModelSpec, ServerSpec, new_shm_prefix
 from pytest_vllm_triton.launchers.container import ContainerLauncher, ContainerOptions
 from pytest_vllm_triton.launchers.container_handle import ContainerHandle
 
@@ -18,13 +18,15 @@ def main() -> None:
     options = ContainerOptions(given["image"], "none", given["ipc"])
     launcher = ContainerLauncher(options, Path(given["work_dir"]))
     model = ModelSpec("m", None, given["config"], files=(("1/model.py", given["code"].encode()),))
-    spec = ServerSpec((model,), Path(given["backend_dir"]))
+    prefix = new_shm_prefix()
+    spec = ServerSpec((model,), Path(given["backend_dir"]), shm_prefix=prefix)
     launcher.prepare()
     assert launcher._guard is not None
     facts = {
         "run": launcher.run_id,
         "guard": launcher._guard.pid,
         "supervisor": launcher._guard.supervisor.pid,
+        "prefix": prefix,
     }
 
     def booting(line: str) -> None:
@@ -34,7 +36,7 @@ def main() -> None:
     try:
         server = launcher.launch(spec, timeout=120, on_progress=booting)
         assert isinstance(server, ContainerHandle)
-        print(json.dumps({**facts, "prefix": server.shm_prefix}), flush=True)
+        print(json.dumps(facts), flush=True)
         if given["when"] != "exit":
             time.sleep(600)
     except KeyboardInterrupt:

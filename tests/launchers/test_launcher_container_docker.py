@@ -485,7 +485,7 @@ def test_ctrl_c_leaves_nothing(victim: Victim, docker_client: Any) -> None:
     victim.kill(signal.SIGINT)
 
     assert containers(docker_client, facts["run"]) == []
-    assert not regions(facts.get("prefix") or "pvt_nothing")
+    assert not regions(facts["prefix"])
     for name in ("guard", "supervisor"):
         assert eventually(lambda name=name: not psutil.pid_exists(facts[name])), name  # type: ignore[misc]
 
@@ -506,7 +506,7 @@ def test_sigkill_leaves_nothing_for_long(victim: Victim, docker_client: Any) -> 
     victim.program.kill()
 
     assert eventually(lambda: not containers(docker_client, facts["run"]), 20)
-    assert eventually(lambda: not regions(facts.get("prefix") or "pvt_nothing"))
+    assert eventually(lambda: not regions(facts["prefix"]))
 
 
 @pytest.mark.parametrize(

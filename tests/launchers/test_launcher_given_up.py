@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 from tiny_servers import ECHO, Launch, model, stalling_model
+from waiting import eventually
 
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.launchers import given_up
+from pytest_vllm_triton.launchers.host_proc import waited_for
 from pytest_vllm_triton.launchers.readiness import LoadStumbled
 
 
@@ -41,6 +43,10 @@ def test_an_unload_that_takes_its_time_is_none(launch: Launch) -> None:
     server = launch(model("slow", slow))
     repository = ModelRepository(server)
     repository.unload("slow")
+    pid = server.host_pid()
+    assert pid is not None
     with given_up.LoadWatch(server) as watch:
-        time.sleep(4.5)
+        assert eventually(lambda: waited_for(pid))
+        time.sleep(2 * given_up.PATIENCE_SECONDS)
+        assert waited_for(pid)
     assert not watch.ended_one

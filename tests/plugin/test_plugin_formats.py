@@ -63,16 +63,20 @@ def test_one_run_writes_all_formats(judged: Judged, pytester: pytest.Pytester) -
         result.stdout.fnmatch_lines([f"report: */{name}"])
 
 
-def test_a_format_that_cannot_be_written_does_not_stop_the_others_before_it(
+def test_a_report_that_cannot_be_written_does_not_stop_the_others(
     judged: Judged,
 ) -> None:
     Path("file").touch()
     result, report = judged(
-        "@requirement('GEN-001')\ndef test_it(): pass\n", "--conformance-report=file/r.html"
+        "@requirement('GEN-001')\ndef test_it(): pass\n",
+        "--conformance-report=file/r.html",
+        "--conformance-report=r.md",
     )
     assert report["conformant"] is True
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines(["The report was not written: *", "report: */report.json"])
+    result.stdout.fnmatch_lines(
+        ["The report was not written: *", "report: */report.json", "report: */r.md"]
+    )
 
 
 # -- Markdown ------------------------------------------------------------------------------------

@@ -177,21 +177,27 @@ def test_too_many_workers_are_refused_at_once(
     assert "3 workers for 2 GPU(s)" in line
 
 
-@pytest.mark.parametrize(("accelerator", "leases"), [("cpu", False), ("cuda", True)])
-def test_a_runtime_for_the_cpu_leases_no_gpu(
+@pytest.mark.parametrize(
+    ("options", "leases"),
+    [
+        (["--triton-launcher=process", "--triton-accelerator=cpu"], False),
+        (["--triton-launcher=process", "--triton-accelerator=cuda"], True),
+        (["--triton-url=http://elsewhere:8000"], False),
+    ],
+    ids=["cpu", "cuda", "attach"],
+)
+def test_gpus_are_leased_only_where_servers_use_them(
     pytester: pytest.Pytester,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    accelerator: str,
+    options: list[str],
     leases: bool,
 ) -> None:
     monkeypatch.setenv("PYTEST_VLLM_TRITON_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PATH", str(tmp_path))  # no tritonserver on it
     monkeypatch.setattr(gpus, "list_gpus", lambda: FOUR)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    config = pytester.parseconfigure(
-        "--triton-launcher=process", f"--triton-accelerator={accelerator}"
-    )
+    config = pytester.parseconfigure(*options)
     harness = Harness(config.stash[SETTINGS], lambda: tmp_path, workers=4)
     try:
         assert harness.leased_gpus == ("0" if leases else None)
