@@ -60,6 +60,8 @@ def alternate_model(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterato
             "max_num_seqs": 1,
             # A long prompt takes many steps, so that it can be cancelled on the way.
             "max_num_batched_tokens": 16,
+            # Not vLLM's default, and false to Python.
+            "max_logprobs": 0,
             # A string, as users write it; LoRA stays off.
             "enable_lora": "false",
         },

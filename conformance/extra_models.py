@@ -36,7 +36,9 @@ MAX_PICTURES = 3
 
 # Adapter name -> what it is. "nearby" lies in the model's folder and is named by a relative path;
 # "changing" too, and its files are replaced while the model is served.
-ADAPTERS = {"backwards": BACKWARDS, "leaps": LEAPS, "nearby": LEAPS, "changing": LEAPS}
+# Its files have the same names and sizes as those that take their place.
+SAME_SIZE = AdapterSpec(LEAPS.links, rank=len(BACKWARDS.links))
+ADAPTERS = {"backwards": BACKWARDS, "leaps": LEAPS, "nearby": LEAPS, "changing": SAME_SIZE}
 MISSING_ADAPTER, LARGE_ADAPTER = "missing", "large"
 LARGE = AdapterSpec(LEAPS.links, rank=4 * MAX_LORA_RANK)
 
@@ -111,11 +113,10 @@ def lora_spec(harness: Harness, model: str = LORA_MODEL, **engine_args: Any) -> 
     paths = {
         name: str(build_adapter(BASE, ADAPTERS[name], cache)) for name in ("backwards", "leaps")
     }
-    leaps = build_adapter(BASE, LEAPS, cache)
     files = {}
     for name in ("nearby", "changing"):
         paths[name] = f"adapters/{name}"
-        for file in leaps.iterdir():
+        for file in build_adapter(BASE, ADAPTERS[name], cache).iterdir():
             files[f"1/adapters/{name}/{file.name}"] = file.read_bytes()
     paths[MISSING_ADAPTER] = "/nowhere/adapter"
     paths[LARGE_ADAPTER] = str(build_adapter(BASE, LARGE, cache))

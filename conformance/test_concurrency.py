@@ -151,6 +151,9 @@ def test_lone_request_is_not_held_back(triton_grpc: GrpcClient, triton_http: Htt
     one = greedy("alpha", 1)
     seconds = min(triton_grpc.generate(one).ok().seconds for _ in range(30))
     expect.between("seconds of a request for one token", seconds, 0, limit)
+    two = greedy("alpha", 2, stream=True)
+    first = min(triton_grpc.generate(two).ok().responses[0].at for _ in range(30))
+    expect.between("seconds to the first response of a stream", first, 0, limit)
 
 
 @pytest.mark.requirement("CON-003")

@@ -140,6 +140,8 @@ def test_engine_arguments_reach_the_engine(triton_http: HttpClient, alternate_mo
     expect.equal(f"HTTP status of a fitting prompt ({answer.error})", answer.status, 200)
     long = client.generate(GenerateRequest(" venus" * (ALTERNATE_MAX_MODEL_LEN + 6)))
     expect.matches("error", long.failed(), rf"(?i)length|{ALTERNATE_MAX_MODEL_LEN}")
+    many = client.generate(GenerateRequest("venus", sampling={"logprobs": 1}))
+    expect.matches("error with max_logprobs 0", many.failed(), "(?i)logprobs")
 
 
 @pytest.mark.requirement("CFG-005")

@@ -35,6 +35,7 @@ def embedding(given: Any, **pooling: Any) -> GenerateRequest:
 def vector_of(answer: Generation) -> list[float]:
     """The vector in an answer's one response."""
     expect.equal("number of responses", len(answer.ok().responses), 1)
+    expect.equal("outputs", set(answer.data[0].outputs), {"text_output"})
     expect.equal("number of texts", len(answer.data[0].values("text_output")), 1)
     try:
         vector = json.loads(answer.text)

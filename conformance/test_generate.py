@@ -19,6 +19,8 @@ from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.models import ModelUnderTest
 from pytest_vllm_triton.verdicts import not_applicable, untested
 
+from .observe import first_of
+
 PROMPT = "What is Triton Inference Server?"
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
 ONE = GenerateRequest(PROMPT, sampling=GREEDY, exclude_input_in_output=True)
@@ -589,13 +591,14 @@ def test_structured_choice_as_object(generate: Generate) -> None:
 
 
 @pytest.mark.requirement("GEN-019")
-def test_n_gives_n_sequences(generate: Generate) -> None:
+@pytest.mark.parametrize("n", [2, 8])
+def test_n_gives_n_sequences(generate: Generate, n: int) -> None:
     for exclude in (True, None):
         request = ONE.but(
-            sampling={**HOT, "n": 2, "max_tokens": 12}, exclude_input_in_output=exclude
+            sampling={**HOT, "n": n, "max_tokens": 12}, exclude_input_in_output=exclude
         )
         texts = generate(request).ok().data[0].values("text_output")
-        expect.equal("number of texts", len(texts), 2)
+        expect.equal("number of texts", len(texts), n)
         if exclude is None:
             for text in texts:
                 expect.starts_with("text_output", text, PROMPT)
@@ -621,9 +624,10 @@ def test_n_sequences_of_unequal_length_are_complete_and_in_order(
 
 
 @pytest.mark.requirement("GEN-021")
-def test_request_id_is_echoed(generate: Generate) -> None:
-    answer = generate(ONE.but(id="42"))
-    expect.equal("ids of the responses", {r.id for r in answer.ok().data}, {"42"})
+@pytest.mark.parametrize("request_id", ["42", "größe-名-😀"], ids=["number", "beyond ASCII"])
+def test_request_id_is_echoed(generate: Generate, request_id: str) -> None:
+    answer = generate(ONE.but(id=request_id))
+    expect.equal("ids of the responses", {r.id for r in answer.ok().data}, {request_id})
 
 
 @pytest.mark.requirement("GEN-021")
@@ -736,15 +740,25 @@ def test_unary_grpc_is_refused_not_hung(triton_grpc: GrpcClient) -> None:
 
 
 @pytest.mark.requirement("GEN-030")
-def test_prompts_are_not_in_the_log(generate: Generate, vllm_server: ServerHandle) -> None:
-    """Of requests that are answered and of one that is refused."""
+def test_prompts_are_not_in_the_log(
+    generate: Generate, triton_grpc: GrpcClient, vllm_server: ServerHandle
+) -> None:
+    """Of requests that are answered, of one that is cancelled, and of some that are refused: by
+    the backend, and by the engine."""
     log = vllm_server.log
     if log is None:
         untested("the server's log cannot be read")
     since = log.position()
     secret = f"secret{random.getrandbits(64)}"
-    request = ONE.but(text_input=f"The word is {secret}")
+    prompt = f"The word is {secret}"
+    request = ONE.but(text_input=prompt)
+    stream = request.but(stream=True, exclude_input_in_output=None)
+    with triton_grpc.open() as call:
+        call.send(stream.but(sampling={"max_tokens": 1500, "ignore_eos": True}))
+        first_of(call)
     generate(request).ok()
-    generate(request.but(stream=True, exclude_input_in_output=None)).ok()
+    generate(stream).ok()
     generate(request.but(sampling={"temperature": -1})).failed()
+    generate(request.but(sampling={"structured_outputs": {"regex": "(("}})).failed()
+    generate(request.but(text_input=f"{prompt} alpha" * 20_000)).failed()
     expect.lacks("log since the first request", log.read(since), secret)

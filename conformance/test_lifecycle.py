@@ -276,11 +276,18 @@ def test_everything_ends_with_the_server(deaths: Seen) -> None:
 
 
 @pytest.mark.requirement("LIF-019")
-def test_idle_model(triton_http: HttpClient, owned_server: ServerHandle) -> None:
+@pytest.mark.parametrize("metrics", [False, True], ids=["without metrics", "with metrics"])
+def test_idle_model(
+    request: pytest.FixtureRequest,
+    triton_http: HttpClient,
+    owned_server: ServerHandle,
+    metrics: bool,
+) -> None:
     """The quietest of some moments: what earlier checks asked for may still be at work."""
+    model: str = request.getfixturevalue("lora_model") if metrics else triton_http.model
     # What is only then begun counts as well.
-    triton_http.generate(GenerateRequest("Hello")).ok()
-    stubs = [p for p in owned_server.processes() if is_stub(p, triton_http.model)]
+    triton_http.for_model(model).generate(GenerateRequest("Hello")).ok()
+    stubs = [p for p in owned_server.processes() if is_stub(p, model)]
     if not stubs:
         untested("no process of the server looks like the model's stub")
 

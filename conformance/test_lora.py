@@ -224,6 +224,9 @@ def test_changed_adapter_is_read_again(
     folder = lora_extra.folder / "adapters" / "changing"
     other = build_adapter(BASE, BACKWARDS, cache_home() / "checkpoints")
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert {(f.name, f.stat().st_size) for f in other.iterdir()} == {
+        (name, len(content)) for name, content in before.items()
+    }
     try:
         for file in other.iterdir():
             shutil.copyfile(file, folder / file.name)

@@ -79,6 +79,7 @@ LONG_STREAM = GenerateRequest(
     stream=True,
     sampling={"temperature": 0, "ignore_eos": True, "max_tokens": 3900},
 )
+CACHE_USAGE = "vllm:kv_cache_usage_perc"
 COUNTED = ("num_input_tokens", "num_output_tokens")
 
 
@@ -158,7 +159,8 @@ def on_the_page(
 def traffic(vllm_server: ServerHandle, lora_extra: ExtraModel) -> Traffic:
     """Requests of unequal length, streamed and not, over HTTP and gRPC.
 
-    The last prompt is found in the prefix cache: it is longer than a block and comes twice.
+    One prompt is found in the prefix cache: it is longer than a block and comes twice. The last
+    answer ends by itself.
     """
     sampling = {"temperature": 0, "ignore_eos": True}
     return sent(
@@ -171,6 +173,7 @@ def traffic(vllm_server: ServerHandle, lora_extra: ExtraModel) -> Traffic:
             GenerateRequest("say alpha", stream=True, sampling={**sampling, "max_tokens": 300}),
             GenerateRequest("alpha beta " * 20, sampling={**sampling, "max_tokens": 5}),
             *[GenerateRequest("alpha beta " * 100, sampling={**sampling, "max_tokens": 2})] * 2,
+            GenerateRequest("say alpha", sampling={"temperature": 0, "max_tokens": 64}),
         ],
     )
 
@@ -293,7 +296,7 @@ def test_tokens_are_counted_while_they_come(
 
 @pytest.mark.requirement("MET-017")
 def test_finished_requests_by_reason(traffic: Traffic) -> None:
-    """All of them ended at their max_tokens."""
+    """All but the last ended at their max_tokens."""
     name = "vllm:request_success_total"
     reasons = {s.labels["finished_reason"] for s in samples(traffic) if s.name == name}
     if not reasons:
@@ -302,8 +305,16 @@ def test_finished_requests_by_reason(traffic: Traffic) -> None:
     expect.equal(
         f"growth of {name} by reason",
         {reason: count for reason, count in grown.items() if count},
-        {"length": traffic.requests},
+        {"length": traffic.requests - 1, "stop": 1},
     )
+
+
+@pytest.mark.requirement("MET-017")
+def test_hits_of_the_prefix_cache(traffic: Traffic) -> None:
+    queries, hits = (f"vllm:prefix_cache_{name}_total" for name in ("queries", "hits"))
+    if not {sample.name for sample in samples(traffic)}.issuperset((queries, hits)):
+        untested(f"the page has no {queries} or {hits}")
+    expect.between(f"growth of {hits}", traffic.growth.of(hits), 1, traffic.growth.of(queries))
 
 
 @pytest.mark.requirement("MET-017")
@@ -329,6 +340,7 @@ def test_running_and_waiting_requests(
     running, waiting = gauges(page)
     expect.equal("requests that run", running, 1)
     expect.between("requests that wait", waiting, 1, BUSY_STREAMS - 1)
+    expect.between("share of the KV cache", page.of(alternate_model).value(CACHE_USAGE), 0, 1)
 
 
 @pytest.mark.requirement("MET-005")

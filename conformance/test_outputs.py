@@ -73,14 +73,16 @@ def on_one_stream(
 
 
 def crowd(client: GrpcClient) -> dict[str, tuple[GenerateRequest, list[Response]]]:
-    """24 requests at once, every second one for additional outputs; by id.
+    """24 requests of unequal length at once, every second one for all additional outputs; by id.
 
     So many that an engine's steps, or a backend's responses, may hold several tokens each.
     """
     requests = {}
     for index in range(24):
-        returns = ("finish_reason", "logprobs", "num_output_tokens") if index % 2 else ()
-        requests[str(index)] = asking(True, *returns, logprobs=0, max_tokens=8 + index % 5)
+        request = asking(
+            True, *(ADDITIONAL if index % 2 else ()), logprobs=0, max_tokens=8 + index % 5
+        )
+        requests[str(index)] = request.but(text_input=PROMPT + " alpha" * (index % 7))
     answers = on_one_stream(client, requests)
     return {name: (requests[name], answers[name]) for name in requests}
 
@@ -138,6 +140,16 @@ def test_finish_reason_in_a_stream(generate: Generate) -> None:
     reasons = generate(request).all_values("finish_reason")
     expect.equal("last finish_reason", reasons[-1], "length")
     expect.equal("earlier ones that are not empty", set(reasons[:-1]) - {""}, set())
+
+
+@pytest.mark.requirement("OUT-004")
+def test_finish_reasons_in_a_crowd(triton_grpc: GrpcClient) -> None:
+    """Others end while a request goes on."""
+    for name, (request, responses) in crowd(triton_grpc).items():
+        if "finish_reason" in request.returns:
+            reasons = [response.value("finish_reason") for response in responses]
+            expected = [""] * (len(reasons) - 1) + ["length"]
+            expect.equal(f"finish_reason by response of request {name}", reasons, expected)
 
 
 @pytest.mark.requirement("OUT-005")
@@ -202,7 +214,7 @@ def test_cumulative_logprob_without_logprobs(
 
 @pytest.mark.requirement("OUT-007")
 @MODES
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [1, 3, 20])
 def test_logprobs_entries(generate: Generate, stream: bool, count: int) -> None:
     entries = generate(asking(stream, "logprobs", logprobs=count)).logprobs()
     expect.equal("number of entries", len(entries), 10)
@@ -317,6 +329,15 @@ def test_num_input_tokens(generate: Generate, vllm_model: ModelUnderTest, stream
             "num_input_tokens"
         )
         expect.equal("num_input_tokens", set(counts), {len(tokenizer.encode(prompt).ids)})
+
+
+@pytest.mark.requirement("OUT-010")
+def test_num_input_tokens_in_a_crowd(triton_grpc: GrpcClient) -> None:
+    for name, (request, responses) in crowd(triton_grpc).items():
+        if "num_input_tokens" in request.returns:
+            alone = triton_grpc.generate(request).last("num_input_tokens")
+            counts = {response.value("num_input_tokens") for response in responses}
+            expect.equal(f"num_input_tokens of request {name}", counts, {alone})
 
 
 @pytest.mark.requirement("OUT-011")

@@ -55,6 +55,8 @@ SOAK_STREAMS = 300
 SOAK_CONCURRENCY = 20
 # Characters, of a request without stream: what a stub keeps of each would soon be seen.
 SOAK_WEIGHT = 50_000
+# The same, of a request that is refused.
+REFUSED_WEIGHT = 500_000
 # So many are refused, and as many cancelled.
 SOAK_ENDINGS = 100
 # Requests without stream that are in the engine, or wait for it, when the model is unloaded.
@@ -142,6 +144,7 @@ class SecondModelLife:
             seen["second texts beside the first"] = at_once(self.http.generate, both, 4)
             seen["second texts expected"] = [told(self.oracle, request) for request in both]
         seen["first texts beside the second"] = streams.texts
+        at_once(self.http.generate, [self._refused()] * SOAK_CONCURRENCY, SOAK_CONCURRENCY)
         seen["stub before the soak"] = self._stub()
         at_once(self.http.generate, [self._refused()] * SOAK_ENDINGS, SOAK_CONCURRENCY)
         with ThreadPoolExecutor(SOAK_CONCURRENCY) as pool:
@@ -161,7 +164,8 @@ class SecondModelLife:
         seen["stub after the soak"] = self._stub()
 
     def _refused(self) -> GenerateRequest:
-        return GenerateRequest("venus", sampling={"temperature": -1})
+        """Longer than the model takes, and heavy: what a stub keeps of each would soon be seen."""
+        return GenerateRequest(" venus" * (REFUSED_WEIGHT // 6))
 
     def _cancel_a_stream(self) -> None:
         with self.grpc.open() as stream:
