@@ -57,7 +57,7 @@ SOAK_CONCURRENCY = 20
 SOAK_WEIGHT = 50_000
 # The same, of a request that is refused.
 REFUSED_WEIGHT = 500_000
-# So many are refused, and as many cancelled.
+# So many are refused by the backend, as many by the engine, and as many cancelled.
 SOAK_ENDINGS = 100
 # Requests without stream that are in the engine, or wait for it, when the model is unloaded.
 UNARY_AT_UNLOAD = 12
@@ -144,9 +144,9 @@ class SecondModelLife:
             seen["second texts beside the first"] = at_once(self.http.generate, both, 4)
             seen["second texts expected"] = [told(self.oracle, request) for request in both]
         seen["first texts beside the second"] = streams.texts
-        at_once(self.http.generate, [self._refused()] * SOAK_CONCURRENCY, SOAK_CONCURRENCY)
+        at_once(self.http.generate, _refused() * SOAK_CONCURRENCY, SOAK_CONCURRENCY)
         seen["stub before the soak"] = self._stub()
-        at_once(self.http.generate, [self._refused()] * SOAK_ENDINGS, SOAK_CONCURRENCY)
+        at_once(self.http.generate, _refused() * SOAK_ENDINGS, SOAK_CONCURRENCY)
         with ThreadPoolExecutor(SOAK_CONCURRENCY) as pool:
             for ending in [pool.submit(self._cancel_a_stream) for _ in range(SOAK_ENDINGS)]:
                 ending.result()
@@ -162,10 +162,6 @@ class SecondModelLife:
             at_once(self.grpc.generate, short, SOAK_CONCURRENCY), expected
         )
         seen["stub after the soak"] = self._stub()
-
-    def _refused(self) -> GenerateRequest:
-        """Longer than the model takes, and heavy: what a stub keeps of each would soon be seen."""
-        return GenerateRequest(" venus" * (REFUSED_WEIGHT // 6))
 
     def _cancel_a_stream(self) -> None:
         with self.grpc.open() as stream:
@@ -191,7 +187,7 @@ class SecondModelLife:
     def unload_while_streaming(self) -> None:
         seen = self.seen
         # What server#7626 got stuck after: errors and cancelled streams.
-        seen["error before the unload"] = self.grpc.generate(self._refused()).error
+        seen["error before the unload"] = self.grpc.generate(_refused()[0]).error
         for _ in range(3):
             self._cancel_a_stream()
         request = greedy("mars", 500, stream=True)
@@ -300,6 +296,12 @@ class SecondModelLife:
         before: Footprint = self.seen["before"]
         until(lambda: not Footprint.of(self.server).beyond(before).left(), GONE_SECONDS)
         return Footprint.of(self.server).beyond(before).left()
+
+
+def _refused() -> list[GenerateRequest]:
+    """One that a backend refuses by itself, and one that is too long for the engine."""
+    text = " venus" * (REFUSED_WEIGHT // 6)
+    return [GenerateRequest(text, sampling={"temperature": -1}), GenerateRequest(text)]
 
 
 def _heavy(request: GenerateRequest) -> GenerateRequest:
