@@ -314,7 +314,7 @@ def test_hits_of_the_prefix_cache(traffic: Traffic) -> None:
     queries, hits = (f"vllm:prefix_cache_{name}_total" for name in ("queries", "hits"))
     if not {sample.name for sample in samples(traffic)}.issuperset((queries, hits)):
         untested(f"the page has no {queries} or {hits}")
-    expect.between(f"growth of {hits}", traffic.growth.of(hits), 1, traffic.growth.of(queries))
+    expect.between(f"growth of {hits}", traffic.growth.of(hits), 0, traffic.growth.of(queries))
 
 
 @pytest.mark.requirement("MET-017")
