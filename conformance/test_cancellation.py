@@ -116,6 +116,8 @@ def pace(vllm_server: ServerHandle, alternate_model: str) -> Pace:
     """The quickest of some, because whatever else this host does only makes them slower."""
     some_tokens = LONG.but(sampling={"temperature": 0, "max_tokens": 200, "ignore_eos": True})
     with GrpcClient(vllm_server.endpoints.grpc, alternate_model) as client:
+        # vLLM on CPUs compiles its sampler when it is first needed, for ten seconds.
+        client.generate(SHORT.but(sampling={"temperature": 1, "n": 2, "max_tokens": 2})).ok()
 
         def seconds(*requests: GenerateRequest) -> float:
             return min(client.generate(request).ok().seconds for request in requests)
