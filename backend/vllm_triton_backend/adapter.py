@@ -87,8 +87,8 @@ class Vllm:
         self.pooling_params = PoolingParams
         self.lora_request = LoRARequest
         self.output_kind = RequestOutputKind
-        # A request's parameters are used once: vLLM need not copy all that is in them.
-        self.used_once = (
+        # Of every request. Its parameters are its own: vLLM need not copy all that is in them.
+        self.sampling_options = (
             {"skip_clone": True} if "skip_clone" in SamplingParams.__annotations__ else {}
         )
         self._engine_class = AsyncLLM

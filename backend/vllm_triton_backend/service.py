@@ -241,7 +241,7 @@ class Service:
         params = self._sampling.build(
             request.sampling,
             output_kind=kind.DELTA if request.stream else kind.FINAL_ONLY,
-            **self._vllm.used_once,
+            **self._vllm.sampling_options,
         )
         formatter = GenerateFormatter(request, params.n, params.logprobs is not None)
         return params, adapter, formatter
