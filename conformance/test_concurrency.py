@@ -161,3 +161,29 @@ def test_more_requests_than_fit(second_model_life: Seen) -> None:
     """64 at once, 8 run at a time, and the cache holds less than those 8 need."""
     seen = second_model_life
     expect.equal("texts by request", seen["crowd"], seen["crowd expected"])
+
+
+@pytest.mark.requirement("CON-005")
+def test_one_more_than_may_be_in_flight(second_model_life: Seen) -> None:
+    seen = second_model_life
+    expect.that("error of one too many", seen["one too many"].error, bool, "an error")
+    expect.equal(
+        "requests that ended before it", seen["ended before one too many was answered"], []
+    )
+    # Triton 24.10 says 400 for any error of a model, and keeps its code to itself.
+    status = seen["HTTP answer to one too many"].status
+    expect.between("HTTP status of another", status, 400, 599)
+
+
+@pytest.mark.requirement("CON-005")
+def test_as_many_as_may_be_in_flight(second_model_life: Seen) -> None:
+    """They are answered while further ones are refused, and then there is room again."""
+    seen = second_model_life
+    expect.equal(
+        "texts of as many",
+        seen["texts of as many as may be in flight"],
+        seen["texts expected of as many"],
+    )
+    expect.equal(
+        "text afterwards", seen["text after one too many"], seen["text expected after one too many"]
+    )

@@ -61,6 +61,11 @@ REFUSED_WEIGHT = 500_000
 SOAK_ENDINGS = 100
 # Requests without stream that are in the engine, or wait for it, when the model is unloaded.
 UNARY_AT_UNLOAD = 12
+# MAX_INFLIGHT_REQUESTS of the second stub: more than are in flight at the unload.
+IN_FLIGHT = 16
+TOO_MANY_ID = "too many"
+# Its metrics are the old stub's and the new one's while it is loaded anew.
+METRICS = {"REPORT_CUSTOM_METRICS": "true"}
 # What a configuration says that was written for an early version of the backend.
 EARLY_CONFIG: dict[str, Any] = {
     "input": [
@@ -104,6 +109,7 @@ class SecondModelLife:
                 self.load_while_the_first_streams,
                 self.serve,
                 self.load_anew_while_streaming,
+                self.one_more_than_may_be_in_flight,
                 self.unload_while_streaming,
                 self.second_time,
             ):
@@ -173,7 +179,7 @@ class SecondModelLife:
         seen = self.seen
         old = self._stubs()
         old_processes = [*old, *(p for stub in old for p in stub.children(recursive=True))]
-        self._write()
+        self._write(config_with(MAX_INFLIGHT_REQUESTS=str(IN_FLIGHT), **METRICS))
         request = greedy("mars", 200, stream=True)
         with Background(self.grpc, request) as streams:
             seen["error of the load while it streams"] = self.repository.load(SECOND).error
@@ -183,6 +189,35 @@ class SecondModelLife:
         seen["processes of the old one left"] = living(old_processes)
         seen["stubs"] = (old, self._stubs())
         seen["while loaded"] = Footprint.of(self.server)
+
+    def one_more_than_may_be_in_flight(self) -> None:
+        seen = self.seen
+        requests = [greedy(f"number {i}", 150, stream=True) for i in range(IN_FLIGHT)]
+        texts = dict.fromkeys(map(str, range(IN_FLIGHT)), "")
+        ended_before: list[str] = []
+        with self.grpc.open() as stream:
+            for index, request in enumerate(requests):
+                stream.send(request.but(id=str(index)))
+            # Triton takes a stream's requests in order: the others are in flight by then.
+            stream.send(greedy("venus", 4).but(id=TOO_MANY_ID))
+            stream.half_close()
+            for response in stream:
+                if response.id == TOO_MANY_ID:
+                    seen["one too many"] = response
+                    seen["ended before one too many was answered"] = [*ended_before]
+                    seen.look(
+                        "HTTP answer to one too many",
+                        lambda: self.http.generate(greedy("venus", 4)),
+                    )
+                    continue
+                texts[response.id] += response.error or response.text
+                if response.final:
+                    ended_before.append(response.id)
+        seen["texts of as many as may be in flight"] = [*texts.values()]
+        seen["texts expected of as many"] = [told(self.oracle, one) for one in requests]
+        again = greedy("venus", 4)
+        seen["text after one too many"] = at_once(self.grpc.generate, [again], 1)
+        seen["text expected after one too many"] = [told(self.oracle, again)]
 
     def unload_while_streaming(self) -> None:
         seen = self.seen
@@ -256,9 +291,7 @@ class SecondModelLife:
         arguments = {"model": path, **SECOND_ARGUMENTS, **changes}
         return self.harness.model_spec(SECOND, arguments).engine_args
 
-    def _write(self, **changes: Any) -> None:
-        # Its metrics are the old stub's and the new one's while it is loaded anew.
-        config = config_with(REPORT_CUSTOM_METRICS="true")
+    def _write(self, config: str = config_with(**METRICS), **changes: Any) -> None:
         spec = self.harness.model_spec(SECOND, self._arguments(**changes), config=config)
         self.repository.add(spec)
 

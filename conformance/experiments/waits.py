@@ -1,7 +1,8 @@
 """How long an experiment waits for what must happen, in seconds."""
 
 UNLOAD_SECONDS = 30.0
-# From an answer that the engine is unhealthy until the model is seen to be taken out.
+# Until a model is seen to be taken out: by an answer that the engine is unhealthy, or by an unload
+# without a stub.
 TAKEN_OUT_SECONDS = 2.0
 # An experiment that gives up early tells nothing, so its clients wait longer than those of a check.
 PATIENCE = 180.0
