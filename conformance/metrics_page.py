@@ -21,7 +21,8 @@ SETTLE_SECONDS = 30.0
 # How long to look for metrics that must not come.
 NO_METRICS_SECONDS = 2.0
 _PAUSE = 0.1
-_QUIET_SECONDS = 1.5
+# More than a backend that hands its metrics over once a second takes on a host that stands still.
+_QUIET_SECONDS = 3.0
 
 
 @dataclass(frozen=True)

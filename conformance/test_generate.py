@@ -348,6 +348,18 @@ def test_numbers_may_be_strings(generate: Generate) -> None:
     )
 
 
+@pytest.mark.requirement("GEN-009")
+def test_whole_numbers_may_have_a_point(generate: Generate) -> None:
+    """As JSON knows one kind of number only: 24.0 is 24."""
+    numbers = {**HOT, "top_k": 50, "max_tokens": 20, "seed": 7}
+    pointed = {k: v if isinstance(v, bool) else float(v) for k, v in numbers.items()}
+    expect.equal(
+        "text with 20.0 for 20",
+        generate(ONE.but(sampling=pointed)).text,
+        generate(ONE.but(sampling=numbers)).text,
+    )
+
+
 @pytest.mark.requirement("GEN-010")
 def test_http_float_parameters_take_effect(triton_http: HttpClient) -> None:
     """A temperature next to 0 and a top_p next to 0 leave only the greedy token."""
@@ -711,12 +723,13 @@ def test_inputs_inside_parameters(triton_http: HttpClient) -> None:
 
 @pytest.mark.requirement("GEN-026")
 def test_several_responses_do_not_fit_generate(triton_http: HttpClient) -> None:
-    body = {
-        "text_input": PROMPT,
-        "stream": True,
-        "parameters": {"max_tokens": 200, "ignore_eos": True},
-    }
-    answer = triton_http.request("POST", triton_http.path("generate"), json_body=body)
+    # Of few tokens a backend that stood still may make one response.
+    for tokens in (200, 800, 1600):
+        parameters = {"max_tokens": tokens, "ignore_eos": True}
+        body = {"text_input": PROMPT, "stream": True, "parameters": parameters}
+        answer = triton_http.request("POST", triton_http.path("generate"), json_body=body)
+        if answer.error is not None:
+            break
     expect.contains("error", answer.error, "expects model to produce exactly 1 response")
 
 
@@ -740,11 +753,11 @@ def test_unary_grpc_is_refused_not_hung(triton_grpc: GrpcClient) -> None:
 
 
 @pytest.mark.requirement("GEN-030")
-def test_prompts_are_not_in_the_log(
+def test_what_users_say_is_not_in_the_log(
     generate: Generate, triton_grpc: GrpcClient, vllm_server: ServerHandle
 ) -> None:
-    """Of requests that are answered, of one that is cancelled, and of some that are refused: by
-    the backend, and by the engine."""
+    """Prompts of requests that are answered, of one that is cancelled, and of some that are
+    refused, by the backend and by the engine; and a parameter that is the answer."""
     log = vllm_server.log
     if log is None:
         untested("the server's log cannot be read")
@@ -758,6 +771,10 @@ def test_prompts_are_not_in_the_log(
         first_of(call)
     generate(request).ok()
     generate(stream).ok()
+    choice = {"structured_outputs": {"choice": [secret]}, "temperature": 0, "max_tokens": 64}
+    for asked in (ONE, ONE.but(stream=True, exclude_input_in_output=None)):
+        text = generate(asked.but(sampling=choice)).text
+        expect.equal("text of the only choice", text, secret)
     generate(request.but(sampling={"temperature": -1})).failed()
     generate(request.but(sampling={"structured_outputs": {"regex": "(("}})).failed()
     generate(request.but(text_input=f"{prompt} alpha" * 20_000)).failed()

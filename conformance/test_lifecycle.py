@@ -14,7 +14,7 @@ from pytest_vllm_triton.verdicts import untested
 
 from .experiments.second_model import SOAK_REQUESTS, SOAK_STREAMS, STREAM_ID
 from .experiments.waits import NOTICED_SECONDS, UNLOAD_SECONDS
-from .observe import Footprint, Seen, is_stub
+from .observe import Footprint, Seen, is_stub, living
 
 REFUSAL_SECONDS = 10.0
 # By which two unloads may differ; a wait for requests that are no more is longer.
@@ -139,7 +139,7 @@ def test_unload_after_all_kinds_of_requests(second_model_life: Seen) -> None:
     expect.between("seconds of the unload", seen["seconds of the unload"], 0, UNLOAD_SECONDS)
     loaded: Footprint = seen["while loaded"].beyond(seen["before"])
     stubs = [process for process in loaded.processes if is_stub(process)]
-    expect.equal("stubs that still run", [p.pid for p in stubs if p.is_running()], [])
+    expect.equal("stubs that still run", living(stubs), [])
     expect.equal("processes and regions left", seen["left after the unload"], [])
 
 

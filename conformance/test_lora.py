@@ -247,6 +247,12 @@ def test_list_of_adapters_is_read_again(
     paths = json.loads(before)
     paths["größe"] = paths.pop("leaps")
     try:
+        file.write_text(before[: len(before) // 2], encoding="utf-8")
+        text = client.generate(asked("leaps")).text
+        expect.equal("text while the file is half-written", text, told("leaps"))
+        file.unlink()
+        text = client.generate(asked("leaps")).text
+        expect.equal("text while the file is away", text, told("leaps"))
         file.write_text(json.dumps(paths, ensure_ascii=False), encoding="utf-8")
         expect.equal("text with a new name", client.generate(asked("größe")).text, told("leaps"))
         error = client.generate(asked("leaps")).failed()

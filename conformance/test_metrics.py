@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -225,7 +226,7 @@ def test_help_type_and_labels(traffic: Traffic, lora_model: str) -> None:
         labels = {
             (sample.labels.get("model"), sample.labels.get("version"), len(sample.labels))
             for sample in samples(traffic)
-            if sample.name.startswith(name) and "le" not in sample.labels
+            if re.fullmatch(rf"{name}(_sum|_count|_created)?", sample.name)
         }
         expect.equal(f"labels of {name}: model, version, count", labels, {(lora_model, "1", 2)})
 
@@ -310,6 +311,15 @@ def test_finished_requests_by_reason(traffic: Traffic) -> None:
 
 
 @pytest.mark.requirement("MET-017")
+def test_preempted_requests(second_model_life: Seen) -> None:
+    """Its cache holds less than the sequences that ran at once needed."""
+    page, name = second_model_life["page after the soak"], "vllm:num_preemptions_total"
+    if name not in {sample.name for sample in page.samples_of(**page.labels)}:
+        untested(f"the page has no {name}")
+    expect.that(name, page.value(name), lambda count: count >= 1, "at least 1")
+
+
+@pytest.mark.requirement("MET-017")
 def test_hits_of_the_prefix_cache(traffic: Traffic) -> None:
     queries, hits = (f"vllm:prefix_cache_{name}_total" for name in ("queries", "hits"))
     if not {sample.name for sample in samples(traffic)}.issuperset((queries, hits)):
@@ -351,7 +361,8 @@ def test_latency_histograms(traffic: Traffic) -> None:
         growth.of(f"vllm:{name}_seconds_sum")
         for name in ("time_to_first_token", "time_per_output_token", "e2e_request_latency")
     )
-    slack = 0.05 * traffic.requests
+    # vLLM takes the times between tokens in the engine, the others in its front end.
+    slack = 5.0
     expect.between(
         "seconds to the first token and between tokens, of those of the whole requests",
         first + each,
@@ -497,9 +508,13 @@ def triton_counts(server: ServerHandle, client: HttpClient) -> TritonCounts:
 def test_triton_counts_requests(
     triton_http: HttpClient, triton_grpc: GrpcClient, owned_server: ServerHandle
 ) -> None:
-    def grown(page: MetricsPage) -> bool:
-        seen = page.of(triton_http.model).value("nv_inference_request_success")
-        return seen >= before.success + 3
+    def grown(_: MetricsPage) -> bool:
+        now = triton_counts(owned_server, triton_http)
+        return all(
+            getattr(now, name) >= count + 3
+            for name, count in vars(before).items()
+            if name != "failures"
+        )
 
     before = triton_counts(owned_server, triton_http)
     request = GenerateRequest("Hello", sampling={"max_tokens": 5})
@@ -537,7 +552,8 @@ def answered(counts: TritonCounts) -> float:
 @pytest.mark.requirement("MET-016")
 def test_latency_is_what_clients_see(traffic: Traffic) -> None:
     """Triton's own request duration ends when a decoupled model has taken the request."""
-    expect.between(LATENCY, *latency_and_bounds(traffic))
+    total, _, high = latency_and_bounds(traffic)
+    expect.that(LATENCY, total, lambda seconds: 0 < seconds <= high, f"above 0, at most {high:g}")
 
 
 @pytest.mark.requirement("MET-016")

@@ -274,6 +274,15 @@ def test_logprobs_are_one_text(triton_grpc: GrpcClient, stream: bool) -> None:
     of_type(triton_grpc.generate(asking(stream, "logprobs", logprobs=0)), "logprobs", "BYTES")
 
 
+@pytest.mark.requirement("OUT-007")
+def test_logprobs_of_a_long_answer(triton_grpc: GrpcClient) -> None:
+    """More than a megabyte of them."""
+    entries = triton_grpc.generate(asking(False, "logprobs", max_tokens=1100, logprobs=20))
+    numbers = [len(entry) for entry in entries.ok().logprobs()]
+    expect.equal("tokens with logprobs", len(numbers), 1100)
+    expect.between("alternatives of a token, at least", min(numbers), 20, 21)
+
+
 @pytest.mark.requirement("OUT-008")
 @MODES
 def test_logprobs_not_asked_of_the_sampler(generate: Generate, stream: bool) -> None:
@@ -311,6 +320,23 @@ def test_logprobs_spell_the_text(generate: Generate, stream: bool) -> None:
     for response in answer.data:
         entries = json.loads(response.value("logprobs"))
         expect.equal("entries of a response", len(entries), response.value("num_output_tokens"))
+
+
+@pytest.mark.requirement("OUT-009")
+@MODES
+@pytest.mark.parametrize("ends", [{"ignore_eos": False}, {"stop": ["mike"]}], ids=["eos", "stop"])
+def test_last_token_has_logprobs(
+    generate: Generate, known_answer: KnownAnswer, stream: bool, ends: dict[str, Any]
+) -> None:
+    """The one that ends the text, though none of it may be in the text."""
+    told = known_answer.answer(PROMPT, **{"max_tokens": 64, "ignore_eos": True, **ends})
+    request = asking(stream, "logprobs", "num_output_tokens", max_tokens=64, logprobs=0, **ends)
+    answer = generate(request)
+    expect.equal("text_output", answer.text, told.text)
+    tokens = [int(token) for entry in answer.logprobs() for token in entry]
+    expect.equal("token ids of logprobs", tokens, [*told.token_ids])
+    counts = answer.all_values("num_output_tokens")
+    expect.equal("sum of num_output_tokens", sum(counts), told.num_output_tokens)
 
 
 @pytest.mark.requirement("OUT-009")

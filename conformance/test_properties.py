@@ -248,8 +248,15 @@ def test_any_sampling_parameters_are_survived(
     told = clients["grpc"].generate(good).ok().text
 
     @given(sampling=BROKEN, protocol=PROTOCOLS)
+    # Half a surrogate pair: JSON, but no text.
+    @example(sampling='{"stop": ["\\ud800"]}', protocol="grpc")
+    @example(sampling='{"\\udc00": 1}', protocol="http")
     def is_survived(sampling: str, protocol: str) -> None:
-        answer = clients[protocol].generate(GenerateRequest("Say alpha", sampling=sampling))
+        request = GenerateRequest("Say alpha", sampling=sampling)
+        answer = clients[protocol].generate(request)
+        if answer.seconds > ANSWER_SECONDS:
+            # vLLM on CPUs compiles parts of its sampler when they are first needed.
+            answer = clients[protocol].generate(request)
         expect.between("seconds until the answer", answer.seconds, 0, ANSWER_SECONDS)
         errors = sum(response.error is not None for response in answer.responses)
         expect.equal("responses with data, and errors", len(answer.data) + errors, 1)

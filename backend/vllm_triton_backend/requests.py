@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm_triton_backend.config import FLAG_INPUTS
 from vllm_triton_backend.errors import invalid
-from vllm_triton_backend.sampling import Mismatch, SamplingParser, coerce
+from vllm_triton_backend.sampling import Mismatch, SamplingParser, coerce, read_json
 
 STREAM_ECHO = (
     "Error generating stream: When streaming, `exclude_input_in_output` = False is not allowed."
@@ -256,7 +256,7 @@ def _trace_headers(request: Any, parameters: Mapping[str, Any]) -> Mapping[str, 
 def _embedding(text: str) -> tuple[str | tuple[int, ...], Mapping[str, Any]]:
     """The text or token ids, and the pooler's parameters."""
     try:
-        value = json.loads(text)
+        value = read_json(text)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):

@@ -32,6 +32,20 @@ _TRUE, _FALSE = ("true", "1"), ("false", "0")
 PREFIX = "Invalid sampling_parameters: "
 
 
+def read_json(text: str) -> Any:
+    """JSON that a client has written.
+
+    Raises:
+        ValueError: it is none, or it spells half a surrogate pair ("\\ud800"), which is no text:
+            neither vLLM nor an error that quotes it could carry it on.
+        RecursionError: it is nested too deeply.
+    """
+    value = json.loads(text)
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
 class Mismatch(Exception):
     """The value does not fit the type; the text completes "'name' must be …"."""
 
@@ -60,7 +74,7 @@ class SamplingParser:
             RequestError: INVALID_ARG when the text is not a JSON object.
         """
         try:
-            value = json.loads(text)
+            value = read_json(text)
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
@@ -143,7 +157,7 @@ class SamplingParser:
 def _modern_structured(value: Any) -> Any:
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = read_json(value)
         except ValueError:
             return value
     if isinstance(value, dict):
@@ -251,7 +265,7 @@ def _coerce_float(value: Any) -> float:
 def _parsed(value: Any) -> Any:
     if isinstance(value, str):
         try:
-            return json.loads(value)
+            return read_json(value)
         except (ValueError, RecursionError):
             return value
     return value

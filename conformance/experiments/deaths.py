@@ -164,7 +164,10 @@ class Deaths:
             seen["status after the death"] = answer.status
             if until(lambda: self._state() != "READY", TAKEN_OUT_SECONDS) is not None:
                 break
-        seen["seconds until unloaded"] = until(lambda: not self._is_ready(), UNLOAD_SECONDS)
+        # Newer Tritons call a model not ready as soon as its engine is dead, and unload it then.
+        seen["seconds until unloaded"] = until(
+            lambda: not self._is_ready() and self._state() != "READY", UNLOAD_SECONDS
+        )
         seen["state after the death"] = self._state()
         seen["HTTP answer of the next request"] = self.http.generate(greedy("tango", 8))
         seen["gRPC answer of the next request"] = self.grpc.generate(greedy("tango", 8))

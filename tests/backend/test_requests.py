@@ -125,7 +125,8 @@ def test_embedding_request(content: object, expected: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", "{}", '{"input": []}', '{"input": ""}', '{"input": [true]}']
+    "text",
+    ["{", "[]", "{}", '{"input": []}', '{"input": ""}', '{"input": [true]}', r'{"input": "\ud8"}'],
 )
 def test_bad_embedding_requests(text: str) -> None:
     assert "Invalid embedding_request" in refused(embedding_request=text)

@@ -113,7 +113,9 @@ def test_what_does_not_fit_is_refused_with_its_name(
         assert word in caught.value.message
 
 
-@pytest.mark.parametrize("text", ["", "{bad", "[1]", "5", "null", "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["", "{bad", "[1]", "5", "null", "[" * 100_000, r'{"stop": "\ud800"}']
+)
 def test_sampling_parameters_must_be_a_json_object(parser: SamplingParser, text: str) -> None:
     with pytest.raises(RequestError, match="expected a valid JSON object") as caught:
         parser.from_json(text)
