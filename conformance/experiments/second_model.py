@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import (
     GenerateRequest,
     GrpcClient,
@@ -110,7 +111,6 @@ class SecondModelLife:
                 self.load_while_the_first_streams,
                 self.serve,
                 self.load_anew_while_streaming,
-                self.one_more_than_may_be_in_flight,
                 self.unload_while_streaming,
                 self.second_time,
             ):
@@ -190,6 +190,8 @@ class SecondModelLife:
         until(lambda: not living(old_processes), GONE_SECONDS)
         seen["processes of the old one left"] = living(old_processes)
         seen["stubs"] = (old, self._stubs())
+        # A step of its own: where it breaks off, the rest goes on.
+        seen.step(self.one_more_than_may_be_in_flight)
         seen["while loaded"] = Footprint.of(self.server)
 
     def one_more_than_may_be_in_flight(self) -> None:
@@ -224,6 +226,7 @@ class SecondModelLife:
                         lambda: self.http.generate(greedy("venus", 4)),
                     )
                     continue
+                expect.one_of(f"id of a response ({response.error})", response.id, [*texts])
                 texts[response.id] += response.error or response.text
                 if response.final:
                     ended_before.append(response.id)
