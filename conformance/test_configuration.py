@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -123,11 +124,8 @@ def test_complete_configuration_without_auto_complete(strict_server: StrictServe
 def test_minimal_configuration_without_auto_complete(
     strict_server: StrictServer, vllm_harness: Harness
 ) -> None:
-    opened = strict_server.repository()
     spec = vllm_harness.model_spec("minimal", config='backend: "vllm"\n')
-    opened.add(spec)
-    error = opened.load(spec.name).failed()
-    opened.close()
+    error = load_error(strict_server, spec)
     expect.matches("load error", error, r"input|output|decoupled|auto.?complete")
     expect.that("load error", error, lambda e: "NoneType" not in e, "no NoneType message")
 
@@ -137,14 +135,20 @@ def test_undecoupled_configuration_without_auto_complete(
     strict_server: StrictServer, vllm_harness: Harness
 ) -> None:
     """Complete but for its transaction policy: no request of such a model could be answered."""
-    opened = strict_server.repository()
     spec = vllm_harness.model_spec("undecoupled", config='backend: "vllm"\n')
-    opened.add(spec)
     config = {**json.loads(strict_server.config), "name": spec.name}
     del config["model_transaction_policy"]
-    error = opened.load(spec.name, {"config": json.dumps(config)}).failed()
-    opened.close()
+    error = load_error(strict_server, spec, {"config": json.dumps(config)})
     expect.contains("load error", error, "decoupled")
+
+
+def load_error(
+    server: StrictServer, spec: ModelSpec, parameters: dict[str, str] | None = None
+) -> str:
+    """What the load of a model that must not load brings."""
+    with contextlib.closing(server.repository()) as opened:
+        opened.add(spec)
+        return opened.load(spec.name, parameters).failed()
 
 
 @pytest.mark.requirement("CFG-005")

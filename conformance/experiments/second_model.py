@@ -198,7 +198,7 @@ class SecondModelLife:
         seen = self.seen
         # On a fast host that stood still some may have ended before.
         for _ in range(3):
-            self._fill_up()
+            self._send_one_too_many()
             refused = seen["one too many"].error and seen["HTTP answer to one too many"].error
             if refused and not seen["ended before one too many was answered"]:
                 break
@@ -206,7 +206,8 @@ class SecondModelLife:
         seen["text after one too many"] = at_once(self.grpc.generate, [again], 1)
         seen["text expected after one too many"] = [told(self.oracle, again)]
 
-    def _fill_up(self) -> None:
+    def _send_one_too_many(self) -> None:
+        """As many streams as may be in flight and, while they run, two further requests."""
         seen = self.seen
         requests = [greedy(f"number {i}", 200, stream=True) for i in range(IN_FLIGHT)]
         texts = dict.fromkeys(map(str, range(IN_FLIGHT)), "")
