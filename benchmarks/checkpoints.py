@@ -96,7 +96,7 @@ class _Random:
         return np.resize(np.roll(self._pool, -start), shape)
 
     def embedding(self, rows: int, width: int) -> NDArray[np.float16]:
-        # An odd width of the draw, so that no two rows are equal.
+        # Drawn in full, not from the pool, so that no two words' rows are equal.
         table = self._generator.standard_normal((rows, width), dtype=np.float32) * _STD
         table[: len(_SPECIAL) + 256] = 0
         return table.astype(np.float16)

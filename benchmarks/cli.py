@@ -34,7 +34,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add_server_options(made)
     load = made.add_argument_group("load")
-    load.add_argument("--levels", help="concurrent streams (default: 1,16,64,128; GPU 1,16,64,256)")
+    load.add_argument(
+        "--levels",
+        type=levels,
+        help="concurrent streams (default: 1,16,64,128; GPU 1,16,64,256)",
+    )
     load.add_argument("--seconds", type=float, default=5.0, help="of each run (default: 5)")
     load.add_argument("--warmup-seconds", type=float, default=1.0, help="per level (default: 1)")
     load.add_argument("--rounds", type=int, default=3, help="runs of each system (default: 3)")
@@ -72,12 +76,33 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def levels(text: str) -> list[int]:
+    """The value of --levels."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of positive integers such as 1,16,64"
+        )
+    return [int(word) for word in words]
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The value of --engine-args."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
+    return found
+
+
 def add_server_options(made: argparse.ArgumentParser) -> None:
     """What `memory` shares with the benchmark."""
     made.add_argument("--model", choices=models.NAMES, default=models.KNOWN_ANSWER)
     made.add_argument("--max-tokens", type=int, default=64, help="per request (default: 64)")
     made.add_argument("--accelerator", choices=("cpu", "cuda"), default="cpu")
-    made.add_argument("--engine-args", type=json.loads, default={}, metavar="JSON")
+    made.add_argument("--engine-args", type=json_object, default={}, metavar="JSON")
     made.add_argument(
         "--statistics",
         action="store_true",
@@ -108,7 +133,7 @@ def make_bench(options: argparse.Namespace, work_dir: Path) -> Bench:
             options.server_bin, options.backends, options.python, options.env_file
         )
     else:
-        installation = Installation.embedded(options.vllm_version)
+        installation = Installation.embedded(options.vllm_version, options.accelerator)
     return Bench(
         installation=installation,
         model=models.get_model(options.model, options.max_tokens, options.cache),
@@ -194,11 +219,13 @@ def benchmark(options: argparse.Namespace, words: Sequence[str], work_dir: Path)
     py_spy = profiling.find_py_spy()
     if options.profile and py_spy is None:
         raise UserError("--profile needs py-spy: pip install py-spy")
+    if options.profile and options.one_at_a_time:
+        raise UserError("--profile needs servers that stay up: leave --one-at-a-time out.")
     bench = make_bench(options, work_dir)
-    default_levels = "1,16,64,128" if options.accelerator == "cpu" else "1,16,64,256"
+    default_levels = [1, 16, 64, 128] if options.accelerator == "cpu" else [1, 16, 64, 256]
     cores = len(os.sched_getaffinity(0))
     plan = Plan(
-        levels=[int(level) for level in (options.levels or default_levels).split(",")],
+        levels=options.levels or default_levels,
         seconds=options.seconds,
         warmup_seconds=options.warmup_seconds,
         rounds=options.rounds,
@@ -228,7 +255,7 @@ def benchmark(options: argparse.Namespace, words: Sequence[str], work_dir: Path)
             document["rows"] = [vars(row) for row in report.rows(runs)]
             write(options.json, document)
             print(f"\n{report.table(report.rows(runs))}\n", flush=True)
-        if options.profile and plan.together:
+        if options.profile:
             assert py_spy is not None
             document["profiles"] = profiles(servers, pool, plan, py_spy, work_dir)
             write(options.json, document)

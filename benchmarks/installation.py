@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_vllm_triton.errors import UserError
+from pytest_vllm_triton.gpus import host_has_gpu
 
 _VERSIONS = """
 import importlib.metadata as m, json, platform
@@ -39,11 +40,14 @@ class Installation:
     environment: Mapping[str, str]
 
     @classmethod
-    def embedded(cls, vllm_version: str | None) -> Installation:
+    def embedded(cls, vllm_version: str | None, accelerator: str) -> Installation:
         """The embedded runtime, made now if it does not exist yet."""
         from pytest_vllm_triton import runtime
 
-        found = runtime.create_runtime(vllm_version, print)
+        chosen = runtime.ACCELERATORS[accelerator]
+        if chosen.needs_gpu and not host_has_gpu():  # else gigabytes are downloaded for nothing
+            raise UserError(f"--accelerator {accelerator} needs an NVIDIA GPU; this host has none.")
+        found = runtime.create_runtime(vllm_version, print, accelerator=chosen)
         return cls(found.tritonserver, found.backends, found.python, found.environment())
 
     @classmethod

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.checkpoints import SHAPES, build_checkpoint
 from benchmarks.workload import Workload
 from pytest_vllm_triton.errors import UserError
+from pytest_vllm_triton.paths import cache_home
 
+#: As in the plugin's options; not imported from there, because they import pytest.
 KNOWN_ANSWER = "known-answer"
 NAMES = (KNOWN_ANSWER, *SHAPES)
 
@@ -25,7 +26,7 @@ class Model:
 
 def get_model(name: str, max_tokens: int, cache: Path | None) -> Model:
     """The model of this name, generated into the cache if it is not there yet."""
-    cache = cache or _cache()
+    cache = cache or cache_home() / "checkpoints"
     if name != KNOWN_ANSWER:
         return Model(name, build_checkpoint(name, cache), Workload("words", max_tokens))
     from pytest_vllm_triton import known_answer
@@ -41,9 +42,3 @@ def get_model(name: str, max_tokens: int, cache: Path | None) -> Model:
         raise UserError("The known-answer model does not answer every prompt alike.")
     workload = Workload("story", max_tokens, answers.pop())
     return Model(name, known_answer.build_checkpoint(spec, cache), workload)
-
-
-def _cache() -> Path:
-    given = os.environ.get("PYTEST_VLLM_TRITON_HOME")
-    home = Path(given).expanduser() if given else Path.home() / ".cache" / "pytest-vllm-triton"
-    return home.absolute() / "checkpoints"

@@ -111,8 +111,7 @@ class TritonServer(Server):
         if self.bench.statistics:
             parameters.setdefault("REPORT_CUSTOM_METRICS", "true")
         sample = ROOT / "fixtures" / "model_repository" / "vllm_model" / "config.pbtxt"
-        one = sample.read_text(encoding="utf-8")
-        config = one.replace("count: 1", f"count: {self.instances}") + "".join(
+        config = with_instances(sample.read_text(encoding="utf-8"), self.instances) + "".join(
             f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n'
             for key, value in parameters.items()
         )
@@ -277,6 +276,14 @@ class AsyncLlm(SupervisedServer):
             self.channel.close()
             self.connection.close()
         super().stop()
+
+
+def with_instances(config: str, instances: int) -> str:
+    """A config.pbtxt of one instance, with so many."""
+    changed, times = re.subn(r"\bcount: 1\b", f"count: {instances}", config)
+    if times != 1:  # else one instance would be measured and called several
+        raise ValueError(f"config.pbtxt has 'count: 1' {times} times, not once:\n{config}")
+    return changed
 
 
 def command_line_flags(engine_args: Mapping[str, Any]) -> list[str]:

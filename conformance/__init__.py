@@ -1,1 +1,1 @@
-"""The conformance suite: one module per group of requirements."""
+"""The conformance suite: a module for each subject."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -35,9 +36,8 @@ def repository(
     request: pytest.FixtureRequest, owned_server: ServerHandle
 ) -> Iterator[ModelRepository]:
     """The shared server's model repository; models that a test adds are unloaded and removed."""
-    opened = ModelRepository(owned_server, request.node.stash[TRANSCRIPT])
-    yield opened
-    opened.close()
+    with closing(ModelRepository(owned_server, request.node.stash[TRANSCRIPT])) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")
@@ -68,19 +68,17 @@ def alternate_model(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterato
         config=config_with(group, REPORT_CUSTOM_METRICS="true"),
         version=3,
     )
-    opened = ModelRepository(vllm_server)
-    opened.add(spec)
-    opened.load(spec.name).ok()
-    yield spec.name
-    opened.close()
+    with closing(ModelRepository(vllm_server)) as opened:
+        opened.add(spec)
+        opened.load(spec.name).ok()
+        yield spec.name
 
 
 @pytest.fixture(scope="session")
 def lora_extra(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[ExtraModel]:
     """A model with LoRA adapters and custom metrics on the shared server."""
-    model = ExtraModel(needs_owned(vllm_server), lora_spec(vllm_harness))
-    yield model
-    model.close()
+    with closing(ExtraModel(needs_owned(vllm_server), lora_spec(vllm_harness))) as model:
+        yield model
 
 
 @pytest.fixture
@@ -92,9 +90,8 @@ def lora_model(lora_extra: ExtraModel) -> str:
 @pytest.fixture(scope="session")
 def embedding_extra(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[ExtraModel]:
     """A model that embeds, on the shared server."""
-    model = ExtraModel(needs_owned(vllm_server), embedding_spec(vllm_harness))
-    yield model
-    model.close()
+    with closing(ExtraModel(needs_owned(vllm_server), embedding_spec(vllm_harness))) as model:
+        yield model
 
 
 @pytest.fixture
@@ -106,9 +103,8 @@ def embedding_model(embedding_extra: ExtraModel) -> str:
 @pytest.fixture(scope="session")
 def vision_model(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[str]:
     """The name of the model that names the colour of pictures, on the shared server."""
-    model = ExtraModel(needs_owned(vllm_server), vision_spec(vllm_harness))
-    yield model.served()
-    model.close()
+    with closing(ExtraModel(needs_owned(vllm_server), vision_spec(vllm_harness))) as model:
+        yield model.served()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -56,11 +57,11 @@ def close(what: str, actual: list[float], expected: Any) -> None:
     expect.between(f"largest difference of {what}", difference, 0, TOLERANCE)
 
 
-@pytest.fixture(params=["http", "grpc"])
-def generate(request: pytest.FixtureRequest, embedding_model: str) -> Generate:
+@pytest.fixture
+def generate(triton_client: HttpClient | GrpcClient, embedding_model: str) -> Iterator[Generate]:
     """Send a request to the model that embeds, over HTTP and then over gRPC."""
-    client: HttpClient | GrpcClient = request.getfixturevalue(f"triton_{request.param}")
-    return client.for_model(embedding_model).generate
+    with triton_client.for_model(embedding_model) as client:
+        yield client.generate
 
 
 @pytest.mark.requirement("EMB-001")

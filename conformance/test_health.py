@@ -66,18 +66,12 @@ def test_unhealthy_engine_unloads_the_model(deaths: Seen) -> None:
     responses = deaths["responses after the death"]
     expect.equal("number of responses", len(responses), 1)
     expect.matches("error", responses[0].error, f"{UNHEALTHY}|{UNKNOWN}")
-    expect.that(
-        "seconds until the model is not ready",
-        deaths["seconds until unloaded"],
-        lambda seconds: seconds is not None,
-        f"at most {UNLOAD_SECONDS:g}",
+    expect.in_time(
+        "seconds until the model is not ready", deaths["seconds until unloaded"], UNLOAD_SECONDS
     )
     expect.different("state in the index", deaths["state after the death"], "READY")
-    expect.that(
-        "seconds until the unload is complete",
-        deaths["seconds until gone"],
-        lambda seconds: seconds is not None,
-        f"at most {UNLOAD_SECONDS:g}",
+    expect.in_time(
+        "seconds until the unload is complete", deaths["seconds until gone"], UNLOAD_SECONDS
     )
 
 
@@ -116,11 +110,8 @@ def test_dead_engine_is_not_ready(deaths: Seen, triton_http: HttpClient) -> None
     version = Version(triton_http.get("/v2").json()["version"])
     if deaths["seconds until not ready"] is None and version < ASKS_MODELS:
         untested(f"Triton {version} asks no Python model whether it is ready; {ASKS_MODELS} does")
-    expect.that(
-        "seconds until the model is not ready",
-        deaths["seconds until not ready"],
-        lambda seconds: seconds is not None,
-        f"at most {NOTICED_SECONDS:g}",
+    expect.in_time(
+        "seconds until the model is not ready", deaths["seconds until not ready"], NOTICED_SECONDS
     )
 
 

@@ -8,6 +8,7 @@ import itertools
 import random
 import struct
 import zlib
+from collections.abc import Iterator
 
 import pytest
 
@@ -93,11 +94,11 @@ def looking_at(colours: list[str]) -> GenerateRequest:
     )
 
 
-@pytest.fixture(params=["http", "grpc"])
-def look(request: pytest.FixtureRequest, vision_model: str) -> Generate:
+@pytest.fixture
+def look(triton_client: HttpClient | GrpcClient, vision_model: str) -> Iterator[Generate]:
     """Send a request to the model that names colours, over HTTP and then over gRPC."""
-    client: HttpClient | GrpcClient = request.getfixturevalue(f"triton_{request.param}")
-    return client.for_model(vision_model).generate
+    with triton_client.for_model(vision_model) as client:
+        yield client.generate
 
 
 @pytest.mark.requirement("IMG-001")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -54,11 +54,11 @@ def told(adapter: str | None) -> str:
     return oracle(adapter).answer(PROMPT, max_tokens=LENGTH).text
 
 
-@pytest.fixture(params=["http", "grpc"])
-def generate(request: pytest.FixtureRequest, lora_model: str) -> Generate:
+@pytest.fixture
+def generate(triton_client: HttpClient | GrpcClient, lora_model: str) -> Iterator[Generate]:
     """Send a request to the model with adapters, over HTTP and then over gRPC."""
-    client: HttpClient | GrpcClient = request.getfixturevalue(f"triton_{request.param}")
-    return client.for_model(lora_model).generate
+    with triton_client.for_model(lora_model) as client:
+        yield client.generate
 
 
 @pytest.mark.requirement("LOR-001")

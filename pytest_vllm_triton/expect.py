@@ -96,6 +96,12 @@ def between(what: str, actual: float | None, low: float, high: float) -> None:
         raise Violation(what, _Words(f"from {low} to {high}"), actual)
 
 
+def in_time(what: str, seconds: float | None, limit: float) -> None:
+    """It happened before somebody stopped waiting; ``seconds`` is None where it did not."""
+    if seconds is None:
+        raise Violation(what, _Words(f"at most {limit:g}"), _Words("not yet"))
+
+
 def that(what: str, actual: T, is_right: Callable[[T], bool], expected: str) -> None:
     """The predicate holds; ``expected`` says it in words."""
     if not is_right(actual):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
+from pytest_vllm_triton.launcher_kinds import LauncherKind
 from pytest_vllm_triton.state import HARNESS, TRANSCRIPT
 from pytest_vllm_triton.verdicts import untested
 
@@ -65,7 +66,12 @@ def vllm_server(vllm_harness: Harness) -> ServerHandle:
 
 @pytest.fixture
 def vllm_server_factory(vllm_harness: Harness) -> Iterator[ServerFactory]:
-    """Boot further servers, each with its own settings, for one test."""
+    """Boot further servers, each with its own settings, for one test.
+
+    With an attached server, which has the settings that it has, the test is UNTESTED.
+    """
+    if vllm_harness.choice.kind is LauncherKind.ATTACH:
+        untested("needs servers that the suite starts itself, not an attached one")
 
     def boot(
         engine_args: Mapping[str, Any] | None = None,
@@ -119,11 +125,16 @@ def triton_grpc(
 
 
 @pytest.fixture(params=["http", "grpc"])
-def generate(request: pytest.FixtureRequest) -> Generate:
+def triton_client(request: pytest.FixtureRequest) -> HttpClient | GrpcClient:
+    """A client of the shared server, over HTTP, then (a second test) over gRPC."""
+    client: HttpClient | GrpcClient = request.getfixturevalue(f"triton_{request.param}")
+    return client
+
+
+@pytest.fixture
+def generate(triton_client: HttpClient | GrpcClient) -> Generate:
     """Send a request over HTTP, then (a second test) the same over gRPC."""
-    client = request.getfixturevalue(f"triton_{request.param}")
-    send: Generate = client.generate
-    return send
+    return triton_client.generate
 
 
 @pytest.fixture

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # one that does so at every turn is not.
 _REPLACEMENTS = 2
 
+_SHARED_PURPOSE = "shared by all checks that can share"
+
 #: Begins the line on which the script for `Harness.reference_texts` tells its result.
 REFERENCE = "reference texts: "
 
@@ -120,7 +122,7 @@ class Harness(Provision):
             raise ServerFailed("the shared server did not boot (see the first error)")
         if self._shared is None:
             try:
-                purpose = "shared by all checks that can share"
+                purpose = _SHARED_PURPOSE
                 if self._replaced:
                     purpose += ", after the one before had ended"
                 self._shared = self.boot(self.server_spec(), purpose)
@@ -247,7 +249,8 @@ class Harness(Provision):
         launcher, *others = super().describe().items()
         triton = [("triton", self._triton_version)] if self._triton_version else []
         facts = dict([launcher, *triton, *others])
-        lines = [boot.command for boot in self.boots if boot.command]
-        if lines and self.choice.kind is LauncherKind.CONTAINER:
-            facts["by hand"] = lines[0]  # the shared server's, as a rule
+        if self.choice.kind is LauncherKind.CONTAINER:
+            shared = [b.command for b in self.boots if b.purpose.startswith(_SHARED_PURPOSE)]
+            if any(shared):
+                facts["by hand"] = next(filter(None, shared))
         return facts

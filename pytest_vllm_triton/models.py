@@ -15,6 +15,7 @@ from pytest_vllm_triton.launcher_kinds import LauncherKind
 from pytest_vllm_triton.options import KNOWN_ANSWER, Settings
 from pytest_vllm_triton.paths import cache_home
 from pytest_vllm_triton.suggest import nearest_sibling
+from pytest_vllm_triton.texts import cut, first_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -216,13 +217,10 @@ def _downloaded(name: str, progress: Callable[[str], None]) -> Path:
         raise
     except Exception as error:
         # The hub client reports a missing network through several libraries' exceptions.
+        said = cut(first_line(str(error), "no details"), 200)
         raise ModelUnavailable(
             f"--vllm-model: {name!r} is not in the local cache and could not be downloaded from "
-            f"{endpoint} ({type(error).__name__}: {_first_line(error)}). Check the network or "
+            f"{endpoint} ({type(error).__name__}: {said}). Check the network or "
             "HF_ENDPOINT, give a local checkpoint directory, or use --vllm-model known-answer, "
             "which needs no download."
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else "no details"

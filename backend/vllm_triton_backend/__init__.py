@@ -10,10 +10,10 @@ cheap. The modules, each with one duty:
 * `streams`    the FIFO of one request, and the threads that send
 * `runner`     the event-loop thread, live requests, cancellation, drain
 * `service`    puts the parts together at load, and takes them apart
-* `adapter`    the only module that knows vLLM's API
+* `adapter`    the only module that imports vLLM
 * `sharing`    several instances in front of one engine (SHARED_ENGINE)
 * `server`     what the stub can find out about its tritonserver
-* `claims`     what only one process of a server may do at a time
+* `claims`     which processes share Triton's metrics, so that the last one frees them
 * `lora`, `images`, `metrics`, `watchdog`, `errors`
 """
 

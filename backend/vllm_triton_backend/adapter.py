@@ -1,4 +1,4 @@
-"""The only module that knows vLLM's API, which moves with every release.
+"""The only module that imports vLLM, whose API moves with every release.
 
 Supported: vLLM 0.22 to 0.32 (run: see docs/backend.md). Nothing is decided by version number:
 what differs between releases is probed, and a vLLM that lacks something essential is refused at
@@ -354,7 +354,7 @@ def _use_utf8_locale() -> None:
 
 def _client_errors() -> tuple[type[BaseException], ...]:
     """Exceptions by which vLLM refuses a request: a class of its own in new versions, plain
-    ValueError and TypeError in old ones (and still in places)."""
+    ValueError, TypeError or NotImplementedError in old ones (and still in places)."""
     errors: tuple[type[BaseException], ...] = (ValueError, TypeError, NotImplementedError)
     try:
         from vllm.exceptions import VLLMClientError

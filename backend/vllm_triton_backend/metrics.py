@@ -268,9 +268,9 @@ class MetricsExporter:
                 elif value is not None:
                     self._gauges[attribute] = value
             for reason in stats.finished:
-                self.count_finished(reason)
+                self._count_finished(reason)
 
-    def count_finished(self, reason: str) -> None:
+    def _count_finished(self, reason: str) -> None:
         """One sequence ended; unknown reasons count as "error"."""
         key = reason if reason in FINISHED_REASONS else "error"
         finished = self._pending.finished
@@ -303,7 +303,7 @@ class MetricsExporter:
                     self._metrics[attribute].increment(-value)
         with self._claim.given_up() as last:
             if not last:
-                # Freed by whoever is the last, and of this process never: it exits at once.
+                # The last process frees them. This one must not, and exits without a teardown.
                 _FOR_OTHERS.append((self._metrics, self._finished, self._families))
                 return
             # They must die before `finalize` returns, metrics before their families: the stub

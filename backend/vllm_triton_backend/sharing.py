@@ -232,7 +232,7 @@ class EngineHost:
             if self._listener is not None:
                 watched.append(self._listener)
         try:
-            return select.select(watched, [], [], _POLL_SECONDS)[0]
+            return _readable(watched, _POLL_SECONDS)
         except (OSError, ValueError):
             # `begin` closed one of them in another thread.
             return []
@@ -345,7 +345,7 @@ class EngineGuest:
     def _run(self, front_end: FrontEnd) -> None:
         told: tuple[float, bool] = (0.0, True)
         while not self._closed.is_set():
-            if select.select([self._connection], [], [], _POLL_SECONDS)[0]:
+            if _readable([self._connection], _POLL_SECONDS):
                 if _receive(self._connection) == _LEAVING:
                     front_end.drain()
                     self._connection.shutdown(socket.SHUT_RDWR)
@@ -408,6 +408,16 @@ def _same_server(peer: socket.socket) -> bool:
     credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, user, _ = struct.unpack("3i", credentials)
     return user == os.getuid() and parent_of(pid) == os.getppid()
+
+
+def _readable(sockets: Sequence[socket.socket], seconds: float) -> list[socket.socket]:
+    """Those with something to read, as soon as there is one; select.select, with which a socket's
+    number must be below 1024, is not for a process of many files."""
+    poll = select.poll()
+    by_number = {one.fileno(): one for one in sockets}
+    for number in by_number:
+        poll.register(number, select.POLLIN)
+    return [by_number[number] for number, _ in poll.poll(1000 * seconds)]
 
 
 def _say(peer: socket.socket, message: Mapping[str, Any]) -> None:

@@ -77,18 +77,17 @@ class ResponseStream:
             self._queued = True
         self._pool.ready(self)
 
-    def fail(self, error: RequestError) -> bool:
-        """End with `error`, after what is already in the FIFO; False if it had ended before."""
+    def fail(self, error: RequestError) -> None:
+        """End with `error`, after what is already in the FIFO, unless it has ended before."""
         with self._lock:
             if self._ended:
-                return False
+                return
             self._error = error
             self._ended = True
             if self._queued:
-                return True
+                return
             self._queued = True
         self._pool.ready(self)
-        return True
 
     def is_cancelled(self) -> bool:
         """Whether the client gave up; False while a send is under way or after the end."""

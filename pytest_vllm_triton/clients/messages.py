@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from pytest_vllm_triton.expect import Violation
 
-# Of what an output's elements are, in any protocol: the contract's datatypes.
+# The type of each output's elements, over either protocol.
 _ELEMENTS: Mapping[str, type | tuple[type, ...]] = {
     "text_output": str,
     "finish_reason": str,

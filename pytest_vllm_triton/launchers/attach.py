@@ -99,7 +99,7 @@ class AttachLauncher:
             handle.endpoints = replace(self.endpoints, metrics=url)
 
 
-@dataclass
+@dataclass(eq=False)
 class AttachedHandle(ServerHandle):
     """A server that somebody else runs."""
 

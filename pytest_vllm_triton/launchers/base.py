@@ -264,7 +264,7 @@ class ServerProcess(Protocol):
     def children(self, recursive: bool = False) -> Sequence[ServerProcess]: ...
 
 
-@dataclass
+@dataclass(eq=False)
 class ServerHandle(ABC):
     """A server, whichever launcher gave it.
 

@@ -119,22 +119,32 @@ class ContainerLauncher:
         """
         tell = progress or (lambda _: None)
         if self._client is None:
-            client = docker_engine.connect()
+            self._client = self._connect(tell)
+        if self._guard is None:
+            self._guard = self._start_guard()
+
+    def _connect(self, tell: Progress) -> Any:
+        client = docker_engine.connect()
+        try:
             for name in leftovers.sweep(client):
                 tell(f"removed {name}, which an earlier run had left")
             docker_engine.ensure_image(client, self.options.image, tell)
             self._gpus = docker_engine.gpu_request(
                 self.options.gpus, client.info(), has_gpu=host_has_gpu()
             )
-            self._client = client
-        if self._guard is None:
-            self._guard = self._start_guard()
+        except BaseException:
+            client.close()
+            raise
+        return client
 
     def close(self) -> None:
         """Remove what containers there still are, and end the guard."""
         if self._guard is not None:
             self._guard.end(GUARD_SECONDS)
             self._guard = None
+        if self._client is not None:
+            self._client.close()
+            self._client = None
 
     def launch(
         self,

@@ -22,7 +22,7 @@ from pytest_vllm_triton.launchers.inside import Inside, InsideProcess
 DRAIN_SECONDS = 10.0
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class ContainerHandle(ServerHandle):
     """A tritonserver in a container.
 

@@ -14,6 +14,7 @@ from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.launcher_kinds import DEFAULT_IMAGE
 from pytest_vllm_triton.launchers.base import Progress
 from pytest_vllm_triton.launchers.docker_run import GpuRequest
+from pytest_vllm_triton.texts import cut_start, first_line
 
 #: For one answer of the daemon's, which may be busy with a pull or a removal.
 ANSWER_SECONDS = 120
@@ -215,10 +216,8 @@ def no_tritonserver(image: str) -> str:
 
 def _cause(error: str) -> str:
     """The last part of Docker's chains of errors: what went wrong at the bottom."""
-    line = _first_line(error).removesuffix(": unknown")
-    return line if len(line) <= 300 else "…" + line[-300:]
+    return cut_start(_first_line(error).removesuffix(": unknown"), 300)
 
 
 def _first_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[0].rstrip(". ") if lines else "no reason given"
+    return first_line(text, "no reason given").rstrip(". ")

@@ -12,7 +12,7 @@ _WAIT4 = {"x86_64": "61", "aarch64": "260"}
 
 
 def pid_inside(pid: int) -> int | None:
-    """By which number a process of this host goes in its innermost namespace; None: it is gone."""
+    """The process's id in its innermost PID namespace; None if it has ended."""
     with contextlib.suppress(OSError):
         for line in (_PROC / str(pid) / "status").read_text().splitlines():
             if line.startswith("NSpid:"):

@@ -183,7 +183,7 @@ class ProcessLauncher:
         return {**ours, **self.environment, **dict(spec.env)}
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class ProcessHandle(ServerHandle):
     """A tritonserver process, its descendants, and the supervisor over them.
 

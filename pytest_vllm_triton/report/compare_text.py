@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pytest_vllm_triton.report import view
 from pytest_vllm_triton.report.compare import Change, Comparison, Kind
 from pytest_vllm_triton.report.markdown import inline
+from pytest_vllm_triton.texts import cut, first_line
 from pytest_vllm_triton.verdicts import Verdict
 
 _WIDTH = 100
@@ -28,10 +29,10 @@ def to_text(comparison: Comparison) -> str:
             step = f"{_name(change.old)} → {_name(change.new)}"
             sentence = " ".join(change.sentence.split())
             lines.append(
-                f"  {change.id} {change.level.value:<6} {step:<19} {_cut(sentence, _WIDTH)}"
+                f"  {change.id} {change.level.value:<6} {step:<19} {cut(sentence, _WIDTH)}"
             )
-            if reason := view.first_line(view.printable(change.reason)):
-                lines.append(f"{'':<37}{_cut(reason, _WIDTH)}")
+            if reason := first_line(view.printable(change.reason)):
+                lines.append(f"{'':<37}{cut(reason, _WIDTH)}")
     return "\n".join([*lines, "", headline(comparison)])
 
 
@@ -63,7 +64,7 @@ def headline(comparison: Comparison) -> str:
 def _table(changes: Sequence[Change]) -> str:
     rows = [
         f"| {c.id} | {c.level.value} | {_name(c.old)} → {_name(c.new)} | {inline(c.sentence)} "
-        f"| {inline(_cut(view.first_line(c.reason), 2 * _WIDTH))} |"
+        f"| {inline(cut(first_line(c.reason), 2 * _WIDTH))} |"
         for c in changes
     ]
     return "\n".join(["| id | level | verdict | requirement | reason |", "|---" * 5 + "|", *rows])
@@ -71,7 +72,3 @@ def _table(changes: Sequence[Change]) -> str:
 
 def _name(verdict: Verdict | None) -> str:
     return verdict.value if verdict else "absent"
-
-
-def _cut(text: str, room: int) -> str:
-    return text if len(text) <= room else text[: room - 1] + "…"

@@ -17,6 +17,7 @@ from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.harness import Boot
 from pytest_vllm_triton.report.gate import Gate
 from pytest_vllm_triton.report.results import RequirementResult
+from pytest_vllm_triton.texts import cut
 from pytest_vllm_triton.verdicts import Verdict
 
 SCHEMA = "pytest-vllm-triton/report/1"
@@ -90,12 +91,9 @@ def load_document(path: Path) -> dict[str, Any]:
         jsonschema.Draft202012Validator(rules).iter_errors(document)
     )
     if found is not None:
-        raise UserError(f"{name} is a broken report: at {found.json_path}, {_short(found.message)}")
+        said = cut(found.message, 200)
+        raise UserError(f"{name} is a broken report: at {found.json_path}, {said}")
     return dict(document)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _requirement(result: RequirementResult) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pytest_vllm_triton.report import view
 from pytest_vllm_triton.report.view import Row
+from pytest_vllm_triton.texts import cut, cut_start
 from pytest_vllm_triton.verdicts import Verdict
 
 _MAX_DETAILED = 40
@@ -153,15 +154,13 @@ def _details(row: Row, check: Mapping[str, Any]) -> str:
         parts.append("Requests (>) and responses (<):\n" + block("\n".join(lines)))
     if log := check["server_log"].strip():
         tail = log.splitlines()[-_MAX_LOG_LINES:]
-        parts.append("End of the server's log:\n" + block(_cut("\n".join(tail), keep_end=True)))
+        parts.append("End of the server's log:\n" + block(cut_start("\n".join(tail), _MAX_TEXT)))
     parts.append("</details>")
     return "\n\n".join(parts)
 
 
-def _cut(text: str, keep_end: bool = False) -> str:
-    if len(text) <= _MAX_TEXT:
-        return text
-    return f"…{text[-_MAX_TEXT:]}" if keep_end else f"{text[:_MAX_TEXT]}…"
+def _cut(text: str) -> str:
+    return cut(text, _MAX_TEXT)
 
 
 def _not_decided(document: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from pytest_vllm_triton.report.gate import Gate
 from pytest_vllm_triton.report.results import RequirementResult, Results, count
+from pytest_vllm_triton.texts import cut, first_line
 from pytest_vllm_triton.verdicts import Verdict
 
 _COLUMNS = (
@@ -116,7 +117,7 @@ def _write_in_part(out: Writer, requirements: list[RequirementResult]) -> None:
 
 def _write_group(out: Writer, verdict: Verdict, reason: str, rows: list[RequirementResult]) -> None:
     """Many requirements with one and the same reason: the reason once, and their ids."""
-    _write_heading(out, verdict, f"{len(rows)} requirements: {_first_line(reason)}")
+    _write_heading(out, verdict, f"{len(rows)} requirements: {_shorten(first_line(reason))}")
     ids = " ".join(row.requirement.id for row in rows)
     for line in textwrap.wrap(ids, _WIDTH - len(_INDENT)):
         out.write_line(_INDENT + line)
@@ -130,7 +131,7 @@ def _write_requirement(out: Writer, row: RequirementResult) -> None:
         f"{requirement.id} {requirement.level.value:<6} {_shorten(requirement.sentence)}",
     )
     if row.reason.strip():
-        out.write_line(_INDENT + _first_line(row.reason))
+        out.write_line(_INDENT + _shorten(first_line(row.reason)))
     decisive = next((c for c in row.checks if c.verdict is row.verdict), None)
     if decisive and decisive.expected:
         out.write_line(f"{_INDENT}  expected  {_shorten(decisive.expected)}")
@@ -142,12 +143,5 @@ def _write_heading(out: Writer, verdict: Verdict, text: str) -> None:
     out.write_line(f"{verdict.value:<9}{text}", red=red, yellow=not red)
 
 
-def _first_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return _shorten(lines[0]) if lines else ""
-
-
 def _shorten(text: str) -> str:
-    text = " ".join(text.split())
-    room = _WIDTH + 60
-    return text if len(text) <= room else text[: room - 1] + "…"
+    return cut(" ".join(text.split()), _WIDTH + 60)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_vllm_triton.requirements import Level
+from pytest_vllm_triton.texts import first_line
 from pytest_vllm_triton.verdicts import Verdict
 
 Row = Mapping[str, Any]
@@ -122,11 +123,6 @@ def decisive_check(row: Row) -> Mapping[str, Any]:
     order = list(Verdict)
     checks: Sequence[Mapping[str, Any]] = row["checks"]
     return min(checks, key=lambda check: order.index(Verdict(check["verdict"])))
-
-
-def first_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[0].strip() if lines else ""
 
 
 def printable(text: str) -> str:

@@ -50,7 +50,7 @@ def create_runtime(
 ) -> Runtime:
     """The runtime with this vLLM (default: the accelerator's): the finished one, or a new one.
 
-    Raises RuntimeUnavailable where it cannot be made. An interrupted creation is gone on with.
+    Raises RuntimeUnavailable where it cannot be made. An interrupted creation is resumed.
     """
     version = vllm_version or accelerator.default_version
     index = Index(accelerator, recipe.check_vllm_version(version, accelerator))
@@ -73,7 +73,7 @@ def install_runtime(
 ) -> Runtime:
     """The runtime whose packages the bundle in this folder holds: the finished one, or a new one.
 
-    No package index is asked. An interrupted installation is gone on with.
+    No package index is asked. An interrupted installation is resumed.
 
     Args:
         folder: the bundle's.

@@ -13,6 +13,7 @@ from typing import Any
 
 from pytest_vllm_triton.errors import RuntimeUnavailable
 from pytest_vllm_triton.launchers.supervised import Supervised
+from pytest_vllm_triton.texts import cut
 
 POLL_SECONDS = 0.25
 
@@ -155,7 +156,7 @@ def explain(failure: PipFailed, doing: str) -> RuntimeUnavailable:
     errors = [
         line.partition("ERROR: ")[2].strip() for line in output.splitlines() if "ERROR: " in line
     ]
-    said = _shortened(errors[-1]) if errors else _shortened(output.strip().rpartition("\n")[2])
+    said = cut(errors[-1] if errors else output.strip().rpartition("\n")[2], 300)
     missing = _NO_MATCH.search(output)
     if re.search(r"No space left on device", output):
         why, do = "The disk is full.", "Make room, and run it again: it goes on where it stopped."
@@ -190,7 +191,3 @@ def _package_name(what: str) -> str:
     """The package in "torch==2.13.0", "numpy<3,>=1", or the path of a wheel."""
     name = what.rpartition("/")[2]
     return re.split(r"[=<>!~\[;]|-\d", name, maxsplit=1)[0]
-
-
-def _shortened(text: str, most: int = 300) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
