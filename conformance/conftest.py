@@ -20,6 +20,8 @@ from .experiments.deaths import Deaths
 from .experiments.plain_server import PlainLife
 from .experiments.second_model import SecondModelLife
 from .extra_models import (
+    ONE_TOKEN,
+    ONE_VECTOR,
     ExtraModel,
     config_with,
     embedding_spec,
@@ -58,6 +60,8 @@ def alternate_model(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterato
             "model": str(other.path),
             "max_model_len": ALTERNATE_MAX_MODEL_LEN,
             "max_num_seqs": 1,
+            # The next one is that of the lowest number.
+            "scheduling_policy": "priority",
             # A long prompt takes many steps, so that it can be cancelled on the way.
             "max_num_batched_tokens": 16,
             # Not vLLM's default, and false to Python.
@@ -77,7 +81,8 @@ def alternate_model(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterato
 @pytest.fixture(scope="session")
 def lora_extra(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[ExtraModel]:
     """A model with LoRA adapters and custom metrics on the shared server."""
-    with closing(ExtraModel(needs_owned(vllm_server), lora_spec(vllm_harness))) as model:
+    spec = lora_spec(vllm_harness)
+    with closing(ExtraModel(needs_owned(vllm_server), spec, ONE_TOKEN)) as model:
         yield model
 
 
@@ -90,7 +95,9 @@ def lora_model(lora_extra: ExtraModel) -> str:
 @pytest.fixture(scope="session")
 def embedding_extra(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[ExtraModel]:
     """A model that embeds, on the shared server."""
-    with closing(ExtraModel(needs_owned(vllm_server), embedding_spec(vllm_harness))) as model:
+    with closing(
+        ExtraModel(needs_owned(vllm_server), embedding_spec(vllm_harness), ONE_VECTOR)
+    ) as model:
         yield model
 
 
@@ -103,7 +110,9 @@ def embedding_model(embedding_extra: ExtraModel) -> str:
 @pytest.fixture(scope="session")
 def vision_model(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[str]:
     """The name of the model that names the colour of pictures, on the shared server."""
-    with closing(ExtraModel(needs_owned(vllm_server), vision_spec(vllm_harness))) as model:
+    with closing(
+        ExtraModel(needs_owned(vllm_server), vision_spec(vllm_harness), ONE_TOKEN)
+    ) as model:
         yield model.served()
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pytest_vllm_triton.clients import GenerateRequest, HttpClient
 from pytest_vllm_triton.clients.repository import ControlAnswer, ModelRepository
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.known_answer import (
@@ -25,6 +26,9 @@ from pytest_vllm_triton.paths import cache_home
 from pytest_vllm_triton.tiny_encoder import TinyEncoder
 from pytest_vllm_triton.verdicts import untested
 
+from .experiments.waits import UNLOAD_SECONDS
+from .observe import until
+
 LORA_MODEL = "lora_model"
 EMBEDDING_MODEL = "embedding_model"
 VISION_MODEL = "vision_model"
@@ -33,6 +37,8 @@ BASE = KnownAnswerSpec()
 ENCODER = TinyEncoder()
 ENCODER_MAX_LEN = 200
 MAX_PICTURES = 3
+ONE_TOKEN = GenerateRequest("alpha", sampling={"max_tokens": 1})
+ONE_VECTOR = GenerateRequest(inputs={"embedding_request": json.dumps({"input": "alpha"})})
 
 # Adapter name -> what it is. "nearby" lies in the model's folder and is named by a relative path;
 # "changing" too, and its files are replaced while the model is served.
@@ -63,12 +69,14 @@ class ExtraModel:
     """A model that is loaded into the shared server when first asked for, and again after `unload`.
 
     Attributes:
+        probe: a request that it answers.
         load_error: the error of the last load; None when it succeeded.
         is_loaded: whether it is loaded now.
     """
 
     server: ServerHandle
     spec: ModelSpec
+    probe: GenerateRequest
     load_error: str | None = field(default=None, init=False)
     is_loaded: bool = field(default=False, init=False)
     _repository: ModelRepository | None = field(default=None, init=False)
@@ -97,10 +105,21 @@ class ExtraModel:
         return self.repository.unload(self.spec.name)
 
     def served(self) -> str:
-        """The model's name, once it is loaded."""
+        """The model's name, once it is loaded.
+
+        An earlier check may have cost it its engine, which is no other requirement's failure: it
+        is loaded anew then.
+        """
+        if self.is_loaded and not self._answers():
+            self.unload()
+            until(lambda: not self.repository.is_ready(self.spec.name), UNLOAD_SECONDS)
         if not self.is_loaded:
             self.load().ok()
         return self.spec.name
+
+    def _answers(self) -> bool:
+        with HttpClient(self.server.endpoints.http, self.spec.name) as client:
+            return client.generate(self.probe).error is None
 
     def close(self) -> None:
         if self._repository is not None:
@@ -130,6 +149,7 @@ def lora_spec(harness: Harness, model: str = LORA_MODEL, **engine_args: Any) -> 
             # As users write it.
             "enable_lora": "true",
             "max_lora_rank": MAX_LORA_RANK,
+            "disable_log_stats": False,
             # vLLM 0.32 on CPUs goes wrong with fewer places than adapters.
             "max_loras": len(paths) + 3,
             **engine_args,
@@ -145,7 +165,7 @@ def oracle(adapter: str | None = None) -> KnownAnswer:
 
 
 def embedding_spec(harness: Harness) -> ModelSpec:
-    """The tiny encoder; it asks for metrics, but vLLM's statistics are off."""
+    """The tiny encoder; it asks for metrics, as the others do."""
     folder = harness.work_dir / "tiny-encoder"
     if not folder.is_dir():
         ENCODER.write(folder)
@@ -155,14 +175,16 @@ def embedding_spec(harness: Harness) -> ModelSpec:
             "model": str(folder),
             "dtype": "float32",
             "max_model_len": ENCODER_MAX_LEN,
-            "disable_log_stats": True,
         },
         config=config_with(REPORT_CUSTOM_METRICS="true"),
     )
 
 
 def vision_spec(harness: Harness) -> ModelSpec:
-    """The model that names the colour of a prompt's last picture."""
+    """The model that names the colour of a prompt's last picture.
+
+    It asks for metrics, but vLLM's statistics are off.
+    """
     return harness.model_spec(
         VISION_MODEL,
         {
@@ -170,8 +192,11 @@ def vision_spec(harness: Harness) -> ModelSpec:
             # The model's own, 4096.
             "max_model_len": None,
             "limit_mm_per_prompt": {"image": MAX_PICTURES},
+            "disable_log_stats": True,
+            # A boolean here, a string in the alternate model.
+            "enable_lora": False,
         },
-        config=config_with(),
+        config=config_with(REPORT_CUSTOM_METRICS="true"),
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pytest_vllm_triton.clients import Generation, GrpcClient, HttpClient
 from pytest_vllm_triton.clients.repository import ModelRepository
@@ -13,16 +15,24 @@ from pytest_vllm_triton.verdicts import untested
 
 from .observe import ENGINE_CORE, is_engine
 
+# What gRPC calls a request of something that is not there, or that the model cannot do.
+CLIENTS_MISTAKE = ("INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED")
 # Not the shared model's limit, and long enough to tell a cancelled request from one that ran on.
 ALTERNATE_MAX_MODEL_LEN = 4000
+
+
+# A model in the hub cache of the strict server: no more than a configuration.
+HUB_ID, HUB_ARCHITECTURE = "nobody/nothing", "NoSuchArchitecture"
+HUB_COMMIT = "0" * 40
 
 
 @dataclass
 class StrictServer:
     """A server for checks that harm it, or that need other flags than the shared one's.
 
-    It completes no configuration and forwards all headers. It is booted when first asked for, and
-    again after `discard`. It shares /dev/shm with the shared server.
+    It completes no configuration and forwards all headers, and it has a hub cache of its own. It
+    is booted when first asked for, and again after `discard`. It shares /dev/shm with the shared
+    server.
     """
 
     harness: Harness
@@ -40,6 +50,7 @@ class StrictServer:
                     "--http-header-forward-pattern=.*",
                     "--grpc-header-forward-pattern=.*",
                 ),
+                env=(("HF_HUB_CACHE", str(self._hub_cache())), ("HF_HUB_OFFLINE", "1")),
                 load=(),
                 shm_domain=self.shm_domain,
             )
@@ -50,6 +61,19 @@ class StrictServer:
                 self.discard()
                 raise
         return self._handle
+
+    def _hub_cache(self) -> Path:
+        """As the hub's client leaves it; in the work folder, which containers see too."""
+        cache = self.harness.work_dir / "hub"
+        model = cache / f"models--{HUB_ID.replace('/', '--')}"
+        snapshot = model / "snapshots" / HUB_COMMIT
+        if not snapshot.is_dir():
+            snapshot.mkdir(parents=True)
+            config = {"model_type": "opt", "architectures": [HUB_ARCHITECTURE]}
+            (snapshot / "config.json").write_text(json.dumps(config))
+            (model / "refs").mkdir()
+            (model / "refs" / "main").write_text(HUB_COMMIT)
+        return cache
 
     @property
     def model(self) -> str:

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from pytest_vllm_triton import expect
-from pytest_vllm_triton.clients import GrpcClient, HttpClient
+from pytest_vllm_triton.clients import GenerateRequest, GrpcClient, HttpClient
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.models import ModelUnderTest
@@ -142,6 +142,34 @@ def test_short_request_overtakes_a_long_one(triton_grpc: GrpcClient) -> None:
         if order == ["short", "long"]:
             break
     expect.equal("order of the answers", order, ["short", "long"])
+
+
+@pytest.mark.requirement("CON-006")
+def test_urgent_request_goes_first(triton_grpc: GrpcClient, alternate_model: str) -> None:
+    """The alternate model has one sequence at a time. While one runs, a second and a third wait."""
+
+    def ask(name: str, tokens: int, priority: int) -> GenerateRequest:
+        sampling = {"max_tokens": tokens, "ignore_eos": True, "priority": priority}
+        return GenerateRequest("venus", stream=True, sampling=sampling, id=name)
+
+    # A backend that stood still may have taken the third when the first had ended.
+    for _ in range(3):
+        order = []
+        with triton_grpc.for_model(alternate_model).open() as stream:
+            stream.send(ask("running", 500, -1))
+            error = first_of(stream).error
+            if error is not None and "priority" in error:
+                untested(f"requests have no priority: {error}")
+            stream.send(ask("later", 4, 5))
+            stream.send(ask("sooner", 4, 1))
+            stream.half_close()
+            for response in stream:
+                expect.equal("error", response.error, None)
+                if response.final:
+                    order.append(response.id)
+        if order == ["running", "sooner", "later"]:
+            break
+    expect.equal("order in which they end", order, ["running", "sooner", "later"])
 
 
 @pytest.mark.requirement("CON-004")

@@ -20,10 +20,13 @@ from pytest_vllm_triton.verdicts import untested
 
 from .extra_models import config_with
 from .observe import Seen, until
-from .servers import ALTERNATE_MAX_MODEL_LEN, StrictServer
+from .servers import ALTERNATE_MAX_MODEL_LEN, HUB_ARCHITECTURE, HUB_ID, StrictServer
 
 # Seconds that an engine may take to give its memory back.
 ROOM_SECONDS = 60
+
+# What the code of a checkpoint raises when it is run.
+CODE_RAN = "the code of the checkpoint was run"
 
 STRING = "BYTES"
 # name -> (datatype, shape, optional); the contract of the newest upstream backend.
@@ -170,6 +173,36 @@ def test_length_is_the_models_own_by_default(triton_http: HttpClient, vision_mod
     request = GenerateRequest(" picture" * 3000, sampling={"temperature": 0, "max_tokens": 3})
     answer = triton_http.for_model(vision_model).generate(request)
     expect.equal("text_output", answer.text, " picture" * 3003)
+
+
+@pytest.mark.requirement("CFG-005")
+def test_hub_id_is_that_of_a_cached_model(
+    strict_server: StrictServer, vllm_harness: Harness
+) -> None:
+    """Its architecture is none that vLLM knows, so that the load soon ends, and names it."""
+    spec = vllm_harness.model_spec("from_the_hub", {"model": HUB_ID}, 'backend: "vllm"\n')
+    config = {**json.loads(strict_server.config), "name": spec.name}
+    error = load_error(strict_server, spec, {"config": json.dumps(config)})
+    expect.contains("load error", error, HUB_ARCHITECTURE)
+
+
+@pytest.mark.requirement("CFG-009")
+def test_code_of_a_checkpoint_is_not_run_by_default(
+    repository: ModelRepository, vllm_harness: Harness
+) -> None:
+    """vLLM runs it only where model.json says trust_remote_code."""
+    folder = vllm_harness.work_dir / "with-code"
+    folder.mkdir(exist_ok=True)
+    (folder / "configuration_own.py").write_text(f'raise RuntimeError("{CODE_RAN}")\n')
+    config = {
+        "model_type": "own",
+        "architectures": ["OPTForCausalLM"],
+        "auto_map": {"AutoConfig": "configuration_own.OwnConfig"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    spec = vllm_harness.model_spec("with_code", {"model": str(folder)})
+    repository.add(spec)
+    expect.lacks("load error", repository.load(spec.name).failed(), CODE_RAN)
 
 
 @pytest.mark.requirement("CFG-009")

@@ -11,12 +11,10 @@ import pytest
 
 from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import Generate, GenerateRequest, Generation, GrpcClient, HttpClient
-from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.tiny_encoder import DIMENSIONS, HIDDEN
 
 from .experiments.waits import UNLOAD_SECONDS
 from .extra_models import ENCODER, ENCODER_MAX_LEN, ExtraModel
-from .metrics_page import NO_METRICS_SECONDS, settled_page
 from .observe import until
 
 TEXT = "the quick brown fox"
@@ -176,18 +174,6 @@ def test_many_at_once(triton_grpc: GrpcClient, embedding_model: str) -> None:
     for index, text in enumerate(texts):
         actual = vectors.get(str(index), [])
         close(f"the vector of {text!r}", actual, ENCODER.embed(ENCODER.tokenize(text)))
-
-
-@pytest.mark.requirement("MET-009")
-def test_no_vllm_metrics_without_statistics(
-    triton_http: HttpClient, owned_server: ServerHandle, embedding_model: str
-) -> None:
-    """The embedding model asks for metrics, but its model.json says disable_log_stats."""
-    triton_http.for_model(embedding_model).generate(embedding(TEXT)).ok()
-    page = settled_page(
-        owned_server, lambda p: bool(p.vllm_lines(embedding_model)), NO_METRICS_SECONDS
-    )
-    expect.equal("lines of the model", page.vllm_lines(embedding_model), [])
 
 
 @pytest.mark.requirement("EMB-005")

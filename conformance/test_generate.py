@@ -414,7 +414,7 @@ def test_text_among_the_request_parameters(generate: Generate) -> None:
     expect.equal(f"text with stop={stop!r}", generate(request).text, full[: full.index(stop)])
 
 
-@pytest.mark.requirement("GEN-011")
+@pytest.mark.requirement("GEN-031")
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -574,11 +574,13 @@ CHOICES = ["Positive", "Negative"]
     [
         ('{"choice": ["Positive", "Negative"]}', CHOICES),
         ('{"json": null, "regex": null, "choice": ["Positive", "Negative"]}', CHOICES),
+        # As Triton's OpenAI frontend writes vLLM's object, with what is private in it.
+        ('{"choice": ["Positive", "Negative"], "_backend_was_auto": false}', CHOICES),
         ('{"regex": "(yes|no)"}', ["yes", "no"]),
         ('{"json": {"enum": ["yes", "no"]}}', ['"yes"', '"no"']),
         ('{"json": "{\\"enum\\": [true, false]}"}', ["true", "false"]),
     ],
-    ids=["choice", "nulls", "regex", "json", "json-as-text"],
+    ids=["choice", "nulls", "private", "regex", "json", "json-as-text"],
 )
 def test_structured_output_as_json_text(
     generate: Generate, stream: bool, structure: str, texts: list[str]
@@ -775,7 +777,11 @@ def test_what_users_say_is_not_in_the_log(
     choice = {"structured_outputs": structure, "temperature": 0, "max_tokens": 64}
     for asked in (request, stream):
         generate(asked.but(text_input=PROMPT, sampling=choice)).ok()
-    generate(request.but(sampling={"temperature": -1})).failed()
+    generate(request.but(sampling={"temperature": -1, "stop": [secret]})).failed()
+    generate(request.but(sampling=f'{{"stop": ["{secret}')).failed()
     generate(request.but(sampling={"structured_outputs": {"regex": "(("}})).failed()
+    for more in ({}, {"pooling_params": 5}):
+        embedding = json.dumps({"input": prompt, **more})
+        generate(GenerateRequest(inputs={"embedding_request": embedding})).failed()
     generate(request.but(text_input=f"{prompt} alpha" * 20_000)).failed()
     expect.lacks("log since the first request", log.read(since), secret)

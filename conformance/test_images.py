@@ -21,8 +21,10 @@ from pytest_vllm_triton.known_answer import (
     KnownAnswer,
     vision_answer,
 )
+from pytest_vllm_triton.launchers.base import ServerHandle
 
 from .extra_models import MAX_PICTURES
+from .metrics_page import NO_METRICS_SECONDS, settled_page
 from .observe import at_once
 
 TOKENS = 6
@@ -129,6 +131,14 @@ def test_base64_in_lines(look: Generate) -> None:
     expect.equal("text_output", answer.text, vision_answer([" blue"], TOKENS))
 
 
+@pytest.mark.requirement("GEN-002")
+def test_prompt_with_an_image_is_echoed(look: Generate) -> None:
+    request = looking_at([" red"])
+    answer = look(request.but(exclude_input_in_output=None))
+    told = str(request.text_input) + vision_answer([" red"], TOKENS)
+    expect.equal("text_output", answer.text, told)
+
+
 @pytest.mark.requirement("IMG-001")
 def test_every_image_is_in_the_prompt(look: Generate) -> None:
     counts = [
@@ -215,3 +225,15 @@ def test_prompt_without_a_place_for_its_image(look: Generate) -> None:
     expect.clean_error(error)
     answer = look(looking_at([" blue"]))
     expect.equal("text_output of the next request", answer.text, vision_answer([" blue"], TOKENS))
+
+
+@pytest.mark.requirement("MET-009")
+def test_no_vllm_metrics_without_statistics(
+    look: Generate, owned_server: ServerHandle, vision_model: str
+) -> None:
+    """The vision model asks for metrics, but its model.json says disable_log_stats."""
+    look(looking_at([" red"])).ok()
+    page = settled_page(
+        owned_server, lambda p: bool(p.vllm_lines(vision_model)), NO_METRICS_SECONDS
+    )
+    expect.equal("lines of the model", page.vllm_lines(vision_model), [])

@@ -50,7 +50,7 @@ class SingleFile:
 def single_file(
     vllm_harness: Harness, vllm_server: ServerHandle, tmp_path_factory: pytest.TempPathFactory
 ) -> SingleFile:
-    """A server with only model.py, as the seed's ``wget`` leaves it."""
+    """A server with only model.py, as the seed's ``wget`` leaves it, in the C locale."""
     needs_owned(vllm_server)
     folder = tmp_path_factory.mktemp("single") / "vllm"
     folder.mkdir()
@@ -62,7 +62,8 @@ def single_file(
     text = bundle(vllm_harness.backend_dir) if ours else source.read_text(encoding="utf-8")
     (folder / "model.py").write_text(text, encoding="utf-8")
     model = vllm_harness.model_spec()
-    spec = vllm_harness.server_spec(model, load=())
+    locale = (("LC_ALL", "C"), ("LANG", "C")) if ours else ()
+    spec = vllm_harness.server_spec(model, load=(), env=locale)
     handle = vllm_harness.boot(replace(spec, backend_dir=folder), "a backend of a single file")
     try:
         repository = ModelRepository(handle)

@@ -19,6 +19,7 @@ from hypothesis.errors import FlakyFailure
 from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import GenerateRequest, GrpcClient, HttpClient
 from pytest_vllm_triton.harness import Harness
+from pytest_vllm_triton.known_answer import KnownAnswer
 from pytest_vllm_triton.models import ModelUnderTest
 
 from .observe import at_once
@@ -203,6 +204,28 @@ def test_long_prompts_that_end_differently(
         [*map(vllm_model.told_in_a_batch, at_once(triton_grpc.generate, requests, 10))],
         [*map(vllm_model.told_in_a_batch, texts)],
     )
+
+
+@pytest.mark.requirement("GEN-029")
+def test_prompts_that_begin_differently(triton_grpc: GrpcClient, known_answer: KnownAnswer) -> None:
+    """What the model tells depends on a prompt's end alone, but a penalty of what a prompt holds on
+    all of it: of two words, raised alike, the one that the prompt begins with does not come."""
+    papa, tango = (known_answer.tokenize(word)[-1] for word in (" papa", " tango"))
+    sampling = {
+        "temperature": 0,
+        "max_tokens": 1,
+        "repetition_penalty": 2.0,
+        "logit_bias": {str(papa): 10, str(tango): 10},
+        "allowed_token_ids": [papa, tango],
+    }
+    requests = [
+        GenerateRequest(begin + " kilo" * 60, sampling=sampling, exclude_input_in_output=True)
+        for begin in (" papa", " tango") * 4
+    ]
+    told = [" tango", " papa"] * 4
+    texts = [triton_grpc.generate(request).ok().text for request in requests]
+    expect.equal("texts, by prompt", texts, told)
+    expect.equal("texts at once", at_once(triton_grpc.generate, requests, 8), told)
 
 
 @pytest.mark.requirement("STR-018")

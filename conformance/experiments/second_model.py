@@ -55,16 +55,19 @@ SECOND_ARGUMENTS: dict[str, Any] = {
 SOAK_REQUESTS = 1000
 SOAK_STREAMS = 300
 SOAK_CONCURRENCY = 20
-# Characters, of a request without stream: what a stub keeps of each would soon be seen.
-SOAK_WEIGHT = 50_000
-# The same, of a request that is refused.
-REFUSED_WEIGHT = 500_000
+# Characters of each request without stream, and of each stream: what a stub keeps of them would
+# soon be seen.
+SOAK_WEIGHT, STREAM_WEIGHT = 50_000, 150_000
+# The same, of a request that is refused or given up: there are fewer.
+ENDING_WEIGHT = 500_000
+# Counted, so that there are responses while its text is held back because of a stop string.
+GIVEN_UP = greedy("venus", 400, stream=True).but(returns=("num_output_tokens",))
 # So many are refused by the backend, as many by the engine, and as many cancelled.
 SOAK_ENDINGS = 100
 # Requests without stream that are in the engine, or wait for it, when the model is unloaded.
 UNARY_AT_UNLOAD = 12
 # MAX_INFLIGHT_REQUESTS of the second stub: more than are in flight at the unload.
-IN_FLIGHT = 16
+IN_FLIGHT = 20
 TOO_MANY_ID = "too many"
 # Its metrics are the old stub's and the new one's while it is loaded anew.
 METRICS = {"REPORT_CUSTOM_METRICS": "true"}
@@ -124,8 +127,11 @@ class SecondModelLife:
         return seen
 
     def load_that_fails(self) -> None:
-        """A cache too small for one sequence: the engine's own process finds out."""
-        self._write(num_gpu_blocks_override=1)
+        """A cache too small for one sequence: the engine's own process finds out.
+
+        And a rank that no adapter may have, which vLLM minds only if there are any.
+        """
+        self._write(num_gpu_blocks_override=1, enable_lora="false", max_lora_rank=3)
         seen = self.seen
         seen["error of a broken load"] = self.repository.load(SECOND).error
         seen["live after a broken load"] = self.http.get("/v2/health/live").status
@@ -154,15 +160,18 @@ class SecondModelLife:
         at_once(self.http.generate, _refused() * SOAK_CONCURRENCY, SOAK_CONCURRENCY)
         seen["stub before the soak"] = self._stub()
         at_once(self.http.generate, _refused() * SOAK_ENDINGS, SOAK_CONCURRENCY)
+        given_up = _heavy(GIVEN_UP, ENDING_WEIGHT)
         with ThreadPoolExecutor(SOAK_CONCURRENCY) as pool:
-            for ending in [pool.submit(self._cancel_a_stream) for _ in range(SOAK_ENDINGS)]:
+            endings = [pool.submit(self._cancel, given_up) for _ in range(SOAK_ENDINGS)]
+            for ending in endings:
                 ending.result()
         soak = [_heavy(greedy(f"{i} {words[i % len(words)]}", 4)) for i in range(SOAK_REQUESTS)]
         expected = [told(self.oracle, request) for request in soak]
         answers = at_once(self.http.generate, soak, SOAK_CONCURRENCY)
         seen["soak"] = _differing(answers, expected)
         short = [
-            greedy(f"{i} {words[i % len(words)]}", 4, stream=True) for i in range(SOAK_STREAMS)
+            _heavy(greedy(f"{i} {words[i % len(words)]}", 4, stream=True), STREAM_WEIGHT)
+            for i in range(SOAK_STREAMS)
         ]
         expected = [told(self.oracle, request) for request in short]
         seen["soak of streams"] = _differing(
@@ -171,9 +180,11 @@ class SecondModelLife:
         seen["stub after the soak"] = self._stub()
         seen.look("page after the soak", lambda: metrics_page(self.server).of(SECOND))
 
-    def _cancel_a_stream(self) -> None:
+    def _cancel(self, *requests: GenerateRequest) -> None:
+        """Give up these requests, of one gRPC stream, with their first response."""
         with self.grpc.open() as stream:
-            stream.send(greedy("venus", 400, stream=True))
+            for request in requests:
+                stream.send(request)
             first_of(stream)
 
     def load_anew_while_streaming(self) -> None:
@@ -239,7 +250,8 @@ class SecondModelLife:
         # What server#7626 got stuck after: errors and cancelled streams.
         seen["error before the unload"] = self.grpc.generate(_refused()[0]).error
         for _ in range(3):
-            self._cancel_a_stream()
+            # They begin together, and the first response is the second one's.
+            self._cancel(GIVEN_UP.but(stream=None), GIVEN_UP)
         request = greedy("mars", 500, stream=True)
         unary = {str(i): greedy(f"venus {i}", 200).but(id=str(i)) for i in range(UNARY_AT_UNLOAD)}
         responses: list[Response] = []
@@ -348,14 +360,14 @@ class SecondModelLife:
 
 def _refused() -> list[GenerateRequest]:
     """One that a backend refuses by itself, and one that is too long for the engine."""
-    text = " venus" * (REFUSED_WEIGHT // 6)
+    text = " venus" * (ENDING_WEIGHT // 6)
     return [GenerateRequest(text, sampling={"temperature": -1}), GenerateRequest(text)]
 
 
-def _heavy(request: GenerateRequest) -> GenerateRequest:
+def _heavy(request: GenerateRequest, weight: int = SOAK_WEIGHT) -> GenerateRequest:
     """The same, with a stop string that no text of the model holds, and an hour's time."""
     assert isinstance(request.sampling, dict)
-    sampling = {**request.sampling, "stop": ["~" * SOAK_WEIGHT]}
+    sampling = {**request.sampling, "stop": ["~" * weight]}
     return request.but(sampling=sampling, parameters={"timeout": 3_600_000_000})
 
 
