@@ -44,6 +44,7 @@ def to_html(document: Mapping[str, Any]) -> str:
         untested=view.by_reason(view.rows_with(document, Verdict.UNTESTED)),
         groups=_groups(document),
         decisive_check=view.decisive_check,
+        seen_in=view.seen_in,
         verdict_of=view.verdict_of,
         advice=view.ADVICE,
         Verdict=Verdict,

@@ -128,7 +128,7 @@ def _failure(row: Row) -> str:
     title = f"**{_ICONS[verdict]} {verdict.value} {row['id']} ({row['level']})**"
     parts = [f"{title} {inline(row['sentence'])}"]
     if check["expected"] or check["actual"]:
-        parts.append(inline(_cut(check["reason"])))
+        parts.append(f"Seen in {inline(view.seen_in(row))}: {inline(_cut(check['reason']))}")
         parts.append(
             block(f"expected  {_cut(check['expected'])}\nactual    {_cut(check['actual'])}")
         )

@@ -130,9 +130,10 @@ def _write_requirement(out: Writer, row: RequirementResult) -> None:
         row.verdict,
         f"{requirement.id} {requirement.level.value:<6} {_shorten(requirement.sentence)}",
     )
-    if row.reason.strip():
-        out.write_line(_INDENT + _shorten(first_line(row.reason)))
     decisive = next((c for c in row.checks if c.verdict is row.verdict), None)
+    if row.reason.strip():
+        name = decisive.test.rpartition("::")[2] if decisive and row.verdict.is_red else ""
+        out.write_line(_INDENT + _shorten(f"{name}: {first_line(row.reason)}".removeprefix(": ")))
     if decisive and decisive.expected:
         out.write_line(f"{_INDENT}  expected  {_shorten(decisive.expected)}")
         out.write_line(f"{_INDENT}  actual    {_shorten(decisive.actual)}")

@@ -125,6 +125,14 @@ def decisive_check(row: Row) -> Mapping[str, Any]:
     return min(checks, key=lambda check: order.index(Verdict(check["verdict"])))
 
 
+def seen_in(row: Row) -> str:
+    """The name of the decisive check, and of how many checks how many failed."""
+    name = str(decisive_check(row)["test"]).rpartition("::")[2]
+    failed = sum(Verdict(check["verdict"]).is_red for check in row["checks"])
+    total = len(row["checks"])
+    return f"{name} ({failed} of {total} checks failed)" if failed and total > 1 else name
+
+
 def printable(text: str) -> str:
     """The text without terminal colours, its control characters spelled out."""
     text = _ANSI.sub("", text).replace("\r\n", "\n")

@@ -111,6 +111,15 @@ def test_markdown_shows_what_failed_and_what_to_do() -> None:
     assert text.count("<details>") == text.count("</details>") == 4
 
 
+def test_failure_names_the_check_that_shows_it() -> None:
+    report = failed()
+    row = next(row for row in report["requirements"] if row["id"] == "GEN-002")
+    assert "Seen in test\\_GEN-002: why GEN-002" in markdown(report)
+    assert '<span class="mono">test_GEN-002</span>: why GEN-002' in html(report)
+    row["checks"].insert(0, {**row["checks"][0], "test": "test_x.py::good", "verdict": "PASS"})
+    assert "test_GEN-002 (1 of 2 checks failed)</span>" in html(report)
+
+
 def test_markdown_of_a_green_run_is_short() -> None:
     text = markdown(green())
     assert "What" not in text.replace("What was tested", "")
