@@ -62,6 +62,7 @@ SOAK_WEIGHT, STREAM_WEIGHT = 50_000, 150_000
 ENDING_WEIGHT = 500_000
 # Counted, so that there are responses while its text is held back because of a stop string.
 GIVEN_UP = greedy("venus", 400, stream=True).but(returns=("num_output_tokens",))
+GIVEN_UP_CONCURRENCY = 4
 # So many are refused by the backend, as many by the engine, and as many cancelled.
 SOAK_ENDINGS = 100
 # Requests without stream that are in the engine, or wait for it, when the model is unloaded.
@@ -161,7 +162,7 @@ class SecondModelLife:
         seen["stub before the soak"] = self._stub()
         at_once(self.http.generate, _refused() * SOAK_ENDINGS, SOAK_CONCURRENCY)
         given_up = _heavy(GIVEN_UP, ENDING_WEIGHT)
-        with ThreadPoolExecutor(SOAK_CONCURRENCY) as pool:
+        with ThreadPoolExecutor(GIVEN_UP_CONCURRENCY) as pool:
             endings = [pool.submit(self._cancel, given_up) for _ in range(SOAK_ENDINGS)]
             for ending in endings:
                 ending.result()
