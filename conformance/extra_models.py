@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pytest_vllm_triton.clients import GenerateRequest, HttpClient
+from pytest_vllm_triton.clients import GenerateRequest, HttpClient, Unanswered
 from pytest_vllm_triton.clients.repository import ControlAnswer, ModelRepository
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.known_answer import (
@@ -37,6 +37,10 @@ BASE = KnownAnswerSpec()
 ENCODER = TinyEncoder()
 ENCODER_MAX_LEN = 200
 MAX_PICTURES = 3
+# How often a model is loaded anew that does not answer: of a backend whose models never do, the
+# checks shall tell.
+RELOADS = 2
+PROBE_SECONDS = 20.0
 ONE_TOKEN = GenerateRequest("alpha", sampling={"max_tokens": 1})
 ONE_VECTOR = GenerateRequest(inputs={"embedding_request": json.dumps({"input": "alpha"})})
 
@@ -80,6 +84,7 @@ class ExtraModel:
     load_error: str | None = field(default=None, init=False)
     is_loaded: bool = field(default=False, init=False)
     _repository: ModelRepository | None = field(default=None, init=False)
+    _reloads: int = field(default=0, init=False)
 
     @property
     def repository(self) -> ModelRepository:
@@ -110,7 +115,8 @@ class ExtraModel:
         An earlier check may have cost it its engine, which is no other requirement's failure: it
         is loaded anew then.
         """
-        if self.is_loaded and not self._answers():
+        if self.is_loaded and self._reloads < RELOADS and not self._answers():
+            self._reloads += 1
             self.unload()
             until(lambda: not self.repository.is_ready(self.spec.name), UNLOAD_SECONDS)
         if not self.is_loaded:
@@ -118,8 +124,12 @@ class ExtraModel:
         return self.spec.name
 
     def _answers(self) -> bool:
-        with HttpClient(self.server.endpoints.http, self.spec.name) as client:
-            return client.generate(self.probe).error is None
+        url = self.server.endpoints.http
+        with HttpClient(url, self.spec.name, deadline=PROBE_SECONDS) as client:
+            try:
+                return client.generate(self.probe).error is None
+            except Unanswered:
+                return False
 
     def close(self) -> None:
         if self._repository is not None:
