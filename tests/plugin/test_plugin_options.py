@@ -457,3 +457,19 @@ def test_attach_to_nobody(pytester: pytest.Pytester) -> None:
     assert result.ret in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.TESTS_FAILED)
     result.stdout.fnmatch_lines([f"*{url.removeprefix('http://')}*"])
     result.stdout.no_fnmatch_line("*Traceback*")
+
+
+FACTORY_TEST = "def test_it(vllm_server_factory): vllm_server_factory({'max_num_seqs': 7})\n"
+
+
+def test_factory_boots_what_a_test_asks_for(pytester: pytest.Pytester, lying_server: Path) -> None:
+    pytester.makepyfile(FACTORY_TEST)
+    result = pytester.runpytest(f"--triton-server-bin={lying_server}", str(pytester.path))
+    assert '"max_num_seqs": 7' in result.stdout.str()
+
+
+def test_factory_does_not_take_an_attached_server_for_another(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(FACTORY_TEST)
+    result = pytester.runpytest("--triton-url=http://127.0.0.1:9", "-rs", str(pytester.path))
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["*needs servers that the suite starts itself*"])
