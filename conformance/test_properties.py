@@ -274,6 +274,10 @@ def test_any_sampling_parameters_are_survived(
     # Half a surrogate pair: JSON, but no text.
     @example(sampling='{"stop": ["\\ud800"]}', protocol="grpc")
     @example(sampling='{"\\udc00": 1}', protocol="http")
+    # Known names with values of another shape.
+    @example(sampling='{"stop_token_ids": {"a": 1}}', protocol="grpc")
+    @example(sampling='{"logit_bias": [1, "a"]}', protocol="http")
+    @example(sampling='{"temperature": [0.5]}', protocol="grpc")
     def is_survived(sampling: str, protocol: str) -> None:
         request = GenerateRequest("Say alpha", sampling=sampling)
         answer = clients[protocol].generate(request)
