@@ -95,9 +95,8 @@ def lora_model(lora_extra: ExtraModel) -> str:
 @pytest.fixture(scope="session")
 def embedding_extra(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[ExtraModel]:
     """A model that embeds, on the shared server."""
-    with closing(
-        ExtraModel(needs_owned(vllm_server), embedding_spec(vllm_harness), ONE_VECTOR)
-    ) as model:
+    spec = embedding_spec(vllm_harness)
+    with closing(ExtraModel(needs_owned(vllm_server), spec, ONE_VECTOR)) as model:
         yield model
 
 
@@ -110,9 +109,8 @@ def embedding_model(embedding_extra: ExtraModel) -> str:
 @pytest.fixture(scope="session")
 def vision_model(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[str]:
     """The name of the model that names the colour of pictures, on the shared server."""
-    with closing(
-        ExtraModel(needs_owned(vllm_server), vision_spec(vllm_harness), ONE_TOKEN)
-    ) as model:
+    spec = vision_spec(vllm_harness)
+    with closing(ExtraModel(needs_owned(vllm_server), spec, ONE_TOKEN)) as model:
         yield model.served()
 
 

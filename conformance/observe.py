@@ -23,6 +23,8 @@ from pytest_vllm_triton.launchers.base import ServerHandle, ServerProcess
 STUB = "triton_python_backend_stub"
 # vLLM names its processes so; on one GPU the worker runs inside the engine's process.
 ENGINE = re.compile(r"VLLM::|EngineCore")
+# What gRPC calls a request of something that is not there, or that the model cannot do.
+CLIENTS_MISTAKE = ("INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED")
 ENGINE_CORE = re.compile(r"EngineCore")
 WORKER = re.compile(r"VLLM::Worker")
 # What a part of an experiment may end with: an error, or that it cannot be done here.

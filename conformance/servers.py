@@ -15,8 +15,6 @@ from pytest_vllm_triton.verdicts import untested
 
 from .observe import ENGINE_CORE, is_engine
 
-# What gRPC calls a request of something that is not there, or that the model cannot do.
-CLIENTS_MISTAKE = ("INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED")
 # Not the shared model's limit, and long enough to tell a cancelled request from one that ran on.
 ALTERNATE_MAX_MODEL_LEN = 4000
 

@@ -21,10 +21,9 @@ from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.state import TRANSCRIPT
 from pytest_vllm_triton.transcript import Transcript
 
-from .observe import Seen, is_engine, is_stub
+from .observe import CLIENTS_MISTAKE, Seen, is_engine, is_stub
 from .servers import (
     ALTERNATE_MAX_MODEL_LEN,
-    CLIENTS_MISTAKE,
     EngineDeath,
     StrictServer,
 )

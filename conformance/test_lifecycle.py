@@ -16,7 +16,7 @@ from .experiments.second_model import SOAK_REQUESTS, SOAK_STREAMS, STREAM_ID
 from .experiments.waits import NOTICED_SECONDS, UNLOAD_SECONDS
 from .observe import Footprint, Seen, is_stub, living
 
-# What an error says of a model that is not served (any more), in whose words ever.
+# What an error says of a model that is not served (any more), whoever says it.
 UNLOADED = r"no available versions|not ready|unload|unavailable|shut"
 REFUSAL_SECONDS = 10.0
 # By which two unloads may differ; a wait for requests that are no more is longer.

@@ -28,8 +28,7 @@ from .extra_models import (
     config_with,
     oracle,
 )
-from .observe import Seen, first_of
-from .servers import CLIENTS_MISTAKE
+from .observe import CLIENTS_MISTAKE, Seen, first_of
 
 PROMPT = "Say alpha"
 LENGTH = 12

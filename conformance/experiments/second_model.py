@@ -62,6 +62,7 @@ SOAK_WEIGHT, STREAM_WEIGHT = 50_000, 150_000
 ENDING_WEIGHT = 500_000
 # Counted, so that there are responses while its text is held back because of a stop string.
 GIVEN_UP = greedy("venus", 400, stream=True).but(returns=("num_output_tokens",))
+# Each is large, and answers go through the same shared memory as requests.
 GIVEN_UP_CONCURRENCY = 4
 # So many are refused by the backend, as many by the engine, and as many cancelled.
 SOAK_ENDINGS = 100
