@@ -117,7 +117,7 @@ def vision_model(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[s
 @pytest.fixture(scope="session")
 def strict_server(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[StrictServer]:
     needs_owned(vllm_server)
-    model = vllm_harness.settings.model_name
+    model = vllm_harness.model_name
     with HttpClient(vllm_server.endpoints.http, model) as client:
         config = client.get(client.path("config")).json()
     # Neither switches anything on: only "true" does.

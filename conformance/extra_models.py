@@ -176,7 +176,7 @@ def oracle(adapter: str | None = None) -> KnownAnswer:
 
 def embedding_spec(harness: Harness) -> ModelSpec:
     """The tiny encoder; it asks for metrics, as the others do."""
-    folder = harness.work_dir / "tiny-encoder"
+    folder = harness.provision.work_dir / "tiny-encoder"
     if not folder.is_dir():
         ENCODER.write(folder)
     return harness.model_spec(

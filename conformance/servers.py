@@ -62,7 +62,7 @@ class StrictServer:
 
     def _hub_cache(self) -> Path:
         """As the hub's client leaves it; in the work folder, which containers see too."""
-        cache = self.harness.work_dir / "hub"
+        cache = self.harness.provision.work_dir / "hub"
         model = cache / f"models--{HUB_ID.replace('/', '--')}"
         snapshot = model / "snapshots" / HUB_COMMIT
         if not snapshot.is_dir():
@@ -75,7 +75,7 @@ class StrictServer:
 
     @property
     def model(self) -> str:
-        return self.harness.settings.model_name
+        return self.harness.model_name
 
     def http(self, transcript: Transcript) -> HttpClient:
         return HttpClient(self.handle.endpoints.http, self.model, transcript)

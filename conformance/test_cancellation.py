@@ -225,7 +225,7 @@ def test_one_of_a_crowd_is_cancelled(
     triton_grpc: GrpcClient, vllm_server: ServerHandle, vllm_harness: Harness
 ) -> None:
     """The others go on: what is done for them must not hide it."""
-    if "max_num_seqs" in vllm_harness.settings.model_json:
+    if "max_num_seqs" in vllm_harness.provision.settings.model_json:
         untested("--vllm-model-json says how many sequences the engine takes")
     log = log_of(vllm_server)
     started = time.monotonic()

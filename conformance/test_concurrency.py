@@ -52,7 +52,7 @@ def test_requests_are_batched(triton_grpc: GrpcClient, vllm_model: ModelUnderTes
 @pytest.mark.requirement("CON-001")
 def test_engine_takes_a_crowd(triton_grpc: GrpcClient, vllm_harness: Harness) -> None:
     """Each stream begins before any of them ends, so all of them run at the same time."""
-    if "max_num_seqs" in vllm_harness.settings.model_json:
+    if "max_num_seqs" in vllm_harness.provision.settings.model_json:
         untested("--vllm-model-json says how many sequences the engine takes")
     # Short ones may have ended, on a fast GPU, before a backend that stood still took the last.
     for tokens in (250, 500, 1000):

@@ -191,7 +191,7 @@ def test_code_of_a_checkpoint_is_not_run_by_default(
     repository: ModelRepository, vllm_harness: Harness
 ) -> None:
     """vLLM runs it only where model.json says trust_remote_code."""
-    folder = vllm_harness.work_dir / "with-code"
+    folder = vllm_harness.provision.work_dir / "with-code"
     folder.mkdir(exist_ok=True)
     (folder / "configuration_own.py").write_text(f'raise RuntimeError("{CODE_RAN}")\n')
     config = {
@@ -251,7 +251,8 @@ def test_share_of_gpu_memory(
     gpus = owned_server.gpus()
     if not gpus:
         untested("the server sees no GPU")
-    if vllm_harness.workers > 1 and vllm_harness.leased_gpus is None:
+    provision = vllm_harness.provision
+    if provision.workers > 1 and provision.leased_gpus is None:
         untested("other workers of pytest-xdist need memory of the same GPU")
 
     def left() -> float:

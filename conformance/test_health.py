@@ -23,7 +23,7 @@ ASKS_MODELS = Version("2.67")
 
 @pytest.fixture
 def model(vllm_harness: Harness) -> str:
-    return vllm_harness.settings.model_name
+    return vllm_harness.model_name
 
 
 @pytest.mark.requirement("HLT-001")

@@ -54,12 +54,12 @@ def single_file(
     needs_owned(vllm_server)
     folder = tmp_path_factory.mktemp("single") / "vllm"
     folder.mkdir()
-    if vllm_harness.backend_dir is None:
+    backend = vllm_harness.provision.backend_dir
+    if backend is None:
         untested("the backend is the one that the image holds")
-    source = vllm_harness.backend_dir / "model.py"
     # What is offered for download: of this package's backend the bundle, of another its model.py.
-    ours = (vllm_harness.backend_dir / PACKAGE).is_dir()
-    text = bundle(vllm_harness.backend_dir) if ours else source.read_text(encoding="utf-8")
+    ours = (backend / PACKAGE).is_dir()
+    text = bundle(backend) if ours else (backend / "model.py").read_text(encoding="utf-8")
     (folder / "model.py").write_text(text, encoding="utf-8")
     model = vllm_harness.model_spec()
     locale = (("LC_ALL", "C"), ("LANG", "C")) if ours else ()
@@ -97,7 +97,7 @@ def test_services_of_an_image(
     vllm_harness: Harness, owned_server: ServerHandle, triton_http: HttpClient
 ) -> None:
     """Booted by the docker run line of the README, on the image that is under test."""
-    if vllm_harness.choice.kind is not LauncherKind.CONTAINER:
+    if vllm_harness.provision.choice.kind is not LauncherKind.CONTAINER:
         untested("needs an image to test: --triton-image")
     assert owned_server.log is not None
     log = owned_server.log.read()
@@ -115,7 +115,7 @@ def test_copied_folder(
     vllm_harness: Harness, owned_server: ServerHandle, triton_http: HttpClient
 ) -> None:
     """The shared server has a copy of the backend's folder and nothing else, as README says."""
-    original, copy = vllm_harness.backend_dir, server_backend(owned_server)
+    original, copy = vllm_harness.provision.backend_dir, server_backend(owned_server)
     assert original is not None
     expect.equal("files of the copy", files_below(copy), files_below(original))
     expect.starts_with("text_output", triton_http.generate(REQUEST).text, PROMPT)
@@ -154,7 +154,7 @@ def test_backend_is_found_by_name(
     expect.equal("backend", config["backend"], "vllm")
     expect.equal("runtime", config.get("runtime"), "model.py")
     assert owned_server.model_repository is not None
-    model = owned_server.model_repository / vllm_harness.settings.model_name
+    model = owned_server.model_repository / vllm_harness.model_name
     expect.equal("Python files of the model", [str(p) for p in model.rglob("*.py")], [])
     expect.starts_with("text_output", triton_http.generate(REQUEST).text, PROMPT)
 
@@ -173,10 +173,11 @@ def test_table_of_backends(owned_server: ServerHandle) -> None:
 def server_without_vllm(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[ServerHandle]:
     """A server whose Python has NumPy and no vLLM; no model is loaded."""
     needs_owned(vllm_server)
-    if vllm_harness.server_python is None:
+    provision = vllm_harness.provision
+    if provision.server_python is None:
         untested("the Python of this server is not the suite's")
     # In the work folder, which servers in containers see too.
-    path = bare_python(vllm_harness.server_python, vllm_harness.work_dir / "bare")
+    path = bare_python(provision.server_python, provision.work_dir / "bare")
     spec = vllm_harness.server_spec(env=(("PATH", path),), load=())
     handle = vllm_harness.boot(spec, "vLLM is not installed")
     yield handle
@@ -219,13 +220,13 @@ def bare_python(python: ServerPython, folder: Path) -> str:
 def test_vllm_is_not_installed(server_without_vllm: ServerHandle, vllm_harness: Harness) -> None:
     handle = server_without_vllm
     repository = ModelRepository(handle)
-    answer = repository.load(vllm_harness.settings.model_name)
+    answer = repository.load(vllm_harness.model_name)
     error = answer.failed()
     # Not "vllm_model", which is the model, nor the backend's folder in the path of a file.
     expect.matches("load error", error, r"(?i)(?<![\w/.])vllm(?![\w/])")
     expect.between("seconds of the load", answer.answer.seconds, 0, FAILED_LOAD_SECONDS)
     repository.close()
-    with HttpClient(handle.endpoints.http, vllm_harness.settings.model_name) as client:
+    with HttpClient(handle.endpoints.http, vllm_harness.model_name) as client:
         expect.equal("HTTP status of /v2/health/live", client.get("/v2/health/live").status, 200)
         ready = client.get(client.path("ready")).status
         expect.that("HTTP status of the model's /ready", ready, lambda s: s != 200, "not 200")

@@ -203,7 +203,7 @@ def test_no_vllm_metrics_unless_asked_for(
 def test_no_vllm_metrics_with_false(plain_life: Seen, vllm_harness: Harness) -> None:
     """Of two models of a server one has REPORT_CUSTOM_METRICS "true" and the other "false"."""
     lines = plain_life["lines of metrics"]
-    model = vllm_harness.settings.model_name
+    model = vllm_harness.model_name
     expect.equal("models with metrics", {name for name in lines if lines[name]}, {SECOND})
     expect.equal("lines of the model", lines[model], [])
 

@@ -111,7 +111,7 @@ def pipelines(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[Mode
     """The shared server's repository with the models around the vLLM model, not loaded yet."""
     server = needs_owned(vllm_server)
     opened = ModelRepository(server)
-    model = vllm_harness.settings.model_name
+    model = vllm_harness.model_name
     opened.add(ModelSpec(ENSEMBLE, config=_ENSEMBLE % model))
     code = (_CALLER % model).encode()
     for name in CALLERS:

@@ -130,7 +130,7 @@ def clients(triton_http: HttpClient, triton_grpc: GrpcClient) -> Clients:
 def for_all(vllm_harness: Harness) -> Callable[[Property], None]:
     """Run a property on its generated inputs."""
     chosen = settings(
-        max_examples=vllm_harness.settings.examples,
+        max_examples=vllm_harness.provision.settings.examples,
         derandomize=True,
         database=None,
         deadline=None,

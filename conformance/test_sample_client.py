@@ -73,15 +73,15 @@ class SampleClient:
 
     def __init__(self, harness: Harness, server: ServerHandle, folder: Path) -> None:
         self.samples = samples_dir()
-        if harness.backend_dir is not None:
-            beside = harness.backend_dir.parent / "samples"
+        if harness.provision.backend_dir is not None:
+            beside = harness.provision.backend_dir.parent / "samples"
             self.samples = beside if (beside / "client.py").is_file() else self.samples
         self._folder = folder
         self.server = server.endpoints.grpc
         self._default = ["-u", server.endpoints.grpc]
         # The client's own default is vllm_model.
-        if harness.settings.model_name != "vllm_model":
-            self._default += ["-m", harness.settings.model_name]
+        if harness.model_name != "vllm_model":
+            self._default += ["-m", harness.model_name]
         prompts = (self.samples / "prompts.txt").read_bytes()
         (folder / "prompts.txt").write_bytes(prompts)
         self.prompts = [line for line in prompts.decode().splitlines() if line.strip()]

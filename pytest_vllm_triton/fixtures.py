@@ -55,7 +55,7 @@ def vllm_harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
 @pytest.fixture(scope="session")
 def vllm_model(vllm_harness: Harness) -> ModelUnderTest:
     """The model under test: its checkpoint folder, tokenizer and, if it has one, its oracle."""
-    return vllm_harness.model
+    return vllm_harness.provision.model
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +70,7 @@ def vllm_server_factory(vllm_harness: Harness) -> Iterator[ServerFactory]:
 
     With an attached server, which has the settings that it has, the test is UNTESTED.
     """
-    if vllm_harness.choice.kind is LauncherKind.ATTACH:
+    if vllm_harness.provision.choice.kind is LauncherKind.ATTACH:
         untested("needs servers that the suite starts itself, not an attached one")
 
     def boot(
@@ -103,7 +103,7 @@ def triton_http(
 
     with HttpClient(
         vllm_server.endpoints.http,
-        vllm_harness.settings.model_name,
+        vllm_harness.model_name,
         request.node.stash[TRANSCRIPT],
     ) as client:
         yield client
@@ -118,7 +118,7 @@ def triton_grpc(
 
     with GrpcClient(
         vllm_server.endpoints.grpc,
-        vllm_harness.settings.model_name,
+        vllm_harness.model_name,
         request.node.stash[TRANSCRIPT],
     ) as client:
         yield client

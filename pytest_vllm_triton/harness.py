@@ -47,14 +47,16 @@ class Boot:
 
 
 @dataclass
-class Harness(Provision):
-    """The servers of one session, and what they are made from.
+class Harness:
+    """The servers of one session.
 
     Attributes:
+        provision: what they are made from.
         boots: every start of a server so far.
         servers: those whose logs are looked at: they have not been stopped by the suite.
     """
 
+    provision: Provision
     boots: list[Boot] = field(default_factory=list)
     servers: list[ServerHandle] = field(default_factory=list)
     _shared: ServerHandle | None = None
@@ -68,7 +70,12 @@ class Harness(Provision):
         from pytest_vllm_triton.launchers.turns import LoadTurns
         from pytest_vllm_triton.paths import cache_home
 
-        return LoadTurns(cache_home() / "loads", self.worker, self.workers)
+        return LoadTurns(cache_home() / "loads", self.provision.worker, self.provision.workers)
+
+    @property
+    def model_name(self) -> str:
+        """The name under which servers serve the model under test."""
+        return self.provision.settings.model_name
 
     def model_spec(
         self,
@@ -93,14 +100,14 @@ class Harness(Provision):
         if "model" in (engine_args or {}):
             merged.update(TINY_MODEL_ARGS)
         else:
-            merged["model"] = str(self.model.path)
-            merged.update(self.model.engine_args)
-            merged.update(self.settings.model_json)
+            merged["model"] = str(self.provision.model.path)
+            merged.update(self.provision.model.engine_args)
+            merged.update(self.provision.settings.model_json)
         merged.update(engine_args or {})
         if config is None:
             config = (sample / "config.pbtxt").read_text(encoding="utf-8")
         return ModelSpec.create(
-            name or self.settings.model_name,
+            name or self.model_name,
             {key: value for key, value in merged.items() if value is not None},
             config,
             **fields,
@@ -109,7 +116,9 @@ class Harness(Provision):
     def server_spec(self, *models: ModelSpec, **fields: Any) -> ServerSpec:
         """A server with these models (default: the sample model) and the backend under test."""
         return ServerSpec(
-            models=models or (self.model_spec(),), backend_dir=self.backend_dir, **fields
+            models=models or (self.model_spec(),),
+            backend_dir=self.provision.backend_dir,
+            **fields,
         )
 
     def shared_server(self) -> ServerHandle:
@@ -129,7 +138,7 @@ class Harness(Provision):
             except ServerFailed as error:
                 self._shared_failure = error
                 raise
-            if not self._uses_embedded_runtime:
+            if not self.provision.uses_embedded_runtime:
                 # The embedded runtime's is known; two reports of others could not be compared.
                 from pytest_vllm_triton.server_facts import triton_version
 
@@ -186,7 +195,7 @@ class Harness(Provision):
                 started = time.monotonic()
                 handle = self._launch(spec)
             handle.load_turns = self.load_turns
-            handle.load_seconds = max(handle.load_seconds, self.settings.boot_timeout)
+            handle.load_seconds = max(handle.load_seconds, self._boot_timeout)
             ready, command = True, handle.reproduce()
         except ServerFailed as failure:
             command = failure.command
@@ -201,14 +210,22 @@ class Harness(Provision):
         from pytest_vllm_triton.launchers.readiness import LoadStumbled
 
         launch = partial(
-            self.launcher.launch, timeout=self.settings.boot_timeout, on_progress=self.progress
+            self.provision.launcher.launch,
+            timeout=self._boot_timeout,
+            on_progress=self.provision.progress,
         )
         for _ in range(1, ATTEMPTS):
             try:
                 return launch(spec)
             except LoadStumbled:
-                self.progress("Triton itself stumbled over the load of a model. Starting again")
+                self.provision.progress(
+                    "Triton itself stumbled over the load of a model. Starting again"
+                )
         return launch(spec)
+
+    @property
+    def _boot_timeout(self) -> float:
+        return self.provision.settings.boot_timeout
 
     def forget(self, server: ServerHandle) -> None:
         """A server that was ended by others; its log is not looked at any more."""
@@ -217,21 +234,20 @@ class Harness(Provision):
     def reference_texts(self, requests: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
         """What vLLM itself, without Triton, generates with the same engine arguments.
 
-        Needs `server_python`.
+        Needs `Provision.server_python`.
 
         Args:
             requests: prompts, each with keyword arguments of vLLM's SamplingParams.
         """
-        assert self.server_python is not None
+        python = self.provision.server_python
+        assert python is not None
         job = {
-            "environment": self.own_gpus,
+            "environment": self.provision.own_gpus,
             "engine_args": self.model_spec().engine_args,
             "requests": list(requests),
         }
         script = Path(__file__).with_name("reference_engine.py").read_text(encoding="utf-8")
-        done = self.server_python.run_python(
-            script, [json.dumps(job)], timeout=self.settings.boot_timeout
-        )
+        done = python.run_python(script, [json.dumps(job)], timeout=self._boot_timeout)
         told = [line for line in done.stdout.splitlines() if line.startswith(REFERENCE)]
         if done.returncode != 0 or not told:
             raise ServerFailed("vLLM without Triton failed", done.stderr[-4000:])
@@ -242,14 +258,14 @@ class Harness(Provision):
         while self.servers:
             self.servers.pop().stop()
         self._shared = None
-        super().close()
+        self.provision.close()
 
     def describe(self) -> dict[str, str]:
         """What is under test, with what is known of it since the first boot."""
-        launcher, *others = super().describe().items()
+        launcher, *others = self.provision.describe().items()
         triton = [("triton", self._triton_version)] if self._triton_version else []
         facts = dict([launcher, *triton, *others])
-        if self.choice.kind is LauncherKind.CONTAINER:
+        if self.provision.choice.kind is LauncherKind.CONTAINER:
             shared = [b.command for b in self.boots if b.purpose.startswith(_SHARED_PURPOSE)]
             if any(shared):
                 facts["by hand"] = next(filter(None, shared))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,11 +38,18 @@ class Judge:
         self._report_errors: list[str] = []
         self._written: list[Path] = []
         self.harness: Harness | None = None
+        self._results: Results | None = None
         self._worker_boots: list[Boot] = []
         self._worker_facts: dict[str, str] = {}
 
-    @cached_property
+    @property
     def results(self) -> Results:
+        """What the checks have shown so far; in a session without checks nobody asks for it."""
+        if self._results is None:
+            self._results = self._no_results()
+        return self._results
+
+    def _no_results(self) -> Results:
         from pytest_vllm_triton.report.results import Results
         from pytest_vllm_triton.requirements import load_catalogue
 
@@ -104,7 +110,7 @@ class Judge:
 
     def _send_to_controller(self) -> None:
         output: dict[str, Any] = self._config.workeroutput  # type: ignore[attr-defined]
-        if "results" in self.__dict__:
+        if self._results is not None:
             output[_WORKER_OUTPUT] = {
                 "selected": {test: list(ids) for test, ids in self.results.selected.items()},
                 "known": {test: list(ids) for test, ids in self.results.known_checks.items()},
@@ -128,7 +134,7 @@ class Judge:
     @property
     def _has_requirements(self) -> bool:
         """Whether any selected test is a check."""
-        if self._is_worker or self._is_dry_run or "results" not in self.__dict__:
+        if self._is_worker or self._is_dry_run or self._results is None:
             return False
         return bool(self.results.selected or self.results.checks)
 

@@ -61,6 +61,7 @@ class Provision:
     progress: Progress = lambda line: None
     worker: int = 0
     workers: int = 1
+    _launcher: Launcher | None = field(default=None, init=False, repr=False)
     _leases: GpuLeases | None = field(default=None, init=False, repr=False)
 
     @cached_property
@@ -73,7 +74,7 @@ class Provision:
     @cached_property
     def runtime(self) -> Runtime | None:
         """The embedded runtime, when it is what runs the servers; made if it does not exist yet."""
-        if not self._uses_embedded_runtime:
+        if not self.uses_embedded_runtime:
             return None
         from pytest_vllm_triton import runtime
         from pytest_vllm_triton.runtime.choice import check_gpu
@@ -91,13 +92,18 @@ class Provision:
 
         return choose_accelerator(self.settings.accelerator, self.settings.vllm_version)
 
-    @cached_property
+    @property
     def launcher(self) -> Launcher:
         """The launcher that the settings select.
 
         Raises:
             UserError: it cannot work on this host.
         """
+        if self._launcher is None:
+            self._launcher = self._make_launcher()
+        return self._launcher
+
+    def _make_launcher(self) -> Launcher:
         kind = self.choice.kind
         if kind is LauncherKind.CONTAINER:
             launcher = self._container_launcher()
@@ -138,7 +144,7 @@ class Provision:
             return ()
         if self.workers < 2 or self.settings.xdist_gpus == "share" or self.settings.gpus == "none":
             return ()
-        if self._uses_embedded_runtime and not self.accelerator.needs_gpu:
+        if self.uses_embedded_runtime and not self.accelerator.needs_gpu:
             return ()
         from pytest_vllm_triton.gpus import VISIBLE_DEVICES, list_gpus, visible_gpus
 
@@ -228,7 +234,8 @@ class Provision:
         return Path(found) if found else None
 
     @property
-    def _uses_embedded_runtime(self) -> bool:
+    def uses_embedded_runtime(self) -> bool:
+        """Whether the servers' Triton and vLLM are this package's own."""
         return self.choice.kind is LauncherKind.PROCESS and self.local_tritonserver is None
 
     @cached_property
@@ -264,8 +271,8 @@ class Provision:
 
     def close(self) -> None:
         """Give back what is held for the servers, which have ended."""
-        if "launcher" in self.__dict__:
-            self.launcher.close()
+        if self._launcher is not None:
+            self._launcher.close()
         if self._leases is not None:
             self._leases.release()
 
@@ -299,9 +306,8 @@ class Provision:
     def _describe_container(self) -> str:
         from pytest_vllm_triton.launchers.container import ContainerLauncher
 
-        if "launcher" in self.__dict__:
-            assert isinstance(self.launcher, ContainerLauncher)
-            return self.launcher.describe()
+        if isinstance(self._launcher, ContainerLauncher):
+            return self._launcher.describe()
         options = self._container_options(self.settings.gpus)
         return ContainerLauncher(options, Path()).describe()
 

@@ -14,6 +14,7 @@ import pytest
 from pytest_vllm_triton.census import requirement_ids
 from pytest_vllm_triton.errors import ServerFailed, UserError
 from pytest_vllm_triton.harness import Harness
+from pytest_vllm_triton.provision import Provision
 from pytest_vllm_triton.report.checks import (
     RESULT_ATTRIBUTE,
     check_result,
@@ -40,11 +41,13 @@ class ServerSession:
         self._judge = config.stash[JUDGE]
         worker: dict[str, Any] = getattr(config, "workerinput", {})
         self.harness = Harness(
-            self._settings,
-            self._make_work_dir,
-            self._show,
-            worker=int("".join(filter(str.isdigit, worker.get("workerid", ""))) or 0),
-            workers=int(worker.get("workercount", 1)),
+            Provision(
+                self._settings,
+                self._make_work_dir,
+                self._show,
+                worker=int("".join(filter(str.isdigit, worker.get("workerid", ""))) or 0),
+                workers=int(worker.get("workercount", 1)),
+            )
         )
         config.stash[HARNESS] = self.harness
         self._judge.harness = self.harness
@@ -103,7 +106,7 @@ class ServerSession:
             return None
         try:
             with self._visible():
-                self.harness.prepare()
+                self.harness.provision.prepare()
                 if "vllm_server" in fixtures:
                     self.harness.shared_server()
         except UserError as error:

@@ -43,7 +43,7 @@ class BareLife:
 
     def __init__(self, harness: Harness) -> None:
         self.harness = harness
-        self.model = harness.settings.model_name
+        self.model = harness.model_name
         self.seen = Seen()
 
     def run(self) -> Seen:

@@ -48,7 +48,7 @@ class PlainLife:
     def __init__(self, harness: Harness, shared: ServerHandle) -> None:
         self.harness = harness
         self.shared = shared
-        self.model = harness.settings.model_name
+        self.model = harness.model_name
         self.seen = Seen()
         self.oracle = second_oracle()
 

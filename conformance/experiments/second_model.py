@@ -101,9 +101,7 @@ class SecondModelLife:
         self.repository = ModelRepository(server)
         self.http = HttpClient(server.endpoints.http, SECOND, deadline=PATIENCE)
         self.grpc = GrpcClient(server.endpoints.grpc, SECOND, deadline=PATIENCE)
-        self.first = GrpcClient(
-            server.endpoints.grpc, harness.settings.model_name, deadline=PATIENCE
-        )
+        self.first = GrpcClient(server.endpoints.grpc, harness.model_name, deadline=PATIENCE)
         self.first_request = greedy("Say alpha", 200, stream=True)
 
     def run(self) -> Seen:

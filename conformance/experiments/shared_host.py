@@ -32,7 +32,7 @@ def share_the_host(seen: Seen, one: ServerHandle, other: ServerHandle, harness: 
 
     Of a model whose answers are not known, the answers are told apart by their prompts alone.
     """
-    model, oracle = harness.settings.model_name, harness.model.known_answer
+    model, oracle = harness.model_name, harness.provision.model.known_answer
     seen["one /dev/shm"] = one.shm_domain == other.shm_domain
     servers = {"one": one, "other": other}
     clients = {

@@ -15,6 +15,7 @@ from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.gpus import Gpu, MemoryUnknown, memory_of, visible_gpus
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.leases import GpuLeases
+from pytest_vllm_triton.provision import Provision
 from pytest_vllm_triton.state import SETTINGS
 
 FOUR = tuple(Gpu(i, f"GPU-{i}{i}{i}{i}", "H200", 1 << 37) for i in range(4))
@@ -131,7 +132,7 @@ import os, pathlib, time, pytest
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_it(vllm_harness, number):
-    seen = vllm_harness.launcher.environment.get("CUDA_VISIBLE_DEVICES", "all")
+    seen = vllm_harness.provision.launcher.environment.get("CUDA_VISIBLE_DEVICES", "all")
     folder = pathlib.Path(os.environ["NOTES"])
     (folder / f"{number}").write_text(seen)
     while len(list(folder.iterdir())) < 2:
@@ -198,9 +199,9 @@ def test_gpus_are_leased_only_where_servers_use_them(
     monkeypatch.setattr(gpus, "list_gpus", lambda: FOUR)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     config = pytester.parseconfigure(*options)
-    harness = Harness(config.stash[SETTINGS], lambda: tmp_path, workers=4)
+    harness = Harness(Provision(config.stash[SETTINGS], lambda: tmp_path, workers=4))
     try:
-        assert harness.leased_gpus == ("0" if leases else None)
+        assert harness.provision.leased_gpus == ("0" if leases else None)
     finally:
         harness.close()
         config._ensure_unconfigure()

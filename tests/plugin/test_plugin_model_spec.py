@@ -9,6 +9,7 @@ import pytest
 
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.models import TINY_MODEL_ARGS, ModelUnderTest
+from pytest_vllm_triton.provision import Provision
 from pytest_vllm_triton.state import SETTINGS
 
 MakeHarness = Callable[[ModelUnderTest], Harness]
@@ -20,9 +21,9 @@ def harness(pytester: pytest.Pytester) -> MakeHarness:
 
     def make(model: ModelUnderTest) -> Harness:
         config = pytester.parseconfigure('--vllm-model-json={"max_num_seqs": 3, "dtype": "half"}')
-        made = Harness(config.stash[SETTINGS], lambda: pytester.path)
+        made = Harness(Provision(config.stash[SETTINGS], lambda: pytester.path))
         config._ensure_unconfigure()
-        made.model = model
+        made.provision.model = model
         return made
 
     return make

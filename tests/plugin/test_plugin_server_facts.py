@@ -11,6 +11,7 @@ import pytest
 
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import Endpoints
+from pytest_vllm_triton.provision import Provision
 from pytest_vllm_triton.server_facts import triton_version
 from pytest_vllm_triton.state import SETTINGS
 
@@ -64,7 +65,7 @@ def test_nobody_there(server: Server) -> None:
 
 def test_harness_tells_it(server: Server, pytester: pytest.Pytester) -> None:
     config = pytester.parseconfigure(f"--triton-url={address(server)}")
-    harness = Harness(config.stash[SETTINGS], lambda: pytester.path)
+    harness = Harness(Provision(config.stash[SETTINGS], lambda: pytester.path))
     config._ensure_unconfigure()
     handle = SimpleNamespace(
         endpoints=Endpoints(address(server), "127.0.0.1:1"),
@@ -72,7 +73,7 @@ def test_harness_tells_it(server: Server, pytester: pytest.Pytester) -> None:
         reproduce=lambda: "",
         load_seconds=240.0,
     )
-    harness.__dict__["launcher"] = SimpleNamespace(
+    harness.provision._launcher = SimpleNamespace(  # type: ignore[assignment]
         launch=lambda *_, **__: handle, close=lambda: None
     )
     assert "triton" not in harness.describe()
@@ -84,7 +85,7 @@ def test_harness_tells_it(server: Server, pytester: pytest.Pytester) -> None:
 def test_a_server_that_is_dying_is_waited_for(pytester: pytest.Pytester) -> None:
     """It takes no connections, and only the third look tells how it ended."""
     config = pytester.parseconfigure("--triton-url=http://127.0.0.1:1")
-    harness = Harness(config.stash[SETTINGS], lambda: pytester.path)
+    harness = Harness(Provision(config.stash[SETTINGS], lambda: pytester.path))
     config._ensure_unconfigure()
     codes = iter([None, None, *[-11] * 9])
     harness._shared = SimpleNamespace(  # type: ignore[assignment]
