@@ -107,11 +107,17 @@ def embedding_model(embedding_extra: ExtraModel) -> str:
 
 
 @pytest.fixture(scope="session")
-def vision_model(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[str]:
-    """The name of the model that names the colour of pictures, on the shared server."""
+def vision_extra(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[ExtraModel]:
+    """A model that names the colour of pictures, on the shared server."""
     spec = vision_spec(vllm_harness)
     with closing(ExtraModel(needs_owned(vllm_server), spec, ONE_TOKEN)) as model:
-        yield model.served()
+        yield model
+
+
+@pytest.fixture
+def vision_model(vision_extra: ExtraModel) -> str:
+    """The name of the model that names the colour of pictures, loaded."""
+    return vision_extra.served()
 
 
 @pytest.fixture(scope="session")

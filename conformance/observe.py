@@ -7,7 +7,7 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,16 +15,20 @@ from typing import Any, TypeVar
 import psutil
 import pytest
 
+from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient
 from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.expect import Violation
 from pytest_vllm_triton.launchers.base import ServerHandle, ServerProcess
+from pytest_vllm_triton.verdicts import untested
 
 STUB = "triton_python_backend_stub"
 # vLLM names its processes so; on one GPU the worker runs inside the engine's process.
 ENGINE = re.compile(r"VLLM::|EngineCore")
 # What gRPC calls a request of something that is not there, or that the model cannot do.
 CLIENTS_MISTAKE = ("INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED")
+# What the health check answers (ENABLE_VLLM_HEALTH_CHECK).
+UNHEALTHY = "Model is unavailable due to unhealthy vLLM engine"
 ENGINE_CORE = re.compile(r"EngineCore")
 WORKER = re.compile(r"VLLM::Worker")
 # What a part of an experiment may end with: an error, or that it cannot be done here.
@@ -114,6 +118,16 @@ def until(is_so: Callable[[], bool], seconds: float) -> float | None:
         if took > seconds:
             return None
         time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def nothing_in_the_log(server: ServerHandle, secret: str) -> Iterator[None]:
+    """What is done in the block leaves no line in the server's log that tells the secret."""
+    if server.log is None:
+        untested("the server's log cannot be read")
+    since = server.log.position()
+    yield
+    expect.lacks("log since the request", server.log.read(since), secret)
 
 
 def described(process: ServerProcess) -> str:

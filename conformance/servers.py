@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pytest_vllm_triton.clients import Generation, GrpcClient, HttpClient
 from pytest_vllm_triton.clients.repository import ModelRepository
+from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle, ServerProcess
 from pytest_vllm_triton.transcript import Transcript
@@ -31,16 +32,24 @@ class StrictServer:
     It completes no configuration and forwards all headers, and it has a hub cache of its own. It
     is booted when first asked for, and again after `discard`. It shares /dev/shm with the shared
     server.
+
+    Attributes:
+        load_error: why its model did not load, which is CFG-004's to judge; None if it did.
     """
 
     harness: Harness
     config: str
     shm_domain: str
+    load_error: str | None = field(default=None, init=False)
     _handle: ServerHandle | None = field(default=None, init=False)
 
     @property
     def handle(self) -> ServerHandle:
-        """The running server, with the sample model loaded under its complete configuration."""
+        """The running server, with the sample model loaded under its complete configuration.
+
+        Raises:
+            ServerFailed: it does not boot, or the model does not load.
+        """
         if self._handle is None:
             spec = self.harness.server_spec(
                 args=(
@@ -53,11 +62,9 @@ class StrictServer:
                 shm_domain=self.shm_domain,
             )
             self._handle = self.harness.boot(spec, "strict configuration, and checks that harm it")
-            try:
-                self.repository().load(self.model, {"config": self.config}).ok()
-            except BaseException:
-                self.discard()
-                raise
+            self.load_error = self.repository().load(self.model, {"config": self.config}).error
+        if self.load_error is not None:
+            raise ServerFailed(f"the strict server's model did not load: {self.load_error}")
         return self._handle
 
     def _hub_cache(self) -> Path:

@@ -36,6 +36,7 @@ from pytest_vllm_triton.models import ModelUnderTest, other_known_answer_model
 from pytest_vllm_triton.verdicts import untested
 
 from .experiments.traffic import STREAM_TOKENS, greedy
+from .experiments.waits import GONE_SECONDS
 from .metrics_page import MetricsPage, settled_page
 from .observe import at_once, first_of, is_engine, is_stub, until
 from .servers import ALTERNATE_MAX_MODEL_LEN
@@ -46,15 +47,19 @@ ABORTED_SECONDS = 5.0
 STREAM_DEADLINE = 60.0
 PROMPT = "mercury"
 SHORT = GenerateRequest(PROMPT, sampling={"temperature": 0, "max_tokens": 4})
-LONG = GenerateRequest(PROMPT, sampling={"temperature": 0, "max_tokens": 3900, "ignore_eos": True})
+LONG_TOKENS = 3900
+LONG = greedy(PROMPT, LONG_TOKENS)
 LONG_STREAM = LONG.but(stream=True)
 # The same with two sequences.
-LONG_TWICE = LONG.but(sampling={"temperature": 1, "n": 2, "max_tokens": 3900, "ignore_eos": True})
+LONG_TWICE = LONG.but(
+    sampling={"temperature": 1, "n": 2, "max_tokens": LONG_TOKENS, "ignore_eos": True}
+)
 NUMBER_OF_SEQUENCES = pytest.mark.parametrize("request_", [LONG, LONG_TWICE], ids=["1", "2"])
 LOG_SECONDS, GAUGE_SECONDS, BUSY_SECONDS = 5.0, 10.0, 10.0
 # Streams that go on while one is cancelled, as many as run at once in an engine of vLLM's own
 # settings; tokens of each by which their pace is taken; and the time until the cancellation shows.
 CROWD, CROWD_SAMPLE, CROWD_SECONDS = 70, 20, CANCEL_NOTICED_SECONDS + 1.0
+STORM, STORM_SECONDS = 100, 2 * ABORTED_SECONDS
 CANCELLING = "[vllm] Cancelling the request"
 CANCELLED = "[vllm] Successfully cancelled the request"
 
@@ -129,7 +134,7 @@ def pace(vllm_server: ServerHandle, alternate_model: str) -> Pace:
 
         return Pace(
             short_seconds=seconds(SHORT, SHORT, SHORT),
-            long_seconds=seconds(some_tokens, some_tokens, some_tokens) * 3900 / 200,
+            long_seconds=seconds(some_tokens, some_tokens, some_tokens) * LONG_TOKENS / 200,
             prefill_seconds=seconds(*map(prompt_that_fills_the_context, range(3))),
         )
 
@@ -207,6 +212,13 @@ def test_timeout_of_the_request(engine: OneAtATime, stream: bool) -> None:
     expect.between("seconds until the error", answer.seconds, 0.4, most)
 
 
+@pytest.mark.requirement("ERR-019")
+def test_status_of_a_timeout(engine: OneAtATime) -> None:
+    answer = engine.grpc.until_error(LONG.but(parameters={"timeout": 500_000}))
+    statuses = ("CANCELLED", "DEADLINE_EXCEEDED", "UNAVAILABLE")
+    expect.one_of(f"gRPC status ({answer.error})", answer.status, statuses)
+
+
 @pytest.mark.requirement("CAN-002")
 def test_cancellation_is_in_the_log(engine: OneAtATime, vllm_server: ServerHandle) -> None:
     log = log_of(vllm_server)
@@ -233,22 +245,32 @@ def test_one_of_a_crowd_is_cancelled(
     pace = (time.monotonic() - started) / CROWD_SAMPLE
     # No longer than it takes to tell: a backend that forgets them has them run on.
     long = greedy(PROMPT, min(int(3 * CROWD_SECONDS / pace), STREAM_TOKENS), stream=True)
-    with triton_grpc.open() as others, triton_grpc.open() as one:
-        for index in range(CROWD):
-            others.send(long.but(id=str(index)))
-        begun: set[str] = set()
-        for response in others:
-            expect.equal("error", response.error, None)
-            begun.add(response.id)
-            if len(begun) == CROWD:
-                break
-        one.send(long)
-        first_of(one)
-        since = log.position()
-        one.cancel()
-        seconds = until(lambda: CANCELLED in log.read(since), CROWD_SECONDS)
-        others.cancel()
-    expect.in_time("seconds until the cancellation is in the log", seconds, CROWD_SECONDS)
+
+    def seconds_until_logged() -> float | None:
+        with triton_grpc.open() as others, triton_grpc.open() as one:
+            for index in range(CROWD):
+                others.send(long.but(id=str(index)))
+            begun: set[str] = set()
+            for response in others:
+                expect.equal("error", response.error, None)
+                begun.add(response.id)
+                if len(begun) == CROWD:
+                    break
+            one.send(greedy(PROMPT, STREAM_TOKENS, stream=True))
+            first_of(one)
+            since = log.position()
+            one.cancel()
+            seconds = until(lambda: CANCELLED in log.read(since), CROWD_SECONDS)
+            others.cancel()
+        if seconds is None:
+            # Lines that are late must not be taken for those of a second attempt.
+            until(lambda: log.read(since).count(CANCELLED) > CROWD, GONE_SECONDS)
+        return seconds
+
+    seconds = seconds_until_logged()
+    if seconds is None:  # A host that stands still for seconds makes any one late.
+        seconds = seconds_until_logged()
+    expect.happened("seconds until the cancellation is in the log", seconds, CROWD_SECONDS)
 
 
 @pytest.mark.requirement("CAN-003")
@@ -280,7 +302,7 @@ async def test_aio_iterator_cancel(engine: OneAtATime) -> None:
         _, error = await responses.__anext__()
         expect.equal("error of the first response", error, None)
         expect.equal("cancel()", responses.cancel(), True)
-        with pytest.raises(asyncio.CancelledError):
+        with expect.raises("the rest of the stream", asyncio.CancelledError):
             async for _ in responses:
                 pass
     await asyncio.to_thread(engine.is_free, "cancelling an asyncio stream")
@@ -326,7 +348,7 @@ def test_deadline_of_the_client(engine: OneAtATime) -> None:
     with engine.grpc.open(deadline=0.5) as stream:
         for _ in range(engine.enough):
             stream.send(LONG)
-        with pytest.raises(Unanswered):
+        with expect.raises("the stream", Unanswered):
             list(stream)
     expect.equal("gRPC status", stream.status, "DEADLINE_EXCEEDED")
     engine.is_free("the client's deadline")
@@ -453,15 +475,16 @@ def test_closed_event_stream(engine: OneAtATime, vllm_server: ServerHandle) -> N
 
 @pytest.mark.requirement("CAN-012")
 def test_storm_of_cancels(engine: OneAtATime, vllm_server: ServerHandle) -> None:
-    """100 requests, streaming and not, cancelled at any time from at once to 0.1 s later.
+    """A hundred requests, streaming and not, cancelled at any time from at once to 0.1 s later.
 
-    The last check of this file: one that fails leaves an engine that is busy for minutes.
+    If none is aborted, the engine works on them for eight times as long as is waited.
     """
+    tokens = max(16, math.ceil(8 * STORM_SECONDS / STORM * LONG_TOKENS / engine.long_seconds))
     before = {p.pid for p in vllm_server.processes() if is_stub(p) or is_engine(p)}
     delays = random.Random(7)
-    kinds = itertools.cycle((LONG, LONG_STREAM))
+    kinds = itertools.cycle(greedy(PROMPT, tokens, stream=stream) for stream in (False, True))
     waiting: list[tuple[float, GrpcStream]] = []
-    for _ in range(100):
+    for _ in range(STORM):
         stream = engine.grpc.open()
         stream.send(next(kinds))
         waiting.append((time.monotonic() + delays.uniform(0, 0.1), stream))
@@ -474,7 +497,7 @@ def test_storm_of_cancels(engine: OneAtATime, vllm_server: ServerHandle) -> None
         names = ("vllm:num_requests_running", "vllm:num_requests_waiting")
         return sum(page.of(engine.grpc.model).value(name) for name in names)
 
-    engine.is_free("100 cancelled requests")
+    engine.is_free(f"{STORM} cancelled requests", STORM_SECONDS)
     page = settled_page(vllm_server, lambda page: in_the_engine(page) == 0, GAUGE_SECONDS)
     expect.equal("requests that run or wait", in_the_engine(page), 0)
     after = {process.pid for process in vllm_server.processes()}

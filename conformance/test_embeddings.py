@@ -11,15 +11,21 @@ import pytest
 
 from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import Generate, GenerateRequest, Generation, GrpcClient, HttpClient
+from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.tiny_encoder import DIMENSIONS, HIDDEN
+from pytest_vllm_triton.verdicts import untested
 
 from .experiments.waits import UNLOAD_SECONDS
 from .extra_models import ENCODER, ENCODER_MAX_LEN, ExtraModel
-from .observe import until
+from .metrics_page import grown_page, quiet_page, settled_page
+from .observe import nothing_in_the_log, until
 
 TEXT = "the quick brown fox"
 # The model has no token for the first two words; they are in the text all the same.
 UNKNOWN_WORDS = "Ünï 你好 fox"
+# A thousand characters of fifty tokens: each of the long words is one that it has none for. (vLLM
+# takes six characters for each token that fits.)
+LONG_TEXT = ("X" * 20 + " ") * 50 + "The Fox"
 TOLERANCE = 1e-3
 
 
@@ -68,7 +74,11 @@ def test_embedding_is_a_list_of_numbers(generate: Generate) -> None:
 
 
 @pytest.mark.requirement("EMB-002")
-@pytest.mark.parametrize("text", [TEXT, "a", "tiny words and more of them " * 6, UNKNOWN_WORDS])
+@pytest.mark.parametrize(
+    "text",
+    [TEXT, "a", "tiny words and more of them " * 6, UNKNOWN_WORDS, "The Fox", LONG_TEXT],
+    ids=["text", "letter", "words", "unknown-words", "capitals", "long"],
+)
 def test_vector_is_the_models(generate: Generate, text: str) -> None:
     """Against the same weights in NumPy."""
     expected = ENCODER.embed(ENCODER.tokenize(text))
@@ -82,7 +92,9 @@ def test_token_ids_give_the_same_vector(generate: Generate) -> None:
 
 
 @pytest.mark.requirement("EMB-003")
-@pytest.mark.parametrize("text", [TEXT, UNKNOWN_WORDS])
+@pytest.mark.parametrize(
+    "text", [TEXT, UNKNOWN_WORDS, LONG_TEXT], ids=["text", "unknown-words", "long"]
+)
 def test_token_counts(generate: Generate, text: str) -> None:
     request = embedding(text).but(returns=("num_input_tokens", "num_output_tokens"))
     answer = generate(request).ok()
@@ -112,7 +124,14 @@ def test_unsupported_dimensions(generate: Generate) -> None:
 @pytest.mark.requirement("EMB-007")
 @pytest.mark.parametrize(
     "content",
-    ["{bad", "", "[]", "{}", '{"input": []}', '{"input": {"a": 1}}'],
+    [
+        *("{bad", "", "[]", "{}", '{"input": []}', '{"input": {"a": 1}}'),
+        *(r'{"input": "\ud800"}', "[" * 5000),
+    ],
+    ids=[
+        *("json", "empty", "list", "no-input", "no-tokens", "object"),
+        *("half-a-character", "deep"),
+    ],
 )
 def test_bad_embedding_request(generate: Generate, content: str) -> None:
     error = generate(GenerateRequest(inputs={"embedding_request": content})).failed()
@@ -121,7 +140,14 @@ def test_bad_embedding_request(generate: Generate, content: str) -> None:
 
 
 @pytest.mark.requirement("EMB-007")
-@pytest.mark.parametrize("content", ["{bad", "{}", '{"input": "a", "pooling_params": 5}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("{bad", "{}", '{"input": "a", "pooling_params": 5}'),
+        *(r'{"input": "\ud800"}', "[" * 5000),
+    ],
+    ids=["json", "no-input", "pooling", "half-a-character", "deep"],
+)
 def test_bad_embedding_request_is_an_invalid_argument(
     triton_grpc: GrpcClient, embedding_model: str, content: str
 ) -> None:
@@ -174,6 +200,38 @@ def test_many_at_once(triton_grpc: GrpcClient, embedding_model: str) -> None:
     for index, text in enumerate(texts):
         actual = vectors.get(str(index), [])
         close(f"the vector of {text!r}", actual, ENCODER.embed(ENCODER.tokenize(text)))
+
+
+@pytest.mark.requirement("MET-004", "MET-005", "MET-006")
+def test_embeddings_are_counted(
+    vllm_server: ServerHandle, triton_grpc: GrpcClient, embedding_model: str
+) -> None:
+    """An embedding has prompt tokens and a latency, and generates nothing."""
+    requests = [embedding(text).but(returns=("num_input_tokens",)) for text in (TEXT, "a", "fox")]
+    with triton_grpc.for_model(embedding_model) as client:
+        client.generate(requests[0]).ok()
+        if not settled_page(vllm_server, lambda p: bool(p.vllm_lines(embedding_model))).vllm_lines(
+            embedding_model
+        ):
+            untested("the page has no metrics of a model that embeds")
+        before = quiet_page(vllm_server, embedding_model)
+        answers = [client.generate(request).ok() for request in requests]
+    tokens = sum(answer.last("num_input_tokens") for answer in answers)
+    expected = {
+        "vllm:prompt_tokens_total": tokens,
+        "vllm:request_prompt_tokens_sum": tokens,
+        "vllm:request_prompt_tokens_count": len(requests),
+        "vllm:e2e_request_latency_seconds_count": len(requests),
+    }
+    growth = grown_page(vllm_server, before, [*expected.items()])
+    for name, amount in expected.items():
+        expect.equal(f"growth of {name}", growth.of(name), amount)
+
+
+@pytest.mark.requirement("GEN-030")
+def test_embedded_text_is_not_in_the_log(generate: Generate, vllm_server: ServerHandle) -> None:
+    with nothing_in_the_log(vllm_server, "secret to embed"):
+        generate(embedding("secret to embed")).ok()
 
 
 @pytest.mark.requirement("EMB-005")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -15,7 +16,6 @@ from pytest_vllm_triton.clients import (
     HttpAnswer,
     HttpClient,
 )
-from pytest_vllm_triton.clients.grpc import add_input, infer_request
 from pytest_vllm_triton.clients.http import http_body
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.state import TRANSCRIPT
@@ -31,6 +31,7 @@ from .servers import (
 PROMPT = "What is Triton Inference Server?"
 GOOD = GenerateRequest(PROMPT, sampling={"temperature": 0}, exclude_input_in_output=True)
 ANSWER_SECONDS = 10.0
+EMPTY_PROMPT_SECONDS = 5.0
 TOO_LONG = r"(?i)length|long|exceed|too many"
 
 
@@ -55,6 +56,11 @@ def refused_by_server(answer: HttpAnswer, part: str) -> None:
     """Refused before it reaches the backend; Triton 24.10 says 500 where newer servers say 400."""
     expect.between("HTTP status", answer.status, 400, 599)
     expect.contains("error", answer.error, part)
+
+
+def as_a_word(name: str) -> str:
+    """A regular expression for the name; "n" is in most sentences, as a letter."""
+    return rf"(?<!\w){re.escape(name)}(?!\w)"
 
 
 @pytest.mark.requirement("ERR-001")
@@ -129,7 +135,7 @@ def test_unknown_model_version_and_method(triton_http: HttpClient) -> None:
 @pytest.mark.requirement("ERR-009")
 @pytest.mark.parametrize("name", ["foo", "größe"])
 def test_unknown_sampling_parameter_is_named(generate: Generate, name: str) -> None:
-    """Also among the request parameters: a number is no forwarded header."""
+    """Among the request's own parameters a number is no forwarded header."""
     for request in (GOOD.but(sampling={name: 1}), GOOD.but(sampling=None, parameters={name: 1})):
         error = generate(request).failed()
         expect.contains("error", error, name)
@@ -145,7 +151,7 @@ def test_out_of_range_value_is_explained(generate: Generate, name: str, value: f
     given = {name: value}
     for request in (GOOD.but(sampling=given), GOOD.but(sampling=None, parameters=given)):
         error = generate(request).failed()
-        expect.contains("error", error, name)
+        expect.matches("error", error, as_a_word(name))
         expect.clean_error(error)
 
 
@@ -155,7 +161,7 @@ def test_out_of_range_value_is_explained(generate: Generate, name: str, value: f
 )
 def test_unconvertible_value_is_named(generate: Generate, name: str, value: Any) -> None:
     error = generate(GOOD.but(sampling={name: value})).failed()
-    expect.contains("error", error, name)
+    expect.matches("error", error, as_a_word(name))
     expect.clean_error(error)
 
 
@@ -218,8 +224,11 @@ def test_too_long_prompt(triton_grpc: GrpcClient, alternate_model: str, stream: 
 
 @pytest.mark.requirement("ERR-016")
 def test_empty_prompt(generate: Generate) -> None:
-    answer = generate(GOOD.but(text_input=""))
-    expect.between("seconds", answer.seconds, 0, 5)
+    for _ in range(2):  # A host that stands still for seconds makes any one late.
+        answer = generate(GOOD.but(text_input=""))
+        if answer.seconds <= EMPTY_PROMPT_SECONDS:
+            break
+    expect.between("seconds", answer.seconds, 0, EMPTY_PROMPT_SECONDS)
     if answer.error is not None:
         expect.clean_error(answer.error)
     expect.equal("error of the next request", generate(GOOD).error, None)
@@ -279,10 +288,12 @@ def test_an_error_is_one_final_response(
         GenerateRequest(stream=False),
         GOOD.but(text_input=b"\xff"),
         GOOD.but(sampling="[1]"),
+        GOOD.but(sampling={"structured_outputs": {"choice": ["a"], "regex": "a"}}),
+        GOOD.but(sampling={"priority": 1 << 70}),
     ],
     ids=[
         *("unknown", "range", "json", "type", "engine", "echo", "prompt"),
-        *("utf-8", "list"),
+        *("utf-8", "list", "two-structures", "priority"),
     ],
 )
 def test_client_mistakes_are_invalid_argument(
@@ -317,43 +328,6 @@ def test_too_long_prompt_is_an_invalid_argument(
     request = GenerateRequest(" venus" * (ALTERNATE_MAX_MODEL_LEN + 9))
     answer = triton_grpc.for_model(alternate_model).until_error(request)
     expect.equal(f"gRPC status ({answer.error})", answer.status, "INVALID_ARGUMENT")
-
-
-@pytest.mark.requirement("ERR-019")
-def test_dead_engine_is_unavailable(deaths: Seen) -> None:
-    """A request after the death, without the health check: clients try such a one again."""
-    engine_death: EngineDeath = deaths["engine death"]
-    later = engine_death.later
-    expect.equal(f"gRPC status ({later.error})", later.status, "UNAVAILABLE")
-
-
-@pytest.mark.requirement("ERR-020")
-def test_tensor_checks_of_the_server(strict_server: StrictServer, transcript: Transcript) -> None:
-    """On a server of its own: Triton 24.10 cannot unload a model after such a request."""
-    client = strict_server.grpc(transcript)
-    model = client.model
-    as_bytes = infer_request(model, GenerateRequest(PROMPT))
-    add_input(as_bytes, "stream", "BYTES", [1], ["true"])
-    two = infer_request(model, GenerateRequest())
-    add_input(two, "text_input", "BYTES", [2], ["a", "b"])
-    unknown_input = infer_request(model, GenerateRequest(PROMPT))
-    add_input(unknown_input, "x", "BYTES", [1], ["a"])
-    unknown_output = infer_request(model, GenerateRequest(PROMPT, outputs=("x",)))
-    for message, reason in (
-        (as_bytes, r"inference input 'stream' data-type is"),
-        (two, r"unexpected shape for input 'text_input'.*[Ee]xpected \[1\], got \[2\]"),
-        (unknown_input, r"unexpected inference input 'x'"),
-        (unknown_output, r"unexpected inference output 'x'"),
-    ):
-        expect.matches("error", client.exchange([message]).failed(), reason)
-
-
-@pytest.mark.requirement("ERR-021")
-def test_parameters_that_are_the_servers(generate: Generate) -> None:
-    """Triton's own `timeout`, in microseconds, among the request's parameters: two minutes."""
-    parameters = {"temperature": 0.0, "max_tokens": 200, "ignore_eos": True, "timeout": 120_000_000}
-    request = GenerateRequest(PROMPT, parameters=parameters, returns=("num_output_tokens",))
-    expect.equal("num_output_tokens", generate(request).last("num_output_tokens"), 200)
 
 
 #: What clients and proxies send; gRPC wants the names in lower case.
@@ -395,6 +369,40 @@ def test_forwarded_headers(strict_server: StrictServer, transcript: Transcript, 
     expect.equal(f"HTTP status ({answer.error})", answer.status, 200)
     content = answer.events[0][1].removeprefix(b"data: ") if answer.events else answer.content
     expect.equal("num_output_tokens", json.loads(content).get("num_output_tokens"), 5)
+
+
+@pytest.mark.requirement("ERR-019")
+def test_dead_engine_is_unavailable(deaths: Seen) -> None:
+    """A request after the death, without the health check: clients try such a one again."""
+    engine_death: EngineDeath = deaths["engine death"]
+    later = engine_death.later
+    expect.equal(f"gRPC status ({later.error})", later.status, "UNAVAILABLE")
+
+
+@pytest.mark.requirement("ERR-020")
+@pytest.mark.parametrize(
+    ("tensor", "reason"),
+    [
+        ("a wrong type", r"inference input 'stream' data-type is"),
+        (
+            "a wrong shape",
+            r"unexpected shape for input 'text_input'.*[Ee]xpected \[1\], got \[2\]",
+        ),
+        ("an unknown input", r"unexpected inference input 'x'"),
+        ("an unknown output", r"unexpected inference output 'x'"),
+    ],
+)
+def test_tensor_checks_of_the_server(bare_life: Seen, tensor: str, reason: str) -> None:
+    expect.equal("boot error", bare_life["boot error"], None)
+    expect.matches("error", bare_life[f"answer to {tensor}"].failed(), reason)
+
+
+@pytest.mark.requirement("ERR-021")
+def test_parameters_that_are_the_servers(generate: Generate) -> None:
+    """Triton's own `timeout`, in microseconds, among the request's parameters: two minutes."""
+    parameters = {"temperature": 0.0, "max_tokens": 200, "ignore_eos": True, "timeout": 120_000_000}
+    request = GenerateRequest(PROMPT, parameters=parameters, returns=("num_output_tokens",))
+    expect.equal("num_output_tokens", generate(request).last("num_output_tokens"), 200)
 
 
 @pytest.mark.requirement("ERR-023")

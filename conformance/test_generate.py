@@ -26,6 +26,8 @@ GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
 ONE = GenerateRequest(PROMPT, sampling=GREEDY, exclude_input_in_output=True)
 
 
+UNARY_AND_STREAM = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+
 # The highest temperature that vLLM takes: two random texts of any model differ, even of the
 # known-answer model, which is sure of its story.
 HOT: dict[str, Any] = {"temperature": 2.0, "ignore_eos": True}
@@ -77,7 +79,7 @@ def each_has_elements(client: GrpcClient, n: int, *, stream: bool) -> None:
 
 
 @pytest.mark.requirement("GEN-001")
-@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+@UNARY_AND_STREAM
 def test_text_output_has_one_element(triton_grpc: GrpcClient, stream: bool) -> None:
     each_has_elements(triton_grpc, 1, stream=stream)
 
@@ -305,23 +307,29 @@ def test_generation_ends_at_the_end_of_the_story(
 
 
 @pytest.mark.requirement("GEN-008")
-def test_default_is_sixteen_tokens(generate: Generate) -> None:
+@pytest.mark.parametrize("given", ["sampling", "parameters"])
+@UNARY_AND_STREAM
+def test_default_is_sixteen_tokens(generate: Generate, given: str, stream: bool) -> None:
+    """Whether the request says anything of its sampling in the tensor or in its own parameters."""
     request = GenerateRequest(
-        "Hello", sampling={"ignore_eos": True}, returns=("num_output_tokens", "finish_reason")
-    )
+        "Hello", stream=stream, returns=("num_output_tokens", "finish_reason")
+    ).but(**{given: {"ignore_eos": True}})
     answer = generate(request)
-    expect.equal("num_output_tokens", answer.last("num_output_tokens"), 16)
+    expect.equal("num_output_tokens", sum(answer.all_values("num_output_tokens")), 16)
     expect.equal("finish_reason", answer.last("finish_reason"), "length")
 
 
 @pytest.mark.requirement("GEN-008")
 def test_prompt_alone_is_enough(generate: Generate) -> None:
-    expect.starts_with("text_output", generate(GenerateRequest("Hello")).text, "Hello")
+    answer = generate(GenerateRequest("Hello", returns=("num_output_tokens",)))
+    expect.starts_with("text_output", answer.text, "Hello")
+    expect.between("num_output_tokens", answer.last("num_output_tokens"), 1, 16)
 
 
 @pytest.mark.requirement("GEN-008")
+@UNARY_AND_STREAM
 def test_what_is_not_given_has_vllms_default(
-    generate: Generate, vllm_model: ModelUnderTest
+    generate: Generate, vllm_model: ModelUnderTest, stream: bool
 ) -> None:
     """By chance, but with a seed: a backend's own default of any of these gives another text."""
     chance: dict[str, Any] = {"seed": 7, "max_tokens": 24, "ignore_eos": True}
@@ -329,7 +337,7 @@ def test_what_is_not_given_has_vllms_default(
     if oracle is not None:
         # It is sure of its story; where these alone are allowed, chance decides.
         chance["allowed_token_ids"] = [oracle.story_ids[0], oracle.story_ids[2]]
-    request = ONE.but(text_input="Say zulu")
+    request = ONE.but(text_input="Say zulu", stream=stream)
     expect.equal(
         "text with a seed alone",
         generate(request.but(sampling=chance)).ok().text,
@@ -472,6 +480,22 @@ def test_stop_string_ends_the_text_before_it(generate: Generate, form: str) -> N
 
 
 @pytest.mark.requirement("GEN-013")
+@pytest.mark.parametrize(
+    "stop",
+    [["\n"], [" victor"], ["~1", "~2", "~3", "~4", " victor"]],
+    ids=["line-break", "leading-blank", "fifth"],
+)
+def test_stop_strings_are_taken_as_they_are(
+    generate: Generate, known_answer: KnownAnswer, stop: list[str]
+) -> None:
+    expected = known_answer.answer("Say tango", max_tokens=64, stop=stop)
+    request = ONE.but(
+        text_input="Say tango", sampling={"temperature": 0, "max_tokens": 64, "stop": stop}
+    )
+    expect.equal(f"text with stop={stop!r}", generate(request).text, expected.text)
+
+
+@pytest.mark.requirement("GEN-013")
 def test_stop_token_ids_end_the_text(generate: Generate, known_answer: KnownAnswer) -> None:
     answer = known_answer.answer("Say alpha", max_tokens=8)
     stop_at = [known_answer.bos_token_id, answer.token_ids[4]]
@@ -568,7 +592,7 @@ CHOICES = ["Positive", "Negative"]
 
 
 @pytest.mark.requirement("GEN-017")
-@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+@UNARY_AND_STREAM
 @pytest.mark.parametrize(
     ("structure", "texts"),
     [
@@ -748,10 +772,10 @@ def test_unary_grpc_is_refused_not_hung(triton_grpc: GrpcClient) -> None:
     import grpc
 
     message = infer_request(triton_grpc.model, GenerateRequest(PROMPT))
-    with pytest.raises(grpc.RpcError) as caught:
+    with expect.raises("unary ModelInfer", grpc.RpcError) as raised:
         triton_grpc.stub.ModelInfer(message, timeout=10.0)
-    expect.equal("gRPC status", caught.value.code().name, "UNIMPLEMENTED")
-    expect.contains("error", caught.value.details(), "ModelInfer RPC doesn't support")
+    expect.equal("gRPC status", raised.error.code().name, "UNIMPLEMENTED")
+    expect.contains("error", raised.error.details(), "ModelInfer RPC doesn't support")
 
 
 @pytest.mark.requirement("GEN-030")
@@ -784,4 +808,6 @@ def test_what_users_say_is_not_in_the_log(
         embedding = json.dumps({"input": prompt, **more})
         generate(GenerateRequest(inputs={"embedding_request": embedding})).failed()
     generate(request.but(text_input=f"{prompt} alpha" * 20_000)).failed()
+    # A millisecond; whether it is answered is CAN-015's.
+    generate(stream.but(sampling={"max_tokens": 500}, parameters={"timeout": 1000}))
     expect.lacks("log since the first request", log.read(since), secret)

@@ -22,10 +22,21 @@ from pytest_vllm_triton.known_answer import (
     vision_answer,
 )
 from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.verdicts import untested
 
-from .extra_models import MAX_PICTURES
+from .experiments.waits import GONE_SECONDS
+from .extra_models import MAX_PICTURES, ExtraModel
 from .metrics_page import NO_METRICS_SECONDS, settled_page
-from .observe import at_once
+from .observe import (
+    UNHEALTHY,
+    at_once,
+    is_engine,
+    is_stub,
+    kill,
+    living,
+    nothing_in_the_log,
+    until,
+)
 
 TOKENS = 6
 PICTURES = (
@@ -139,6 +150,13 @@ def test_prompt_with_an_image_is_echoed(look: Generate) -> None:
     expect.equal("text_output", answer.text, told)
 
 
+@pytest.mark.requirement("GEN-030")
+def test_prompt_with_an_image_is_not_in_the_log(look: Generate, vllm_server: ServerHandle) -> None:
+    request = looking_at([" red"])
+    with nothing_in_the_log(vllm_server, "secret of a picture"):
+        look(request.but(text_input=f"secret of a picture {IMAGE_TOKEN}:")).ok()
+
+
 @pytest.mark.requirement("IMG-001")
 def test_every_image_is_in_the_prompt(look: Generate) -> None:
     counts = [
@@ -214,7 +232,7 @@ def test_image_for_a_text_model(generate: Generate, known_answer: KnownAnswer) -
     error = generate(GOOD.but(inputs={"image": [RED]})).failed()
     expect.clean_error(error)
     # The reason is the model, not the image.
-    for part in ("base64", "known format", "cannot be read", "cannot identify"):
+    for part in ("known format", "cannot be read", "cannot identify"):
         expect.lacks("error", error, part)
     expect.equal("error of the next request", generate(GOOD).error, None)
 
@@ -237,3 +255,22 @@ def test_no_vllm_metrics_without_statistics(
         owned_server, lambda p: bool(p.vllm_lines(vision_model)), NO_METRICS_SECONDS
     )
     expect.equal("lines of the model", page.vllm_lines(vision_model), [])
+
+
+@pytest.mark.requirement("HLT-002")
+def test_health_check_is_off_by_default(
+    vision_extra: ExtraModel, vision_model: str, triton_http: HttpClient
+) -> None:
+    """Its configuration does not name the check. Nothing needs this model any more."""
+    stubs = [p for p in vision_extra.server.processes() if is_stub(p, vision_model)]
+    children = [child for stub in stubs for child in stub.children(recursive=True)]
+    engine = [process for process in children if is_engine(process)]
+    if not engine:
+        untested("no process of the server looks like one of vLLM's engine")
+    kill(engine)
+    until(lambda: not living(engine), GONE_SECONDS)
+    # vLLM may take the first one before it has noticed.
+    for _ in range(3):
+        error = triton_http.for_model(vision_model).generate(GOOD).failed()
+        expect.lacks("error of a request to a dead engine", error, UNHEALTHY)
+    vision_extra.unload()

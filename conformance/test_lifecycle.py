@@ -155,6 +155,14 @@ def test_unload_waits_for_no_request_that_has_ended(second_model_life: Seen) -> 
     expect.between("seconds of the unload", seconds, 0, quiet + UNLOAD_NOISE_SECONDS)
 
 
+@pytest.mark.requirement("LIF-008")
+def test_unload_of_a_dead_engine_ends(deaths: Seen) -> None:
+    """With the health check, which takes the model out of service."""
+    expect.happened(
+        "seconds until the unload is complete", deaths["seconds until gone"], UNLOAD_SECONDS
+    )
+
+
 @pytest.mark.requirement("LIF-009")
 def test_nothing_grows(second_model_life: Seen) -> None:
     """From life to life, whatever the first one needed once."""
@@ -241,7 +249,7 @@ def test_sigterm_lets_a_stream_end(plain_life: Seen) -> None:
     responses = seen["stream during the shutdown"]
     expect.equal("errors", [r.error for r in responses if r.error], [])
     expect.equal("text", "".join(r.text for r in responses), seen["stream expected"])
-    expect.in_time(
+    expect.happened(
         "seconds until new requests are refused",
         seen["seconds until requests are refused"],
         NOTICED_SECONDS,
@@ -276,16 +284,17 @@ def test_everything_ends_with_the_server(deaths: Seen) -> None:
     expect.equal("processes and regions left", deaths["left of a killed server"], [])
 
 
+@pytest.fixture(params=["without metrics", "with metrics"])
+def idle_model(request: pytest.FixtureRequest, triton_http: HttpClient) -> str:
+    """The name of a model that nobody asks."""
+    with_metrics = request.param == "with metrics"
+    return str(request.getfixturevalue("lora_model") if with_metrics else triton_http.model)
+
+
 @pytest.mark.requirement("LIF-019")
-@pytest.mark.parametrize("metrics", [False, True], ids=["without metrics", "with metrics"])
-def test_idle_model(
-    request: pytest.FixtureRequest,
-    triton_http: HttpClient,
-    owned_server: ServerHandle,
-    metrics: bool,
-) -> None:
+def test_idle_model(idle_model: str, triton_http: HttpClient, owned_server: ServerHandle) -> None:
     """The quietest of some moments: what earlier checks asked for may still be at work."""
-    model: str = request.getfixturevalue("lora_model") if metrics else triton_http.model
+    model = idle_model
     # What is only then begun counts as well.
     triton_http.for_model(model).generate(GenerateRequest("Hello")).ok()
     stubs = [p for p in owned_server.processes() if is_stub(p, model)]

@@ -18,8 +18,11 @@ from pytest_vllm_triton.known_answer import (
     KnownAnswer,
     build_adapter,
 )
+from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.paths import cache_home
+from pytest_vllm_triton.verdicts import untested
 
+from .experiments.waits import NOTICED_SECONDS
 from .extra_models import (
     BASE,
     LARGE_ADAPTER,
@@ -28,7 +31,8 @@ from .extra_models import (
     config_with,
     oracle,
 )
-from .observe import CLIENTS_MISTAKE, Seen, first_of
+from .metered_traffic import sent
+from .observe import CLIENTS_MISTAKE, Seen, first_of, nothing_in_the_log, until
 
 PROMPT = "Say alpha"
 LENGTH = 12
@@ -154,11 +158,13 @@ def test_false_as_a_word(triton_grpc: GrpcClient, alternate_model: str) -> None:
 @pytest.mark.requirement("LOR-006")
 def test_false_as_a_word_turns_lora_off(second_model_life: Seen) -> None:
     """Its first load fails for another reason than the rank that no adapter may have."""
-    expect.lacks("error of the load", second_model_life["error of a broken load"], "lora")
+    error = second_model_life["error of a broken load"]
+    expect.that("error of the load", error, bool, "an error")
+    expect.lacks("error of the load", error, "lora")
 
 
 @pytest.mark.requirement("LOR-007")
-@pytest.mark.parametrize("enable", [True, "true"], ids=["true", "word"])
+@pytest.mark.parametrize("enable", [True, "true", "True"], ids=["true", "word", "Word"])
 def test_missing_list_of_adapters(
     repository: ModelRepository, vllm_harness: Harness, enable: bool | str
 ) -> None:
@@ -255,6 +261,41 @@ def test_changed_adapter_is_read_again(
             (folder / name).write_bytes(content)
 
 
+@pytest.mark.requirement("LOR-011")
+def test_changed_adapter_uses_no_cache_of_the_old_one(
+    vllm_server: ServerHandle, lora_extra: ExtraModel, lora_model: str
+) -> None:
+    """The old files made what vLLM keeps of a prompt: with new files it is made anew."""
+    hits = "vllm:prefix_cache_hits_total"
+    prompt = asked("changing").but(text_input=" kilo" * 600)
+
+    def grown() -> float:
+        return sent(vllm_server, lora_model, [prompt]).growth.of(hits)
+
+    grown()
+    if not grown():
+        untested("a prompt that comes again is not seen to be found in the cache")
+    files = lora_extra.folder / "adapters" / "changing"
+    before = {file: file.read_bytes() for file in files.iterdir()}
+    other = build_adapter(BASE, BACKWARDS, cache_home() / "checkpoints")
+    try:
+        for file in other.iterdir():
+            shutil.copyfile(file, files / file.name)
+        expect.equal(f"growth of {hits} with other files", grown(), 0)
+    finally:
+        for file, content in before.items():
+            file.write_bytes(content)
+
+
+@pytest.mark.requirement("GEN-030")
+def test_prompt_of_an_adapter_is_not_in_the_log(
+    triton_http: HttpClient, vllm_server: ServerHandle, lora_model: str
+) -> None:
+    with nothing_in_the_log(vllm_server, "secret of an adapter"):
+        request = asked("leaps").but(text_input="secret of an adapter")
+        triton_http.for_model(lora_model).generate(request).ok()
+
+
 @pytest.mark.requirement("LOR-012")
 def test_list_of_adapters_is_read_again(
     triton_http: HttpClient, lora_extra: ExtraModel, lora_model: str
@@ -272,11 +313,14 @@ def test_list_of_adapters_is_read_again(
         text = client.generate(asked("leaps")).text
         expect.equal("text while the file is away", text, told("leaps"))
         file.write_text(json.dumps(paths, ensure_ascii=False), encoding="utf-8")
+        # Nothing says that it is read at every request.
+        until(lambda: client.generate(asked("größe")).error is None, NOTICED_SECONDS)
         expect.equal("text with a new name", client.generate(asked("größe")).text, told("leaps"))
         error = client.generate(asked("leaps")).failed()
         expect.contains("error with the old name", error, "LoRA leaps is not supported")
     finally:
         file.write_text(before, encoding="utf-8")
+        until(lambda: client.generate(asked("leaps")).error is None, NOTICED_SECONDS)
     expect.equal("text with the old name", client.generate(asked("leaps")).text, told("leaps"))
 
 

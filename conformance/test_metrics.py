@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
@@ -14,17 +13,16 @@ from prometheus_client.samples import Sample
 from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import (
     GenerateRequest,
-    Generation,
     GrpcClient,
     HttpClient,
 )
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
-from pytest_vllm_triton.transcript import Transcript
 from pytest_vllm_triton.verdicts import untested
 
 from .experiments.second_model import SECOND
 from .extra_models import ExtraModel
+from .metered_traffic import Traffic, counted, sent, sent_at_once
 from .metrics_page import (
     Growth,
     MetricsPage,
@@ -81,79 +79,6 @@ LONG_STREAM = GenerateRequest(
     sampling={"temperature": 0, "ignore_eos": True, "max_tokens": 3900},
 )
 CACHE_USAGE = "vllm:kv_cache_usage_perc"
-COUNTED = ("num_input_tokens", "num_output_tokens")
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Some requests to the model with metrics, and how its page grew.
-
-    Attributes:
-        growth: of the page, by the labels of the model.
-        input_tokens, output_tokens: of each request, as the answers tell.
-        seconds: of each request, as the client saw it.
-    """
-
-    growth: Growth
-    input_tokens: tuple[int, ...]
-    output_tokens: tuple[int, ...]
-    seconds: tuple[float, ...]
-
-    @property
-    def requests(self) -> int:
-        return len(self.seconds)
-
-
-def counted(request: GenerateRequest) -> GenerateRequest:
-    return request.but(returns=COUNTED)
-
-
-def sent(server: ServerHandle, model: str, requests: list[GenerateRequest], n: int = 1) -> Traffic:
-    """Send the requests one by one and wait until they are on the page."""
-    before = quiet_page(server, model)
-    answers: list[Generation] = []
-    with (
-        HttpClient(server.endpoints.http, model, Transcript()) as http,
-        GrpcClient(server.endpoints.grpc, model, Transcript()) as grpc,
-    ):
-        for index, request in enumerate(requests):
-            client = grpc if index % 2 else http
-            answers.append(client.generate(counted(request)).ok())
-    return on_the_page(server, before, answers, n)
-
-
-def sent_at_once(server: ServerHandle, model: str, requests: list[GenerateRequest]) -> Traffic:
-    """The same, all requests together."""
-    before = quiet_page(server, model)
-    with (
-        GrpcClient(server.endpoints.grpc, model, Transcript()) as grpc,
-        ThreadPoolExecutor(len(requests)) as pool,
-    ):
-        answers = [answer.ok() for answer in pool.map(grpc.generate, map(counted, requests))]
-    return on_the_page(server, before, answers)
-
-
-def on_the_page(
-    server: ServerHandle, before: MetricsPage, answers: list[Generation], n: int = 1
-) -> Traffic:
-    """Wait until the requests with these answers are on the page."""
-    inputs = tuple(int(answer.last("num_input_tokens")) for answer in answers)
-    outputs = tuple(sum(answer.all_values("num_output_tokens")) for answer in answers)
-    growth = grown_page(
-        server,
-        before,
-        [
-            ("vllm:generation_tokens_total", sum(outputs)),
-            ("vllm:prompt_tokens_total", sum(inputs)),
-            ("vllm:request_params_n_sum", n * len(answers)),
-            ("vllm:e2e_request_latency_seconds_count", len(answers)),
-            ("vllm:time_to_first_token_seconds_count", len(answers)),
-            ("vllm:time_per_output_token_seconds_count", sum(outputs) - n * len(answers)),
-            ("vllm:request_prompt_tokens_sum", sum(inputs)),
-            ("vllm:request_generation_tokens_sum", sum(outputs)),
-        ],
-    )
-    return Traffic(growth, inputs, outputs, tuple(answer.seconds for answer in answers))
 
 
 @pytest.fixture(scope="module")
@@ -233,9 +158,11 @@ def test_help_type_and_labels(traffic: Traffic, lora_model: str) -> None:
 
 @pytest.mark.requirement("MET-003")
 def test_label_is_the_version_that_is_served(
-    vllm_server: ServerHandle, alternate_model: str
+    vllm_server: ServerHandle, triton_grpc: GrpcClient, alternate_model: str
 ) -> None:
     """The alternate model has a version 3 and no other."""
+    # A family may begin with the first request.
+    triton_grpc.for_model(alternate_model).generate(GenerateRequest("venus")).ok()
     page = settled_page(vllm_server, lambda p: bool(p.vllm_lines(alternate_model)))
     versions = {
         sample.labels.get("version")
@@ -311,6 +238,61 @@ def test_finished_requests_by_reason(traffic: Traffic) -> None:
 
 
 @pytest.mark.requirement("MET-017")
+def test_aborted_requests(
+    vllm_server: ServerHandle, triton_grpc: GrpcClient, lora_model: str, traffic: Traffic
+) -> None:
+    """A request that is given up has not ended by itself."""
+    name = "vllm:request_success_total"
+    if "abort" not in {s.labels["finished_reason"] for s in samples(traffic) if s.name == name}:
+        untested(f"the page has no {name} of aborted requests")
+    before = quiet_page(vllm_server, lora_model)
+    for _ in range(3):
+        with triton_grpc.for_model(lora_model).open() as stream:
+            stream.send(LONG_STREAM.but(sampling={"max_tokens": 1400, "ignore_eos": True}))
+            first_of(stream)
+            stream.cancel()
+
+    def aborted(page: MetricsPage) -> float:
+        growth = Growth(before, MetricsPage(page.text, before.labels))
+        return growth.of(name, finished_reason="abort")
+
+    page = settled_page(vllm_server, lambda page: aborted(page) >= 3)
+    growth = Growth(before, MetricsPage(page.text, before.labels))
+    grown = {why: growth.of(name, finished_reason=why) for why in ("abort", "stop", "length")}
+    expect.equal(f"growth of {name} by reason", grown, {"abort": 3, "stop": 0, "length": 0})
+
+
+@pytest.mark.requirement("MET-017")
+def test_waiting_requests_are_gone_while_one_runs(
+    vllm_server: ServerHandle, triton_grpc: GrpcClient, alternate_model: str
+) -> None:
+    """The alternate model has one sequence at a time; what waited is cancelled before it runs."""
+    running, waiting = "vllm:num_requests_running", "vllm:num_requests_waiting"
+    client = triton_grpc.for_model(alternate_model)
+    client.generate(GenerateRequest("venus")).ok()
+    page = settled_page(vllm_server, lambda p: bool(p.vllm_lines(alternate_model)))
+    if waiting not in {sample.name for sample in page.samples_of(model=alternate_model)}:
+        untested(f"the page has no {waiting}")
+
+    def gauges(page: MetricsPage) -> tuple[float, float]:
+        mine = page.of(alternate_model)
+        return mine.value(running), mine.value(waiting)
+
+    with client.open() as first, client.open() as second:
+        first.send(LONG_STREAM)
+        first_of(first)
+        second.send(LONG_STREAM)
+        both = settled_page(vllm_server, lambda page: gauges(page) == (1, 1), BUSY_SECONDS)
+        second.cancel()
+        one = settled_page(vllm_server, lambda page: gauges(page) == (1, 0), BUSY_SECONDS)
+        first.cancel()
+    if gauges(one)[0] == 0:
+        untested("the request that runs ended before the page was read")
+    expect.equal("running and waiting while one waits", gauges(both), (1, 1))
+    expect.equal("running and waiting when it has gone", gauges(one), (1, 0))
+
+
+@pytest.mark.requirement("MET-017")
 def test_preempted_requests(second_model_life: Seen) -> None:
     """Its cache holds less than the sequences that ran at once needed."""
     page, name = second_model_life["page after the soak"], "vllm:num_preemptions_total"
@@ -325,8 +307,8 @@ def test_hits_of_the_prefix_cache(traffic: Traffic) -> None:
     if not {sample.name for sample in samples(traffic)}.issuperset((queries, hits)):
         untested(f"the page has no {queries} or {hits}")
     grown = traffic.growth.of(hits)
-    # One prompt came twice.
-    expect.between(f"growth of {hits}", grown, 1, traffic.growth.of(queries))
+    # One prompt came twice, and of each prompt a token at least is computed.
+    expect.between(f"growth of {hits}", grown, 1, traffic.growth.of(queries) - traffic.requests)
 
 
 @pytest.mark.requirement("MET-017")
@@ -335,7 +317,10 @@ def test_running_and_waiting_requests(
 ) -> None:
     """The alternate model has one sequence at a time."""
     names = ("vllm:num_requests_running", "vllm:num_requests_waiting", CACHE_USAGE)
-    page = metrics_page(vllm_server)
+    client = triton_grpc.for_model(alternate_model)
+    # A family may begin with the first request.
+    client.generate(GenerateRequest("venus")).ok()
+    page = settled_page(vllm_server, lambda p: bool(p.vllm_lines(alternate_model)))
     on_page = {sample.name for sample in page.samples_of(model=alternate_model)}
     shown = [name for name in names if name in on_page]
     if not shown:
@@ -344,7 +329,7 @@ def test_running_and_waiting_requests(
     def gauges(page: MetricsPage) -> dict[str, float]:
         return {name: page.of(alternate_model).value(name) for name in shown}
 
-    with triton_grpc.for_model(alternate_model).open() as stream:
+    with client.open() as stream:
         for _ in range(BUSY_STREAMS):
             stream.send(LONG_STREAM)
         first_of(stream)
@@ -393,9 +378,9 @@ def latencies_are_counted(traffic: Traffic) -> None:
 
 
 @pytest.mark.requirement("MET-006")
-@pytest.mark.parametrize("requests", ["traffic", "batch"])
-def test_token_histograms(request: pytest.FixtureRequest, requests: str) -> None:
-    traffic: Traffic = request.getfixturevalue(requests)
+@pytest.mark.parametrize("together", [False, True], ids=["traffic", "batch"])
+def test_token_histograms(traffic: Traffic, batch: Traffic, together: bool) -> None:
+    traffic = batch if together else traffic
     for name, tokens in (
         ("vllm:request_prompt_tokens", traffic.input_tokens),
         ("vllm:request_generation_tokens", traffic.output_tokens),
@@ -453,14 +438,11 @@ def test_models_are_counted_apart(
 
 
 @pytest.mark.requirement("MET-012")
-def test_reload(vllm_server: ServerHandle, lora_extra: ExtraModel) -> None:
-    """After a reload the counters go on, or begin again at 0, and grow by what is sent."""
-    name = lora_extra.served()
-    request = GenerateRequest("alpha", sampling={"temperature": 0, "max_tokens": 9})
-    sent(vllm_server, name, [request])
-    lora_extra.unload().ok()
-    lora_extra.served()
-    traffic = sent(vllm_server, name, [request, request.but(stream=True)])
+def test_reload(second_model_life: Seen) -> None:
+    """The second model has metrics in both of its lives."""
+    seen = second_model_life
+    expect.equal("error of the second load", seen["error of the second load"], None)
+    traffic: Traffic = seen["traffic after the second load"]
     growth = traffic.growth
     expect.equal(
         "growth of generation_tokens_total",

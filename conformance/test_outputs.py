@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -176,6 +177,36 @@ def test_cumulative_logprob_grows_with_the_tokens(generate: Generate) -> None:
         total += sum(next(iter(entry.values()))["logprob"] for entry in entries)
         value = response.value("cumulative_logprob")
         expect.between("cumulative_logprob of a response", value, total - 1e-3, total + 1e-3)
+
+
+@pytest.mark.requirement("OUT-005")
+def test_cumulative_logprob_is_the_requests_own(triton_grpc: GrpcClient) -> None:
+    """The same for each sequence of several streams at once."""
+    requests = {
+        str(number): asking(
+            True,
+            *("cumulative_logprob", "logprobs"),
+            logprobs=0,
+            temperature=2.0,
+            seed=number,
+            n=1 + number % 3,
+            max_tokens=16,
+        )
+        for number in range(8)
+    }
+    for name, responses in on_one_stream(triton_grpc, requests).items():
+        expect.equal(f"errors of {name}", [r.error for r in responses if r.error], [])
+        totals: dict[int, float] = defaultdict(float)
+        for response in responses:
+            for index in range(len(response.values("cumulative_logprob"))):
+                # Nothing says what is sent for a sequence that ended before the others.
+                entries = json.loads(response.value("logprobs", index)) or ()
+                if not entries:
+                    continue
+                totals[index] += sum(next(iter(entry.values()))["logprob"] for entry in entries)
+                value, total = response.value("cumulative_logprob", index), totals[index]
+                what = f"cumulative_logprob of sequence {index} of {name}"
+                expect.between(what, value, total - 1e-2, total + 1e-2)
 
 
 @pytest.mark.requirement("OUT-005")
@@ -423,14 +454,18 @@ def test_all_flags_combine(triton_grpc: GrpcClient) -> None:
         asked[str((stream, logprobs, *names))] = (logprobs, names, request)
     answers = on_one_stream(triton_grpc, {name: request for name, (*_, request) in asked.items()})
     for name, (logprobs, names, _) in asked.items():
-        # Without logprobs it is the backend's choice.
+        # Without logprobs it is the backend's choice (OUT-006): none, or an error that says why.
         free = {"cumulative_logprob"} if logprobs is None else set()
+        errors = [response.error for response in answers[name] if response.error]
+        if errors and free & set(names):
+            expect.contains(f"error of {name}", errors[0], "logprob")
+            continue
         data = [response for response in answers[name] if response.outputs]
         expect.that(f"responses with outputs to {name}", len(data), bool, "some")
         for response in data:
             outputs = set(response.outputs) - free
             expect.equal(f"outputs of {name}", outputs, {"text_output", *names} - free)
-        expect.equal(f"errors of {name}", [r.error for r in answers[name] if r.error], [])
+        expect.equal(f"errors of {name}", errors, [])
 
 
 @pytest.mark.requirement("OUT-014")
@@ -515,7 +550,7 @@ def test_outputs_of_n_sequences_are_aligned(
             tokens = [
                 list(entry)
                 for response in together.data
-                for entry in json.loads(response.value("logprobs", index))
+                for entry in json.loads(response.value("logprobs", index)) or ()
             ]
             alone_tokens = [list(entry) for entry in alone.logprobs()]
             expect.equal(f"token ids of logprobs {index}", tokens, alone_tokens)

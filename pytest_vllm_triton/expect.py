@@ -7,10 +7,12 @@ whose ``expected`` and ``actual`` the report prints as they are.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 # Characters before the first difference of two long texts that are shown.
 _CONTEXT = 30
@@ -96,10 +98,33 @@ def between(what: str, actual: float | None, low: float, high: float) -> None:
         raise Violation(what, _Words(f"from {low} to {high}"), actual)
 
 
-def in_time(what: str, seconds: float | None, limit: float) -> None:
-    """It happened before somebody stopped waiting; ``seconds`` is None where it did not."""
+def happened(what: str, seconds: float | None, waited: float) -> None:
+    """It happened while somebody waited so many seconds for it: after ``seconds``, or never
+    (None)."""
     if seconds is None:
-        raise Violation(what, _Words(f"at most {limit:g}"), _Words("not yet"))
+        raise Violation(what, _Words(f"at most {waited:g}"), _Words("not yet"))
+
+
+class Raised(Generic[E]):
+    """What a block of `raises` ended with.
+
+    Attributes:
+        error: the exception; only after the block.
+    """
+
+    error: E
+
+
+@contextmanager
+def raises(what: str, kind: type[E]) -> Iterator[Raised[E]]:
+    """The block ends with an exception of this kind; any other one passes through."""
+    raised: Raised[E] = Raised()
+    try:
+        yield raised
+    except kind as error:
+        raised.error = error
+    else:
+        raise Violation(what, _Words(f"to end with {kind.__name__}"), _Words("nothing was raised"))
 
 
 def that(what: str, actual: T, is_right: Callable[[T], bool], expected: str) -> None:

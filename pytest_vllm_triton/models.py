@@ -38,6 +38,11 @@ TINY_MODEL_ARGS: Mapping[str, Any] = {
 }
 
 
+# What model.json says of any other checkpoint: up to four engines of it share a GPU at times (two
+# servers, and one that is loaded anew before the old one goes).
+OTHER_MODEL_ARGS: Mapping[str, Any] = {"gpu_memory_utilization": 0.2}
+
+
 @dataclass(frozen=True)
 class ModelUnderTest:
     """A checkpoint and the oracle for it, if there is one.
@@ -86,8 +91,10 @@ def resolve_model(settings: Settings, progress: Callable[[str], None]) -> ModelU
     folder = Path(name).expanduser()
     is_there = os.path.exists(folder)  # noqa: PTH110 - unlike Path.exists, it takes any text
     if is_there or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        return ModelUnderTest(source=name, path=_checked_checkpoint(folder.absolute()))
-    return ModelUnderTest(source=name, path=_downloaded(name, progress))
+        path = _checked_checkpoint(folder.absolute())
+    else:
+        path = _downloaded(name, progress)
+    return ModelUnderTest(source=name, path=path, engine_args=OTHER_MODEL_ARGS)
 
 
 def known_answer_model() -> ModelUnderTest:

@@ -197,7 +197,7 @@ class Vllm:
         """What a failed request tells its client."""
         if isinstance(error, RequestError):
             return error
-        text = f"Error generating stream: {error or type(error).__name__}"
+        text = f"Error generating stream: {str(error) or type(error).__name__}"
         if isinstance(error, self.dead_error):
             return RequestError(Code.UNAVAILABLE, text)
         status = getattr(error, "http_status", None)

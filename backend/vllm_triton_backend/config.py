@@ -52,9 +52,11 @@ FLAG_INPUTS = frozenset(_OPTIONAL_FLAGS)
 def auto_complete(model_config: Any) -> Any:
     """Add what `config.pbtxt` leaves out; returns the given `pb_utils.ModelConfig`.
 
+    A tensor that config.pbtxt describes stays as it is there.
+
     Raises:
-        ValueError: from `pb_utils`, naming the setting, when config.pbtxt contradicts the tables,
-            asks for a batch size, or for a transaction policy that is not decoupled.
+        ValueError: from `pb_utils`, naming the setting, when config.pbtxt asks for a batch size or
+            for a transaction policy that is not decoupled.
     """
     given = model_config.as_dict()
     for key, table, add in (

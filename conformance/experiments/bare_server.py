@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import httpx
+from tritonclient.grpc import service_pb2
 
 from pytest_vllm_triton.clients import (
+    GenerateRequest,
     GrpcClient,
     HttpClient,
 )
+from pytest_vllm_triton.clients.grpc import add_input, infer_request
 from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ModelSpec
+from pytest_vllm_triton.launchers.readiness import LoadStumbled, NotReadyInTime, PortTaken
 from pytest_vllm_triton.verdicts import untested
 
 from ..extra_models import config_with
@@ -62,13 +66,15 @@ class BareLife:
         )
         try:
             self.handle = harness.boot(spec, "no metrics page, no control API; its engine dies")
+        except (NotReadyInTime, LoadStumbled, PortTaken):
+            raise  # which says nothing of the backend
         except ServerFailed as failure:
             seen["boot error"] = failure.reason
             return seen
         seen["boot error"] = None
         seen["boot seconds"] = self.handle.boot_seconds
         try:
-            for step in (self.serve, self.engine_dies):
+            for step in (self.serve, self.wrong_tensors, self.engine_dies):
                 if not seen.step(step):
                     break
         finally:
@@ -83,6 +89,12 @@ class BareLife:
             seen["max_batch_size"] = http.get(http.path("config")).json().get("max_batch_size")
             seen["answer"] = http.generate(greedy("Say alpha", 8))
         seen["refusal of the metrics page"] = _refusal(str(self.handle.metrics_address))
+
+    def wrong_tensors(self) -> None:
+        """On a server that is killed: Triton 24.10 cannot unload a model after such a request."""
+        with GrpcClient(self.handle.endpoints.grpc, self.model) as grpc:
+            for name, message in wrong_tensors(self.model).items():
+                self.seen[f"answer to {name}"] = grpc.exchange([message])
 
     def engine_dies(self) -> None:
         """This server cannot unload the model."""
@@ -126,6 +138,23 @@ class TritonPythonModel:
         outputs = [pb_utils.Tensor("OUT", tensor.as_numpy()) for tensor in inputs]
         return [pb_utils.InferenceResponse([tensor]) for tensor in outputs]
 """
+
+
+def wrong_tensors(model: str) -> dict[str, service_pb2.ModelInferRequest]:
+    """Requests that do not fit the model's configuration, which the server itself refuses."""
+    good = GenerateRequest("What is Triton Inference Server?")
+    wrong_type = infer_request(model, good)
+    add_input(wrong_type, "stream", "BYTES", [1], ["true"])
+    wrong_shape = infer_request(model, GenerateRequest())
+    add_input(wrong_shape, "text_input", "BYTES", [2], ["a", "b"])
+    unknown_input = infer_request(model, good)
+    add_input(unknown_input, "x", "BYTES", [1], ["a"])
+    return {
+        "a wrong type": wrong_type,
+        "a wrong shape": wrong_shape,
+        "an unknown input": unknown_input,
+        "an unknown output": infer_request(model, good.but(outputs=("x",))),
+    }
 
 
 def _refusal(address: str) -> Exception | None:

@@ -21,6 +21,7 @@ from pytest_vllm_triton.launchers.base import ServerHandle, ServerProcess
 from pytest_vllm_triton.models import other_known_answer_model
 
 from ..extra_models import config_with
+from ..metered_traffic import sent
 from ..metrics_page import metrics_page
 from ..observe import (
     Background,
@@ -127,11 +128,11 @@ class SecondModelLife:
         return seen
 
     def load_that_fails(self) -> None:
-        """A cache too small for one sequence: the engine's own process finds out.
+        """A format that the checkpoint does not have: the engine's own process finds out.
 
         And a rank that no adapter may have, which vLLM minds only if there are any.
         """
-        self._write(num_gpu_blocks_override=1, enable_lora="false", max_lora_rank=3)
+        self._write(load_format="sharded_state", enable_lora="false", max_lora_rank=3)
         seen = self.seen
         seen["error of a broken load"] = self.repository.load(SECOND).error
         seen["live after a broken load"] = self.http.get("/v2/health/live").status
@@ -286,7 +287,12 @@ class SecondModelLife:
         seen = self.seen
         arguments = self._arguments(max_model_len=OVERRIDE_MAX_MODEL_LEN)
         text = json.dumps(arguments).encode()
-        config = {"backend": "vllm", "instance_group": [{"kind": "KIND_MODEL"}], **EARLY_CONFIG}
+        config = {
+            "backend": "vllm",
+            "instance_group": [{"kind": "KIND_MODEL"}],
+            "parameters": {name: {"string_value": value} for name, value in METRICS.items()},
+            **EARLY_CONFIG,
+        }
         seen["error of the second load"] = self.repository.load(
             SECOND,
             {
@@ -295,6 +301,7 @@ class SecondModelLife:
             },
         ).error
         self._note_state("loaded again")
+        seen.step(self.count_after_the_second_load)
         seen.look(
             "inputs and outputs of an early configuration",
             lambda: self.http.get(self.http.path("config")).json(),
@@ -312,6 +319,11 @@ class SecondModelLife:
         seen["seconds of the second unload"] = self._until_unavailable(started)
         seen["left after the second unload"] = self._left_after_unload()
         seen["after two lives"] = Footprint.of(self.server)
+
+    def count_after_the_second_load(self) -> None:
+        request = greedy("venus", 9)
+        requests = [request, request.but(stream=True)]
+        self.seen["traffic after the second load"] = sent(self.server, SECOND, requests)
 
     def _arguments(self, **changes: Any) -> dict[str, Any]:
         path = str(other_known_answer_model().path)

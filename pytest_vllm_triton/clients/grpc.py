@@ -17,6 +17,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from pytest_vllm_triton.clients.messages import (
+    DEADLINE_SECONDS,
     GenerateRequest,
     Generation,
     Response,
@@ -47,7 +48,11 @@ class GrpcClient:
     """
 
     def __init__(
-        self, address: str, model: str, transcript: Transcript | None = None, deadline: float = 60.0
+        self,
+        address: str,
+        model: str,
+        transcript: Transcript | None = None,
+        deadline: float = DEADLINE_SECONDS,
     ) -> None:
         self.address = address
         self.model = model

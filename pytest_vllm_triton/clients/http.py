@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 
 from pytest_vllm_triton.clients.messages import (
+    DEADLINE_SECONDS,
     GenerateRequest,
     Generation,
     Response,
@@ -87,7 +88,11 @@ class HttpClient:
     """
 
     def __init__(
-        self, url: str, model: str, transcript: Transcript | None = None, deadline: float = 60.0
+        self,
+        url: str,
+        model: str,
+        transcript: Transcript | None = None,
+        deadline: float = DEADLINE_SECONDS,
     ) -> None:
         self.url = url
         self.model = model

@@ -18,6 +18,9 @@ _ELEMENTS: Mapping[str, type | tuple[type, ...]] = {
     "num_input_tokens": int,
     "num_output_tokens": int,
 }
+#: After so long a call without an end is a violation. A stream of a thousand tokens, of a model
+#: that makes ten of them in a second, has ended by then.
+DEADLINE_SECONDS = 120.0
 _CANDIDATE = {"logprob", "rank", "decoded_token"}
 
 

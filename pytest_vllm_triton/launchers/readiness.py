@@ -38,6 +38,10 @@ _STUB_FAILED = re.compile(r"\"Failed to initialize Python stub: (?P<reason>.*)\"
 _BUSY_PORT = re.compile(r"Socket '[^']+:(?P<port>\d+)' already in use")
 
 
+class NotReadyInTime(ServerFailed):
+    """The server still was on its way when the time was over."""
+
+
 class PortTaken(ServerFailed):
     """The server found one of its ports in use: try again with others."""
 
@@ -83,7 +87,7 @@ def _wait_ready(
             if not missing:
                 return
             if time.monotonic() > deadline:
-                raise ServerFailed(
+                raise NotReadyInTime(
                     f"The server was not ready after {timeout:g} s: {missing}.",
                     last_lines(handle),
                 )

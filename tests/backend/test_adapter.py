@@ -1,4 +1,4 @@
-"""Which prompts are prepared on the event loop, and which in vLLM's thread."""
+"""Which prompts are prepared on the event loop, and which in vLLM's thread; and what errors say."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from vllm_triton_backend.adapter import PromptRenderer
+from vllm_triton_backend.adapter import PromptRenderer, Vllm
 
 SHORT, LONG = "a word", "a word " * 1000
 
@@ -85,3 +85,9 @@ def test_a_vllm_that_has_only_the_thread() -> None:
         return await PromptRenderer(FakeOldRenderer(), parsed).render(SHORT)
 
     assert asyncio.run(run())[0] == "in the thread"
+
+
+def test_an_error_without_words_tells_its_kind() -> None:
+    vllm = object.__new__(Vllm)
+    vllm.dead_error, vllm._client_errors = ChildProcessError, (ValueError,)
+    assert vllm.to_request_error(ValueError()).message == "Error generating stream: ValueError"

@@ -1,0 +1,91 @@
+"""Requests to a model with metrics, and what they add to the server's page."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from pytest_vllm_triton.clients import (
+    GenerateRequest,
+    Generation,
+    GrpcClient,
+    HttpClient,
+)
+from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.transcript import Transcript
+
+from .metrics_page import Growth, MetricsPage, grown_page, quiet_page
+
+COUNTED = ("num_input_tokens", "num_output_tokens")
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Some requests to the model with metrics, and how its page grew.
+
+    Attributes:
+        growth: of the page, by the labels of the model.
+        input_tokens, output_tokens: of each request, as the answers tell.
+        seconds: of each request, as the client saw it.
+    """
+
+    growth: Growth
+    input_tokens: tuple[int, ...]
+    output_tokens: tuple[int, ...]
+    seconds: tuple[float, ...]
+
+    @property
+    def requests(self) -> int:
+        return len(self.seconds)
+
+
+def counted(request: GenerateRequest) -> GenerateRequest:
+    return request.but(returns=COUNTED)
+
+
+def sent(server: ServerHandle, model: str, requests: list[GenerateRequest], n: int = 1) -> Traffic:
+    """Send the requests one by one and wait until they are on the page."""
+    before = quiet_page(server, model)
+    answers: list[Generation] = []
+    with (
+        HttpClient(server.endpoints.http, model, Transcript()) as http,
+        GrpcClient(server.endpoints.grpc, model, Transcript()) as grpc,
+    ):
+        for index, request in enumerate(requests):
+            client = grpc if index % 2 else http
+            answers.append(client.generate(counted(request)).ok())
+    return on_the_page(server, before, answers, n)
+
+
+def sent_at_once(server: ServerHandle, model: str, requests: list[GenerateRequest]) -> Traffic:
+    """The same, all requests together."""
+    before = quiet_page(server, model)
+    with (
+        GrpcClient(server.endpoints.grpc, model, Transcript()) as grpc,
+        ThreadPoolExecutor(len(requests)) as pool,
+    ):
+        answers = [answer.ok() for answer in pool.map(grpc.generate, map(counted, requests))]
+    return on_the_page(server, before, answers)
+
+
+def on_the_page(
+    server: ServerHandle, before: MetricsPage, answers: list[Generation], n: int = 1
+) -> Traffic:
+    """Wait until the requests with these answers are on the page."""
+    inputs = tuple(int(answer.last("num_input_tokens")) for answer in answers)
+    outputs = tuple(sum(answer.all_values("num_output_tokens")) for answer in answers)
+    growth = grown_page(
+        server,
+        before,
+        [
+            ("vllm:generation_tokens_total", sum(outputs)),
+            ("vllm:prompt_tokens_total", sum(inputs)),
+            ("vllm:request_params_n_sum", n * len(answers)),
+            ("vllm:e2e_request_latency_seconds_count", len(answers)),
+            ("vllm:time_to_first_token_seconds_count", len(answers)),
+            ("vllm:time_per_output_token_seconds_count", sum(outputs) - n * len(answers)),
+            ("vllm:request_prompt_tokens_sum", sum(inputs)),
+            ("vllm:request_generation_tokens_sum", sum(outputs)),
+        ],
+    )
+    return Traffic(growth, inputs, outputs, tuple(answer.seconds for answer in answers))
