@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import json
 import os
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,130 @@ class StatsRelay:
             exporter.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What Triton's arguments and the model's files say of one load.
+
+    Attributes:
+        engine_args: for vLLM.
+        shared: whether other instances use the engine of this one.
+        devices: the CUDA_VISIBLE_DEVICES that the engine must run with; None: leave it alone.
+        with_metrics: whether vLLM's statistics are wanted.
+    """
+
+    model_name: str
+    model_version: str
+    instance_name: str
+    version_dir: Path
+    parameters: config.Parameters
+    engine_args: dict[str, Any]
+    instance: config.Instance
+    shared: bool
+    devices: str | None
+    enable_lora: bool
+    with_metrics: bool
+
+    @classmethod
+    def read(cls, args: Mapping[str, str]) -> Settings:
+        """From the arguments of `initialize`; changes nothing.
+
+        Raises:
+            LoadError: one of the files is missing, or something in them makes no sense.
+        """
+        model_config = json.loads(args["model_config"])
+        config.check_completed(model_config)
+        version_dir = Path(pb_utils.get_model_dir())
+        parameters = config.Parameters.from_model_config(model_config)
+        engine_args = config.read_engine_args(version_dir)
+        visible = config.environment_devices()
+        instance = config.Instance.from_args(args, model_config)
+        shared = config.shares_engine(instance, parameters, engine_args)
+        if shared:
+            engine_args["mm_processor_cache_gb"] = 0
+        devices = config.visible_devices(
+            instance.as_only_one() if shared else instance,
+            engine_args,
+            parameters,
+            visible,
+            config.count_gpus(visible),
+        )
+        enable_lora = config.pop_bool(engine_args, "enable_lora")
+        if enable_lora:
+            config.read_lora_paths(version_dir)
+        log_stats = not config.pop_bool(engine_args, "disable_log_stats")
+        # vLLM's own loggers would do work for every token that nobody reads here.
+        engine_args["disable_log_stats"] = True
+        return cls(
+            model_name=args["model_name"],
+            model_version=args["model_version"],
+            instance_name=args["model_instance_name"],
+            version_dir=version_dir,
+            parameters=parameters,
+            engine_args=engine_args,
+            instance=instance,
+            shared=shared,
+            devices=devices,
+            enable_lora=enable_lora,
+            with_metrics=parameters.report_custom_metrics and log_stats,
+        )
+
+
+def _use_devices(settings: Settings) -> None:
+    """Place the engine on its GPUs, which vLLM must not have looked at yet."""
+    if settings.devices is not None:
+        pb_utils.Logger.log_info(f"[vllm] {settings.instance_name} uses GPU {settings.devices}")
+        os.environ["CUDA_VISIBLE_DEVICES"] = settings.devices
+
+
+@dataclass(frozen=True, slots=True)
+class Booted:
+    """An engine, and what it was booted with, in the order in which they are made."""
+
+    watchdog: Watchdog
+    loop: EventLoop
+    share: EngineShare
+    relay: StatsRelay
+    engine: Engine
+
+    @classmethod
+    def boot(cls, settings: Settings, vllm: Vllm, undo: contextlib.ExitStack) -> Booted:
+        """Boot the engine, or come to share it; `undo` is told how to end each part.
+
+        Raises:
+            LoadError: vLLM does not know an engine argument, or the instances cannot share.
+            Exception: vLLM's reason.
+        """
+        # First: the engine's processes are known by what they inherit of it.
+        watchdog = Watchdog(stub_shm_regions())
+        undo.callback(watchdog.close)
+        loop = EventLoop("vllm-engine")
+        undo.callback(loop.stop, _STOP_SECONDS)
+        share = _share(settings)
+        # Nobody is waited for: the other instances have no use for an engine that goes.
+        undo.callback(share.close, 0)
+        relay = StatsRelay(share)
+        loggers = [stat_logger_factory(relay.record)] if settings.with_metrics else []
+        engine = loop.call(share.boot(vllm, settings.engine_args, loggers))
+        undo.callback(_shut_down_quietly, engine)
+        return cls(watchdog, loop, share, relay, engine)
+
+
+def _share(settings: Settings) -> EngineShare:
+    if not settings.shared:
+        return Alone()
+    name = socket_name("engine", settings.model_name, settings.model_version)
+    role = EngineHost if settings.instance.index == 0 else EngineGuest
+    return role(name, settings.instance.count)
+
+
+def _shut_down_quietly(engine: Engine) -> None:
+    """After a failure, of which the operator must be told and not of one of this call."""
+    try:
+        engine.shutdown()
+    except Exception as error:
+        pb_utils.Logger.log_warn(f"[vllm] The engine cannot be shut down: {error}")
+
+
 def _exit_at_once() -> None:
     """Skip the interpreter's teardown, the last thing a stub does after `finalize`.
 
@@ -81,36 +207,34 @@ class Service:
 
     def __init__(
         self,
-        model_name: str,
-        parameters: config.Parameters,
+        settings: Settings,
         vllm: Vllm,
-        engine: Engine,
-        loop: EventLoop,
+        sampling: SamplingParser,
+        pooling: SamplingParser,
         loras: LoraRegistry | None,
-        watchdog: Watchdog,
-        relay: StatsRelay,
-        share: EngineShare,
+        booted: Booted,
     ) -> None:
-        self._model_name = model_name
+        parameters = settings.parameters
+        self._model_name = settings.model_name
         self._parameters = parameters
         self._vllm = vllm
-        self._engine = engine
-        self._loop = loop
+        self._sampling = sampling
+        self._pooling = pooling
         self._loras = loras
-        self._watchdog = watchdog
-        self._sampling = SamplingParser(vllm.sampling_params)
-        self._pooling = SamplingParser(vllm.pooling_params)
-        self._relay = relay
-        self._share = share
+        self._watchdog = booted.watchdog
+        self._loop = booted.loop
+        self._share = booted.share
+        self._relay = booted.relay
+        self._engine = booted.engine
         self._runner = RequestRunner(
             vllm,
-            engine,
-            loop,
+            booted.engine,
+            booted.loop,
             loras=loras,
             max_inflight=parameters.max_inflight_requests,
             health_check=parameters.health_check,
             on_unhealthy=self._unload,
-            on_given_up=relay.count_abort,
+            on_given_up=booted.relay.count_abort,
             log=pb_utils.Logger.log_info,
         )
         self._pool = SenderPool(parameters.sender_threads, self._runner.forget, self._pause)
@@ -130,78 +254,49 @@ class Service:
 
     @classmethod
     def _load(cls, args: Mapping[str, str]) -> Service:
-        model_config = json.loads(args["model_config"])
-        config.check_completed(model_config)
-        version_dir = Path(pb_utils.get_model_dir())
-        parameters = config.Parameters.from_model_config(model_config)
-        engine_args = config.read_engine_args(version_dir)
-        visible = config.environment_devices()
-        instance = config.Instance.from_args(args, model_config)
-        shared = config.shares_engine(instance, parameters, engine_args)
-        devices = config.visible_devices(
-            instance.as_only_one() if shared else instance,
-            engine_args,
-            parameters,
-            visible,
-            config.count_gpus(visible),
-        )
-        enable_lora = config.pop_bool(engine_args, "enable_lora")
-        if enable_lora:
-            config.read_lora_paths(version_dir)
-        log_stats = not config.pop_bool(engine_args, "disable_log_stats")
-        # vLLM's own loggers would do work for every token that nobody reads here.
-        engine_args["disable_log_stats"] = True
-        if devices is not None:
-            pb_utils.Logger.log_info(f"[vllm] {args['model_instance_name']} uses GPU {devices}")
-            os.environ["CUDA_VISIBLE_DEVICES"] = devices
-
+        settings = Settings.read(args)
+        _use_devices(settings)
         # Registered before vLLM's own handlers, and so called after them.
         atexit.register(_exit_at_once)
         vllm = Vllm()
         pb_utils.Logger.log_info(f"[vllm] vLLM {vllm.version}")
-        loras = LoraRegistry(version_dir, vllm.lora_request) if enable_lora else None
-        watchdog = Watchdog(stub_shm_regions())
-        loop = EventLoop("vllm-engine")
-        share: EngineShare = Alone()
-        try:
-            if shared:
-                engine_args["mm_processor_cache_gb"] = 0
-                name = socket_name("engine", args["model_name"], args["model_version"])
-                role = EngineHost if instance.index == 0 else EngineGuest
-                share = role(name, instance.count)
-            relay = StatsRelay(share)
-            with_metrics = parameters.report_custom_metrics and log_stats
-            loggers = [stat_logger_factory(relay.record)] if with_metrics else []
-            engine = loop.call(share.boot(vllm, engine_args, loggers))
-        except BaseException:
-            share.close(0)
-            loop.stop(_STOP_SECONDS)
-            watchdog.close()
-            raise
-        service = cls(
-            args["model_name"], parameters, vllm, engine, loop, loras, watchdog, relay, share
-        )
-        if with_metrics:
-            service._export_metrics(args)
-        share.begin(FrontEnd(engine, service._runner.is_idle, service._drain, relay.export))
+        # What can fail within seconds comes before the boot, which takes minutes.
+        sampling = SamplingParser(vllm.sampling_params)
+        pooling = SamplingParser(vllm.pooling_params)
+        loras = None
+        if settings.enable_lora:
+            loras = LoraRegistry(settings.version_dir, vllm.lora_request)
+        with contextlib.ExitStack() as undo:
+            booted = Booted.boot(settings, vllm, undo)
+            undo.callback(booted.relay.close)
+            service = cls(settings, vllm, sampling, pooling, loras, booted)
+            undo.callback(service._end_requests)
+            if settings.with_metrics:
+                service._export_metrics(settings)
+            booted.share.begin(
+                FrontEnd(
+                    booted.engine, service._runner.is_idle, service._drain, booted.relay.export
+                )
+            )
+            undo.pop_all()
         # What was loaded stays: without this the collector walks all of torch and vLLM now and
         # then, and every stream stands still for a tenth of a second.
         gc.collect()
         gc.freeze()
         return service
 
-    def _export_metrics(self, args: Mapping[str, str]) -> None:
+    def _export_metrics(self, settings: Settings) -> None:
         if not has_metrics():
             pb_utils.Logger.log_info("[vllm] No custom metrics: the server exports none")
             return
-        labels = {"model": args["model_name"], "version": args["model_version"]}
+        labels = {"model": settings.model_name, "version": settings.model_version}
         try:
             self._relay.exporter = MetricsExporter(
                 pb_utils,
                 labels,
                 self._engine.max_model_len() or _DEFAULT_MODEL_LEN,
                 lambda: self._runner.is_idle() and self._share.is_idle(),
-                Claim(socket_name("metrics", args["model_name"], args["model_version"])),
+                Claim(socket_name("metrics", settings.model_name, settings.model_version)),
             )
         except Exception as error:
             # A server too old for histograms.
@@ -279,13 +374,16 @@ class Service:
     def _drain(self) -> None:
         self._runner.drain(self._parameters.drain_timeout)
 
+    def _end_requests(self) -> None:
+        self._drain()
+        self._pool.close(_STOP_SECONDS)
+
     def close(self) -> None:
         """Drain for a bounded time, end what is left, stop the engine and its processes."""
         # Other instances drain at the same time, and may need all of it where this one has nothing.
         others_end = time.monotonic() + self._parameters.drain_timeout + _STOP_SECONDS
         self._share.leave()
-        self._drain()
-        self._pool.close(_STOP_SECONDS)
+        self._end_requests()
         self._relay.close()
         self._share.close(max(0.0, others_end - time.monotonic()))
         self._engine.shutdown()

@@ -37,6 +37,18 @@ class TritonError:
         self.message, self.code = message, code
 
 
+class TritonModelException(Exception):
+    pass
+
+
+class Logger:
+    @staticmethod
+    def log_info(_: str) -> None: ...
+
+    @staticmethod
+    def log_warn(_: str) -> None: ...
+
+
 class InferenceResponse:
     def __init__(self, output_tensors: Any = (), error: Any = None) -> None:
         self.tensors = {tensor.name(): tensor.as_numpy() for tensor in output_tensors}
@@ -47,6 +59,8 @@ def _stand_in() -> types.ModuleType:
     module = types.ModuleType("triton_python_backend_utils")
     module.Tensor = Tensor  # type: ignore[attr-defined]
     module.TritonError = TritonError  # type: ignore[attr-defined]
+    module.TritonModelException = TritonModelException  # type: ignore[attr-defined]
+    module.Logger = Logger  # type: ignore[attr-defined]
     module.InferenceResponse = InferenceResponse  # type: ignore[attr-defined]
     module.TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1  # type: ignore[attr-defined]
     return module
