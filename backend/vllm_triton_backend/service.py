@@ -42,27 +42,32 @@ _DEFAULT_MODEL_LEN = 4096
 class StatsRelay:
     """Takes vLLM's statistics, which begin before Triton's metrics can be made.
 
-    `exporter` is None until then, and for good on a server without metrics.
+    They are dropped until then, and for good on a server without metrics.
     """
 
     def __init__(self, share: EngineShare) -> None:
-        self.exporter: MetricsExporter | None = None
+        self._exporter: MetricsExporter | None = None
         self._share = share
+
+    def attach(self, exporter: MetricsExporter) -> None:
+        """Where the statistics go from now on; `close` closes it."""
+        self._exporter = exporter
 
     def record(self, stats: Stats) -> None:
         """Statistics that this instance was given."""
         self.export(self._share.record(stats))
 
     def export(self, stats: Stats) -> None:
-        if self.exporter is not None:
-            self.exporter.record(stats)
+        exporter = self._exporter  # which `close` may take away meanwhile, in another thread
+        if exporter is not None:
+            exporter.record(stats)
 
     def count_abort(self) -> None:
         """A request was taken out of the engine, of which vLLM keeps no statistics."""
         self.record(Stats(finished=("abort",)))
 
     def close(self) -> None:
-        exporter, self.exporter = self.exporter, None
+        exporter, self._exporter = self._exporter, None
         if exporter is not None:
             exporter.close()
 
@@ -291,7 +296,7 @@ class Service:
             return
         labels = {"model": settings.model_name, "version": settings.model_version}
         try:
-            self._relay.exporter = MetricsExporter(
+            exporter = MetricsExporter(
                 pb_utils,
                 labels,
                 self._engine.max_model_len() or _DEFAULT_MODEL_LEN,
@@ -301,6 +306,8 @@ class Service:
         except Exception as error:
             # A server too old for histograms.
             pb_utils.Logger.log_warn(f"[vllm] REPORT_CUSTOM_METRICS has no effect: {error}")
+        else:
+            self._relay.attach(exporter)
 
     def accept(self, request: Any) -> None:
         """Start one `pb_utils.InferenceRequest`; every failure becomes its final response."""
