@@ -15,7 +15,7 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vllm_triton_backend.claims import Claim
@@ -65,11 +65,112 @@ _TPOT_BUCKETS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 
 
 @dataclass(frozen=True, slots=True)
 class _Family:
+    """A metric family, and the attribute of Stats that it shows.
+
+    `token_buckets`: the buckets of the histogram count tokens, up to the model's longest text.
+    """
+
     name: str
     description: str
     kind: str
     attribute: str
     buckets: tuple[float, ...] = ()
+    token_buckets: bool = False
+
+
+#: All families without an extra label.
+FAMILIES = (
+    _Family(
+        "vllm:prompt_tokens_total",
+        "Number of prefill tokens processed.",
+        COUNTER,
+        "prompt_tokens",
+    ),
+    _Family(
+        "vllm:generation_tokens_total",
+        "Number of generation tokens processed.",
+        COUNTER,
+        "generation_tokens",
+    ),
+    _Family(
+        "vllm:time_to_first_token_seconds",
+        "Histogram of time to first token in seconds.",
+        HISTOGRAM,
+        "time_to_first_token",
+        _TTFT_BUCKETS,
+    ),
+    _Family(
+        "vllm:time_per_output_token_seconds",
+        "Histogram of time per output token in seconds.",
+        HISTOGRAM,
+        "time_per_output_token",
+        _TPOT_BUCKETS,
+    ),
+    _Family(
+        "vllm:e2e_request_latency_seconds",
+        "Histogram of end to end request latency in seconds.",
+        HISTOGRAM,
+        "e2e_latency",
+        (1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
+    ),
+    _Family(
+        "vllm:request_prompt_tokens",
+        "Number of prefill tokens processed.",
+        HISTOGRAM,
+        "request_prompt_tokens",
+        token_buckets=True,
+    ),
+    _Family(
+        "vllm:request_generation_tokens",
+        "Number of generation tokens processed.",
+        HISTOGRAM,
+        "request_generation_tokens",
+        token_buckets=True,
+    ),
+    _Family(
+        "vllm:request_params_n",
+        "Histogram of the n request parameter.",
+        HISTOGRAM,
+        "n_params",
+        (1.0, 2.0, 5.0, 10.0, 20.0),
+    ),
+    _Family(
+        "vllm:num_requests_running",
+        "Number of requests in the engine's running batch.",
+        GAUGE,
+        "running",
+    ),
+    _Family(
+        "vllm:num_requests_waiting",
+        "Number of requests that wait for a place in the batch.",
+        GAUGE,
+        "waiting",
+    ),
+    _Family(
+        "vllm:kv_cache_usage_perc",
+        "Share of the KV cache that is in use; 1 is all of it.",
+        GAUGE,
+        "kv_cache_usage",
+    ),
+    _Family(
+        "vllm:num_preemptions_total",
+        "Number of times a running request was put back to waiting.",
+        COUNTER,
+        "preemptions",
+    ),
+    _Family(
+        "vllm:prefix_cache_queries_total",
+        "Number of prompt tokens looked up in the prefix cache.",
+        COUNTER,
+        "prefix_queries",
+    ),
+    _Family(
+        "vllm:prefix_cache_hits_total",
+        "Number of prompt tokens found in the prefix cache.",
+        COUNTER,
+        "prefix_hits",
+    ),
+)
 
 
 def one_two_five(largest: int) -> tuple[float, ...]:
@@ -85,99 +186,10 @@ def one_two_five(largest: int) -> tuple[float, ...]:
 
 
 def families(max_model_len: int) -> tuple[_Family, ...]:
-    """All families without an extra label. `max_model_len`: tokens, bounds the token buckets."""
-    tokens = one_two_five(max_model_len)
-    return (
-        _Family(
-            "vllm:prompt_tokens_total",
-            "Number of prefill tokens processed.",
-            COUNTER,
-            "prompt_tokens",
-        ),
-        _Family(
-            "vllm:generation_tokens_total",
-            "Number of generation tokens processed.",
-            COUNTER,
-            "generation_tokens",
-        ),
-        _Family(
-            "vllm:time_to_first_token_seconds",
-            "Histogram of time to first token in seconds.",
-            HISTOGRAM,
-            "time_to_first_token",
-            _TTFT_BUCKETS,
-        ),
-        _Family(
-            "vllm:time_per_output_token_seconds",
-            "Histogram of time per output token in seconds.",
-            HISTOGRAM,
-            "time_per_output_token",
-            _TPOT_BUCKETS,
-        ),
-        _Family(
-            "vllm:e2e_request_latency_seconds",
-            "Histogram of end to end request latency in seconds.",
-            HISTOGRAM,
-            "e2e_latency",
-            (1.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
-        ),
-        _Family(
-            "vllm:request_prompt_tokens",
-            "Number of prefill tokens processed.",
-            HISTOGRAM,
-            "request_prompt_tokens",
-            tokens,
-        ),
-        _Family(
-            "vllm:request_generation_tokens",
-            "Number of generation tokens processed.",
-            HISTOGRAM,
-            "request_generation_tokens",
-            tokens,
-        ),
-        _Family(
-            "vllm:request_params_n",
-            "Histogram of the n request parameter.",
-            HISTOGRAM,
-            "n_params",
-            (1.0, 2.0, 5.0, 10.0, 20.0),
-        ),
-        _Family(
-            "vllm:num_requests_running",
-            "Number of requests in the engine's running batch.",
-            GAUGE,
-            "running",
-        ),
-        _Family(
-            "vllm:num_requests_waiting",
-            "Number of requests that wait for a place in the batch.",
-            GAUGE,
-            "waiting",
-        ),
-        _Family(
-            "vllm:kv_cache_usage_perc",
-            "Share of the KV cache that is in use; 1 is all of it.",
-            GAUGE,
-            "kv_cache_usage",
-        ),
-        _Family(
-            "vllm:num_preemptions_total",
-            "Number of times a running request was put back to waiting.",
-            COUNTER,
-            "preemptions",
-        ),
-        _Family(
-            "vllm:prefix_cache_queries_total",
-            "Number of prompt tokens looked up in the prefix cache.",
-            COUNTER,
-            "prefix_queries",
-        ),
-        _Family(
-            "vllm:prefix_cache_hits_total",
-            "Number of prompt tokens found in the prefix cache.",
-            COUNTER,
-            "prefix_hits",
-        ),
+    """FAMILIES as they are for a model of `max_model_len` tokens."""
+    buckets = one_two_five(max_model_len)
+    return tuple(
+        replace(family, buckets=buckets) if family.token_buckets else family for family in FAMILIES
     )
 
 
