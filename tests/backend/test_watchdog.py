@@ -85,7 +85,8 @@ def test_the_engine_and_what_it_made_go_with_the_stub(
     try:
         *pids, sockets = stub.stdout.readline().split()
         engine, dog = map(int, pids)
-        assert eventually(region.exists)
+        # Made is not mapped yet, and only what is mapped is noted.
+        assert eventually(lambda: name in watchdog.shm_files(engine))
         assert [path.name for path in Path(sockets).iterdir()] == ["socket"]
         if end == "kill":
             os.kill(stub.pid, signal.SIGKILL)
