@@ -33,15 +33,16 @@ class Claim:
         self._own: socket.socket | None = None
 
     @contextlib.contextmanager
-    def taken(self) -> Iterator[None]:
-        """Be one of those who have it; while this is entered, nobody else begins or ends."""
+    def acquiring(self) -> Iterator[None]:
+        """Be one of those who have it, until `releasing`; nobody else begins or ends during the
+        block."""
         with self._locked():
             self._own = _bound(f"{self._name}-{os.getpid()}")
             yield
 
     @contextlib.contextmanager
-    def given_up(self) -> Iterator[bool]:
-        """End that; whether nobody else has it, so that it can be freed within the block."""
+    def releasing(self) -> Iterator[bool]:
+        """End that; whether nobody else has it, so that it can be freed during the block."""
         with self._locked() as locked:
             if self._own is not None:
                 self._own.close()

@@ -201,8 +201,8 @@ _FINISHED = (
 FINISHED_REASONS = ("stop", "length", "abort", "error")
 
 
-#: Triton's objects that must not be freed.
-_FOR_OTHERS: list[Any] = []
+#: Triton's objects that another process still uses: kept, as Python frees what nobody holds.
+_NEVER_FREED: list[Any] = []
 
 
 @dataclass(slots=True)
@@ -295,7 +295,7 @@ class MetricsExporter:
 
     def _run(self) -> None:
         try:
-            with self._claim.taken():
+            with self._claim.acquiring():
                 self._create()
         except Exception as error:
             self._failure = error
@@ -313,10 +313,10 @@ class MetricsExporter:
                 # Instances of one model share the gauge: take away only our part.
                 if value:
                     self._metrics[attribute].increment(-value)
-        with self._claim.given_up() as last:
+        with self._claim.releasing() as last:
             if not last:
                 # The last process frees them. This one must not, and exits without a teardown.
-                _FOR_OTHERS.append((self._metrics, self._finished, self._families))
+                _NEVER_FREED.append((self._metrics, self._finished, self._families))
                 return
             # They must die before `finalize` returns, metrics before their families: the stub
             # crashes when one outlives its shared memory.

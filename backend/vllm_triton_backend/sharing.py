@@ -192,7 +192,7 @@ class EngineHost:
         with self._lock:
             self._leaving = True
             for guest in self._idle:
-                _say(guest, _LEAVING)
+                _send(guest, _LEAVING)
 
     def close(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -212,7 +212,7 @@ class EngineHost:
                     if readable is self._listener:
                         self._welcome()
                     else:
-                        self._hear(readable)
+                        self._receive_news(readable)
         finally:
             with self._lock:
                 for guest in [*self._waiting, *self._idle]:
@@ -254,7 +254,7 @@ class EngineHost:
         if not self._tickets or self._leaving:
             guest.close()
             return
-        _say(guest, asdict(self._tickets.pop(0)))
+        _send(guest, asdict(self._tickets.pop(0)))
         self._idle[guest] = True
         if not self._tickets:
             # The next load of the model, which may begin while this one serves, meets here too.
@@ -265,7 +265,7 @@ class EngineHost:
             self._listener.close()
             self._listener = None
 
-    def _hear(self, guest: socket.socket) -> None:
+    def _receive_news(self, guest: socket.socket) -> None:
         message = _receive(guest)
         with self._lock:
             if message is None:
@@ -357,7 +357,7 @@ class EngineGuest:
                 news = {"at": self._at, "idle": idle, "gauges": self._gauges}
             if told != (self._at, idle):
                 told = (self._at, idle)
-                _say(self._connection, news)
+                _send(self._connection, news)
 
 
 def _listen(name: str) -> socket.socket:
@@ -420,7 +420,7 @@ def _readable(sockets: Sequence[socket.socket], seconds: float) -> list[socket.s
     return [by_number[number] for number, _ in poll.poll(1000 * seconds)]
 
 
-def _say(peer: socket.socket, message: Mapping[str, Any]) -> None:
+def _send(peer: socket.socket, message: Mapping[str, Any]) -> None:
     # Who does not listen any more has hung up, which is seen when reading.
     with contextlib.suppress(OSError):
         peer.send(json.dumps(message).encode())

@@ -36,7 +36,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 MARK = "TRITON_VLLM_BACKEND_STUB"
-PEACE = b"bye"
+# What a stub that ends by itself sends first; a killed one sends nothing.
+_ORDERLY_END = b"bye"
 _SHM = Path("/dev/shm")
 _TERM_SECONDS = 2.5
 _KILL_SECONDS = 3.0
@@ -46,7 +47,7 @@ _TRACKER_SECONDS = 2.0
 class Watchdog:
     """The stub's side.
 
-    Must be started before the engine, which inherits the mark. `close` ends it in peace.
+    Must be started before the engine, which inherits the mark. `close` is the orderly end.
     """
 
     def __init__(self, shm_regions: Iterable[str] = ()) -> None:
@@ -90,7 +91,7 @@ class Watchdog:
         if self._writer < 0:
             return
         with contextlib.suppress(OSError):
-            os.write(self._writer, PEACE)
+            os.write(self._writer, _ORDERLY_END)
         self._forget_pipe()
         try:
             self._process.wait(timeout)
@@ -142,7 +143,7 @@ def main(arguments: list[str]) -> None:
     while files and marked(mark, int(stub), spare, trackers=True) and time.monotonic() < deadline:
         time.sleep(0.05)
     unlink(files - set(regions))
-    if heard != PEACE and server_birth is not None:
+    if heard != _ORDERLY_END and server_birth is not None:
         # The server owns its regions as long as it lives, and may fail to remove them at exit.
         while birth(int(server)) == server_birth and any(map(_shm_exists, regions)):
             time.sleep(1)

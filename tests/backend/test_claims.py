@@ -13,17 +13,17 @@ from vllm_triton_backend.claims import Claim
 
 BACKEND = Path(__file__).resolve().parents[2] / "backend"
 
-#: Takes the claim, says so, and gives it up when it is told to.
+#: Acquires the claim, says so, and releases it when it is told to.
 OTHER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from vllm_triton_backend.claims import Claim
 claim = Claim(bytes.fromhex(sys.argv[2]).decode())
-with claim.taken():
+with claim.acquiring():
     pass
-print("taken", flush=True)
+print("acquired", flush=True)
 sys.stdin.readline()
-with claim.given_up() as last:
+with claim.releasing() as last:
     print(last, flush=True)
 """
 
@@ -40,7 +40,7 @@ def other(name: str) -> Iterator[subprocess.Popen[str]]:
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "taken\n"
+        assert process.stdout.readline() == "acquired\n"
         yield process
         process.kill()
 
@@ -48,34 +48,34 @@ def other(name: str) -> Iterator[subprocess.Popen[str]]:
 def test_the_only_one_is_the_last(name: str) -> None:
     claim = Claim(name)
     for _ in range(2):
-        with claim.taken():
+        with claim.acquiring():
             pass
-        with claim.given_up() as last:
+        with claim.releasing() as last:
             assert last
 
 
 def test_the_last_of_two_frees(name: str, other: subprocess.Popen[str]) -> None:
     claim = Claim(name)
-    with claim.taken():
+    with claim.acquiring():
         pass
-    with claim.given_up() as last:
+    with claim.releasing() as last:
         assert not last
     assert other.communicate("go\n", timeout=30)[0] == "True\n"
 
 
 def test_a_killed_process_has_nothing_any_more(name: str, other: subprocess.Popen[str]) -> None:
     claim = Claim(name)
-    with claim.taken():
+    with claim.acquiring():
         pass
     other.kill()
     other.wait(30)
-    with claim.given_up() as last:
+    with claim.releasing() as last:
         assert last
 
 
 def test_another_name_is_another_thing(name: str, other: subprocess.Popen[str]) -> None:
     claim = Claim(f"{name}x")
-    with claim.taken():
+    with claim.acquiring():
         pass
-    with claim.given_up() as last:
+    with claim.releasing() as last:
         assert last
