@@ -5,6 +5,11 @@ new parameter of a new vLLM works on the day it appears. Values may be typed loo
 clients send them as JSON, as strings ("0.1", "false") or as Triton request parameters (scalars
 only): "5" is an int where vLLM wants one, a JSON text is a list or an object where vLLM wants
 one, null means "not given". What cannot be converted is refused with the parameter's name.
+
+This is not msgspec.convert(…, strict=False), which vLLM's environment has: it reads no JSON text
+as a list or an object, ignores unknown keys inside an object, refuses a null inside one where the
+type has none, and takes "nan" for a number. And what it says of a refusal ("Expected `array`,
+got `str`") neither shows the value nor completes the sentence "'name' must be …".
 """
 
 from __future__ import annotations
