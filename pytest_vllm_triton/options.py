@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,13 @@ from pytest_vllm_triton.requirements import Level, Requirement, load_catalogue
 from pytest_vllm_triton.suggest import did_you_mean, nearest_sibling
 
 KNOWN_ANSWER = "known-answer"
-#: The value of --triton-backend-dir that means the backend which the image holds.
-IMAGE_BACKEND = "image"
+
+
+class BackendSource(Enum):
+    """The values of --triton-backend-dir that are no folder."""
+
+    #: The backend which the image holds.
+    IMAGE = "image"
 
 
 @dataclass(frozen=True)
@@ -143,10 +149,9 @@ def _size(text: str) -> str:
     return text
 
 
-def _backend_dir(text: str) -> Path | None:
-    """The folder; None for the backend that the image holds."""
-    if text == IMAGE_BACKEND:
-        return None
+def _backend_dir(text: str) -> Path | BackendSource:
+    if text == BackendSource.IMAGE.value:
+        return BackendSource.IMAGE
     path = Path(text).expanduser().absolute()
     if not path.is_dir():
         raise UserError(f"{text!r} is not a directory.{nearest_sibling(path)}")
@@ -399,7 +404,12 @@ ENV_PREFIXES = ("PYTEST_VLLM_", "PYTEST_TRITON_", "PYTEST_CONFORMANCE_", "PYTEST
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user asked for, validated. `embedded`: the server that this package makes."""
+    """What the user asked for, validated.
+
+    Attributes:
+        embedded: the server that this package makes.
+        backend_dir: None for the backend in this package.
+    """
 
     model: str
     model_is_explicit: bool
@@ -414,8 +424,7 @@ class Settings:
     ipc: str
     shm_size: str
     server_bin: Path | None
-    backend_dir: Path | None
-    backend_of_image: bool
+    backend_dir: Path | BackendSource | None
     url: str | None
     grpc_url: str | None
     metrics_url: str | None
@@ -479,8 +488,9 @@ def load_settings(config: pytest.Config) -> Settings:
         raise pytest.UsageError(
             "--triton-launcher attach needs --triton-url, e.g. http://localhost:8000"
         )
-    backend_of_image = "triton_backend_dir" in given and values["triton_backend_dir"] is None
-    if backend_of_image and launcher is not LauncherKind.CONTAINER:
+    of_image = values["triton_backend_dir"] is BackendSource.IMAGE
+    if of_image and launcher is not LauncherKind.CONTAINER:
+        # Never another backend in its place, not even where `image` was only a default.
         raise pytest.UsageError(
             "--triton-backend-dir image needs an image: --triton-image, or --triton-launcher "
             "container (a folder of this name is ./image)"
@@ -500,7 +510,6 @@ def load_settings(config: pytest.Config) -> Settings:
         shm_size=values["triton_shm_size"],
         server_bin=values["triton_server_bin"],
         backend_dir=values["triton_backend_dir"],
-        backend_of_image=backend_of_image,
         url=values["triton_url"],
         grpc_url=values["triton_grpc_url"],
         metrics_url=values["triton_metrics_url"],
@@ -525,7 +534,7 @@ def _settle_launcher(
     What is given and does not apply to it gets its default.
     """
     defaults = {option.ini: option.values_or_none(option.default) for option in OPTIONS}
-    # What equals the default asks for nothing. The image's backend is refused where there is none.
+    # What equals the default asks for nothing.
     telling = {k: v for k, v in given.items() if values[k] != defaults[k]}
     try:
         selection = select_launcher(telling, values["triton_launcher"])

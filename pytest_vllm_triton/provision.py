@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from pytest_vllm_triton import assets
 from pytest_vllm_triton.launcher_kinds import DEFAULT_IMAGE, LauncherKind
 from pytest_vllm_triton.launchers.base import Launcher, Progress
-from pytest_vllm_triton.options import Settings
+from pytest_vllm_triton.options import BackendSource, Settings
 
 if TYPE_CHECKING:
     import subprocess
@@ -256,9 +256,10 @@ class Provision:
     @property
     def backend_dir(self) -> Path | None:
         """The vLLM backend under test; None: the one that the image holds."""
-        if self.settings.backend_of_image:
+        chosen = self.settings.backend_dir
+        if isinstance(chosen, BackendSource):
             return None
-        return self.settings.backend_dir or assets.backend_dir()
+        return chosen or assets.backend_dir()
 
     def prepare(self) -> None:
         """Get everything that can fail for the user's reasons before any test runs.

@@ -27,7 +27,7 @@ from pytest_vllm_triton.launchers.docker_run import ContainerRun, GpuRequest, Mo
 from pytest_vllm_triton.launchers.inside import Picture
 from pytest_vllm_triton.launchers.leftovers import Owner
 from pytest_vllm_triton.launchers.redact import Redactor, is_secret
-from pytest_vllm_triton.options import Settings
+from pytest_vllm_triton.options import BackendSource, Settings
 from pytest_vllm_triton.state import SETTINGS
 
 SECRET = "hf_1234567890"
@@ -504,10 +504,9 @@ def test_wrong_options(settings: Callable[..., Settings], args: list[str], part:
 
 
 def test_the_backend_of_the_image(settings: Callable[..., Settings]) -> None:
-    assert settings("--triton-image=x", "--triton-backend-dir=image").backend_of_image
-    default = settings("--triton-image=x")
-    assert not default.backend_of_image
-    assert default.backend_dir is None
+    of_image = settings("--triton-image=x", "--triton-backend-dir=image")
+    assert of_image.backend_dir is BackendSource.IMAGE
+    assert settings("--triton-image=x").backend_dir is None
 
 
 def auto(settings: Settings, *, gpu: bool, image: bool | None) -> tuple[LauncherKind, str]:

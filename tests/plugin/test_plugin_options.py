@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_vllm_triton.launcher_kinds import LauncherKind
-from pytest_vllm_triton.options import OPTIONS, Option, Settings
+from pytest_vllm_triton.options import OPTIONS, BackendSource, Option, Settings
 from pytest_vllm_triton.requirements import Level
 from pytest_vllm_triton.state import SETTINGS
 
@@ -284,6 +284,7 @@ BIN = "--triton-server-bin=one/bin"
     [
         ([URL, IMAGE], "--triton-image", "--triton-url"),
         ([URL, "--triton-backend-dir=one"], "--triton-backend-dir", "--triton-url"),
+        ([URL, "--triton-backend-dir=image"], "--triton-backend-dir", "--triton-url"),
         ([URL, "--vllm-version=0.27.1"], "--vllm-version", "--triton-url"),
         ([URL, BIN], "--triton-server-bin", "--triton-url"),
         ([URL, PROCESS], "--triton-url", "--triton-launcher"),
@@ -379,6 +380,14 @@ def test_an_option_of_one_launcher_selects_it(
 def test_the_backend_of_an_image_is_not_exchanged_for_another(pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\ntriton_backend_dir = image\n")
     assert "needs an image" in refusal(pytester, PROCESS)
+
+
+def test_the_backend_of_an_image_may_stay_a_default(pytester: pytest.Pytester) -> None:
+    """A running server has a backend already: no other is put in the place of the image's."""
+    pytester.makeini("[pytest]\ntriton_backend_dir = image\n")
+    attached = settings_of(pytester, URL)
+    assert (attached.launcher, attached.backend_dir) == (LauncherKind.ATTACH, None)
+    assert settings_of(pytester, IMAGE).backend_dir is BackendSource.IMAGE
 
 
 # -- each option takes effect ----------------------------------------------------------------------
