@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_vllm_triton import assets
+from pytest_vllm_triton.boots import Boot
 from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.launcher_kinds import LauncherKind
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle, ServerSpec
@@ -27,23 +28,6 @@ _SHARED_PURPOSE = "shared by all checks that can share"
 
 #: Begins the line on which the script for `Harness.reference_texts` tells its result.
 REFERENCE = "reference texts: "
-
-
-@dataclass(frozen=True)
-class Boot:
-    """One start of a server.
-
-    Attributes:
-        purpose: why it was started.
-        seconds: until it was ready, or had failed.
-        ready: whether it got ready.
-        command: a line for a shell that starts the same server; "" if there is none.
-    """
-
-    purpose: str
-    seconds: float
-    ready: bool
-    command: str = ""
 
 
 @dataclass

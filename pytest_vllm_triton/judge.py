@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_vllm_triton.boots import Boot
 from pytest_vllm_triton.state import SETTINGS
 
 if TYPE_CHECKING:
-    from pytest_vllm_triton.harness import Boot, Harness
+    from pytest_vllm_triton.harness import Harness
     from pytest_vllm_triton.report.gate import Gate
     from pytest_vllm_triton.report.results import Results
 
@@ -124,8 +125,6 @@ class Judge:
         sent = getattr(node, "workeroutput", {}).get(_WORKER_OUTPUT)
         if sent is None:
             return
-        from pytest_vllm_triton.harness import Boot
-
         self.results.selected.update({test: tuple(ids) for test, ids in sent["selected"].items()})
         self.results.known_checks.update({test: tuple(ids) for test, ids in sent["known"].items()})
         self._worker_boots += [Boot(**boot) for boot in sent["boots"]]

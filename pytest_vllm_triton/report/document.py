@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest_vllm_triton
+from pytest_vllm_triton.boots import Boot
 from pytest_vllm_triton.errors import UserError
-from pytest_vllm_triton.harness import Boot
 from pytest_vllm_triton.report.gate import Gate
 from pytest_vllm_triton.report.results import RequirementResult
 from pytest_vllm_triton.texts import cut

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pytest_vllm_triton.harness import Boot
+from pytest_vllm_triton.boots import Boot
 from pytest_vllm_triton.known_failures import KnownFailure
 from pytest_vllm_triton.report.document import build_document
 from pytest_vllm_triton.report.gate import Gate
