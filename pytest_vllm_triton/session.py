@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Generator
 from dataclasses import replace
 from inspect import iscoroutinefunction
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pytest_vllm_triton import pytest_internals
 from pytest_vllm_triton.census import requirement_ids
 from pytest_vllm_triton.errors import ServerFailed, UserError
 from pytest_vllm_triton.harness import Harness
@@ -105,7 +105,7 @@ class ServerSession:
         if "vllm_harness" not in fixtures:
             return None
         try:
-            with self._visible():
+            with pytest_internals.without_capture(self._config):  # progress is to be seen
                 self.harness.provision.prepare()
                 if "vllm_server" in fixtures:
                     self.harness.shared_server()
@@ -145,12 +145,8 @@ class ServerSession:
             if not again or not self.harness.replace_shared_server():
                 raise
         self._show(f"Triton itself crashed during {pyfuncitem.name}: again, on a new server")
-        _finish_fixture(pyfuncitem, "vllm_server")
-        item: Any = pyfuncitem
-        item._initrequest()
-        item._request._fillfixtures()
-        arguments = {name: item.funcargs[name] for name in item._fixtureinfo.argnames}
-        item.obj(**arguments)
+        self._forget_shared_server(pyfuncitem)
+        pytest_internals.run_again(pyfuncitem)
         return True
 
     @pytest.hookimpl(wrapper=True)
@@ -188,9 +184,17 @@ class ServerSession:
             self._death = self.harness.shared_death(f"before {item.name}")
         elif self.harness.replace_shared_server():
             self._death = None
-            _finish_fixture(item, "vllm_server")
+            self._forget_shared_server(item)
         if self._death is not None:
             raise ServerFailed(self._death.reason)
+
+    def _forget_shared_server(self, item: pytest.Item) -> None:
+        """Let the fixture ask the harness anew.
+
+        What the fixtures that use it would do at the end of the session, they would do to a server
+        that is gone.
+        """
+        pytest_internals.finish_fixture(item, "vllm_server")
 
     def _new_death(self, item: pytest.Item) -> str:
         """That the shared server ended during this test, "" if not."""
@@ -215,33 +219,7 @@ class ServerSession:
 
     def _make_work_dir(self) -> Path:
         # pytest keeps the folders of the last three sessions: logs can be read after the run.
-        factory: pytest.TempPathFactory = self._config._tmp_path_factory  # type: ignore[attr-defined]
-        return factory.mktemp("triton")
-
-    @contextmanager
-    def _visible(self) -> Iterator[None]:
-        """Lift pytest's output capture, so that progress reaches the terminal."""
-        capture: Any = self._config.pluginmanager.getplugin("capturemanager")
-        if capture is None:
-            yield
-            return
-        with capture.global_and_fixture_disabled():
-            yield
+        return pytest_internals.tmp_path_factory(self._config).mktemp("triton")
 
     def _show(self, line: str) -> None:
-        terminal: Any = self._config.pluginmanager.getplugin("terminalreporter")
-        if terminal is not None:
-            with self._visible():
-                terminal.ensure_newline()
-                terminal.write_line(line)
-
-
-def _finish_fixture(item: pytest.Item, name: str) -> None:
-    """End a fixture, and with it those that use it, so that the next test makes them anew.
-
-    What they would do at the end of the session, they would do to a server that is gone.
-    """
-    manager: Any = item.session._fixturemanager
-    for definition in manager.getfixturedefs(name, item) or ():
-        with suppress(Exception):
-            definition.finish(item._request)  # type: ignore[attr-defined]
+        pytest_internals.show_line(self._config, line)
