@@ -5,7 +5,7 @@ With pytest-xdist they act in the controller, where the reports of all workers a
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Collection, Generator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,11 +25,7 @@ _WORKER_OUTPUT = "vllm_triton"
 
 
 class Judge:
-    """Collects the results of all checks and says what they mean.
-
-    Attributes:
-        harness: the servers of this process, None as long as no test needs one.
-    """
+    """Collects the results of all checks and says what they mean."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -38,7 +34,8 @@ class Judge:
         self._abort_reason = ""
         self._report_errors: list[str] = []
         self._written: list[Path] = []
-        self.harness: Harness | None = None
+        # None as long as no test of this process needs a server.
+        self._harness: Harness | None = None
         self._results: Results | None = None
         self._worker_boots: list[Boot] = []
         self._worker_facts: dict[str, str] = {}
@@ -55,6 +52,27 @@ class Judge:
         from pytest_vllm_triton.requirements import load_catalogue
 
         return Results(load_catalogue(), known=self._config.stash[SETTINGS].known_failures)
+
+    def watch(self, harness: Harness) -> None:
+        """The servers of this process are these: what is under test and the boots are theirs."""
+        self._harness = harness
+
+    def expect_check(self, nodeid: str, ids: tuple[str, ...]) -> None:
+        """This check is to be run: without a result of it, its requirements are not decided."""
+        self.results.selected[nodeid] = ids
+
+    def keep_only(
+        self, nodeids: Collection[str], known_checks: Mapping[str, tuple[str, ...]]
+    ) -> None:
+        """Of the expected checks, none but these will be run.
+
+        Args:
+            nodeids: the tests that are left, checks or not.
+            known_checks: the requirements of every check that there is, selected or not.
+        """
+        selected = self.results.selected.items()
+        self.results.selected = {test: ids for test, ids in selected if test in nodeids}
+        self.results.known_checks = dict(known_checks)
 
     def abort(self, reason: str, status: pytest.ExitCode) -> None:
         """No check can run, for this reason; the session ends with this status."""
@@ -156,7 +174,7 @@ class Judge:
         )
 
     def _facts(self) -> dict[str, str]:
-        facts = dict(self._worker_facts) if self.harness is None else self.harness.describe()
+        facts = dict(self._worker_facts) if self._harness is None else self._harness.describe()
         if boots := self._boots():
             seconds = ", ".join(
                 f"{boot.seconds:.1f} s{'' if boot.ready else ' (failed)'}" for boot in boots
@@ -165,7 +183,7 @@ class Judge:
         return facts
 
     def _boots(self) -> list[Boot]:
-        return self._worker_boots if self.harness is None else self.harness.boots
+        return self._worker_boots if self._harness is None else self._harness.boots
 
     def _write_reports(self) -> None:
         paths = self._config.stash[SETTINGS].reports

@@ -50,7 +50,7 @@ class ServerSession:
             )
         )
         config.stash[HARNESS] = self.harness
-        self._judge.harness = self.harness
+        self._judge.watch(self.harness)
         self._death: ServerFailed | None = None
 
     def select(self, items: list[pytest.Item]) -> None:
@@ -77,7 +77,7 @@ class ServerSession:
                 continue
             kept.append(item)
             if ids:
-                self._judge.results.selected[item.nodeid] = ids
+                self._judge.expect_check(item.nodeid, ids)
             # user_properties reach JUnit's <properties> and pytest-xdist's controller.
             item.user_properties += [("requirement", key) for key in ids]
             item.user_properties += [("level", level.value) for level in levels]
@@ -87,11 +87,8 @@ class ServerSession:
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Expect no result of a check that other plugins, such as --lf, left out after `select`."""
-        results = self._judge.results
         kept = {item.nodeid for item in session.items}
-        for test in results.selected.keys() - kept:
-            del results.selected[test]
-        results.known_checks = self._config.stash[CENSUS].checks()
+        self._judge.keep_only(kept, known_checks=self._config.stash[CENSUS].checks())
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
