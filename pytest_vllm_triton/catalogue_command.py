@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import textwrap
-from collections import defaultdict
 from typing import Any
 
-from pytest_vllm_triton import assets
 from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.requirements import Level, load_catalogue
 from pytest_vllm_triton.suggest import did_you_mean
+from pytest_vllm_triton.suite_index import tests_by_requirement
 
 _WIDTH = 100
 
@@ -69,27 +67,3 @@ def run_explain(arguments: argparse.Namespace) -> int:
         for name, value in rows.items():
             print(textwrap.fill(f"{name:<11}{value}", _WIDTH, subsequent_indent=" " * 11))
     return 0
-
-
-def tests_by_requirement() -> dict[str, list[str]]:
-    """Names of the suite's tests by requirement id, read from the sources without running them."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for path in sorted(assets.suite_dir().glob("test_*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                for key in _requirements_of(node):
-                    found[key].append(f"{path.name}::{node.name}")
-    return dict(found)
-
-
-def _requirements_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
-    """The arguments of its ``pytest.mark.requirement`` markers."""
-    return [
-        argument.value
-        for marker in function.decorator_list
-        if isinstance(marker, ast.Call)
-        and isinstance(marker.func, ast.Attribute)
-        and marker.func.attr == "requirement"
-        for argument in marker.args
-        if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
-    ]

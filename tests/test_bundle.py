@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pytest_vllm_triton import assets
-from pytest_vllm_triton.bundle_command import bundle
 from pytest_vllm_triton.cli import main
 from pytest_vllm_triton.errors import UserError
+from pytest_vllm_triton.single_file_backend import bundle
 
 MODEL = '''"""Entry."""
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from pytest_vllm_triton import catalogue_command
+from pytest_vllm_triton import suite_index
 from pytest_vllm_triton.requirements import Level, load_catalogue
 
 ROW = '[groups]\nGEN = "Generate"\n[GEN-001]\nlevel = "MUST"\nsentence = "a → b"\nsource = "x"\n'
 
 
 def test_every_row_is_complete() -> None:
-    catalogue, checks = load_catalogue(), catalogue_command.tests_by_requirement()
+    catalogue, checks = load_catalogue(), suite_index.tests_by_requirement()
     assert len(catalogue) > 150
     for key, row in catalogue.items():
         assert re.fullmatch(r"[A-Z]{3}-\d{3}", key)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from plugin_helpers import PREAMBLE, Report, verdicts
 
-from pytest_vllm_triton import assets, catalogue_command
+from pytest_vllm_triton import assets, suite_index
 
 Judged = Callable[..., tuple[pytest.RunResult, Report]]
 
@@ -232,6 +232,6 @@ def test_checks_of_files_that_were_not_read(pytester: pytest.Pytester) -> None:
     path = assets.suite_dir() / "test_errors.py"
     options = ("-p", "conftest", "--collect-only", "-q", "-s")
     result = pytester.runpytest_subprocess(*options, f"{path}::test_too_long_prompt")
-    expected = sorted(catalogue_command.tests_by_requirement()["ERR-015"])
+    expected = sorted(suite_index.tests_by_requirement()["ERR-015"])
     assert {name.partition("::")[0] for name in expected} > {"test_errors.py"}
     result.stdout.fnmatch_lines([f"KNOWN {' '.join(expected)}"])
