@@ -95,7 +95,7 @@ class Judge:
         if self._must_decide and not self._is_dry_run:
             from pytest_vllm_triton.report.terminal import write_summary
 
-            write_summary(terminalreporter, self._gate, [*self._facts().items()])
+            write_summary(terminalreporter, self._document())
         for error in self._report_errors:
             terminalreporter.write_line(f"The report was not written: {error}", red=True)
         for path in self._written:
@@ -185,14 +185,18 @@ class Judge:
     def _boots(self) -> list[Boot]:
         return self._worker_boots if self._harness is None else self._harness.boots
 
+    def _document(self) -> dict[str, Any]:
+        from pytest_vllm_triton.report.document import build_document
+
+        return build_document(self._gate, environment=self._facts(), boots=self._boots())
+
     def _write_reports(self) -> None:
         paths = self._config.stash[SETTINGS].reports
         if not paths:
             return
-        from pytest_vllm_triton.report.document import build_document
         from pytest_vllm_triton.report.formats import write_report
 
-        document = build_document(self._gate, environment=self._facts(), boots=self._boots())
+        document = self._document()
         for path in paths:
             try:
                 write_report(document, path)

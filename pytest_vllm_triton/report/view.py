@@ -1,4 +1,4 @@
-"""What the human-readable formats show of a report's document: order, counts, evidence, advice."""
+"""What terminal, page and job summary show of a report's document: order, counts, evidence."""
 
 from __future__ import annotations
 
@@ -67,6 +67,7 @@ class MatrixRow:
 
 
 def verdict_of(row: Row) -> Verdict:
+    """The verdict of a requirement's row, or of one of its checks."""
     return Verdict(row["verdict"])
 
 
@@ -119,16 +120,22 @@ def by_reason(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def decisive_check(row: Row) -> Mapping[str, Any]:
-    """The check that shows why the requirement has its verdict."""
+    """The check that shows why the requirement has its verdict: the first that has it too.
+
+    If none has, the worst. With a list of known failures a requirement may have another verdict
+    than all its checks: XPASS where they pass, or XFAIL where a check decides one more requirement,
+    which is not listed.
+    """
     order = list(Verdict)
     checks: Sequence[Mapping[str, Any]] = row["checks"]
-    return min(checks, key=lambda check: order.index(Verdict(check["verdict"])))
+    alike = [check for check in checks if verdict_of(check) is verdict_of(row)]
+    return min(alike or checks, key=lambda check: order.index(verdict_of(check)))
 
 
 def seen_in(row: Row) -> str:
     """The name of the decisive check, and of how many checks how many failed."""
     name = str(decisive_check(row)["test"]).rpartition("::")[2]
-    failed = sum(Verdict(check["verdict"]).is_red for check in row["checks"])
+    failed = sum(verdict_of(check).is_red for check in row["checks"])
     total = len(row["checks"])
     return f"{name} ({failed} of {total} checks failed)" if failed and total > 1 else name
 

@@ -17,6 +17,7 @@ from report_documents import HOSTILE, document, failed, green
 from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.report.document import load_document, to_json
 from pytest_vllm_triton.report.formats import RENDERERS, write_report
+from pytest_vllm_triton.report.terminal import write_summary
 from pytest_vllm_triton.requirements import load_catalogue
 
 Judged = Callable[..., tuple[pytest.RunResult, Report]]
@@ -118,6 +119,35 @@ def test_failure_names_the_check_that_shows_it() -> None:
     assert '<span class="mono">test_GEN-002</span>: why GEN-002' in html(report)
     row["checks"].insert(0, {**row["checks"][0], "test": "test_x.py::good", "verdict": "PASS"})
     assert "test_GEN-002 (1 of 2 checks failed)</span>" in html(report)
+
+
+class Terminal:
+    """What the summary writes, as text."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write_line(self, line: str, **markup: bool) -> None:
+        self.text += f"{line}\n"
+
+    def write_sep(self, sep: str, title: str, **markup: bool) -> None:
+        self.write_line(title)
+
+
+def test_all_formats_show_the_same_check() -> None:
+    """The one that decided the verdict, and not the worst where the worst was expected."""
+    report = document({"GEN-002": "ERROR"}, expected="more", actual="less")
+    (row,) = report["requirements"]
+    (error,) = row["checks"]
+    listed = {"verdict": "FAIL", "test": "test_x.py::listed", "reason": "known", "expected": "old"}
+    row["checks"].insert(0, {**error, **listed})
+    terminal = Terminal()
+    write_summary(terminal, report)
+    assert "test_GEN-002: why GEN-002\n           expected  more\n" in terminal.text
+    assert "Seen in test\\_GEN-002 (2 of 2 checks failed): why GEN-002" in markdown(report)
+    assert "test_GEN-002 (2 of 2 checks failed)</span>: why GEN-002" in html(report)
+    for text in (terminal.text, markdown(report).partition("<details>")[0]):
+        assert "old" not in text
 
 
 def test_markdown_of_a_green_run_is_short() -> None:
