@@ -24,7 +24,6 @@ from pytest_vllm_triton.launchers.base import (
     ServerHandle,
     ServerLog,
     ServerSpec,
-    new_shm_prefix,
 )
 from pytest_vllm_triton.launchers.container_handle import DRAIN_SECONDS, ContainerHandle
 from pytest_vllm_triton.launchers.container_log import LogFollower, exit_code
@@ -47,7 +46,7 @@ from pytest_vllm_triton.launchers.inside import Inside
 from pytest_vllm_triton.launchers.ports import LOOPBACK
 from pytest_vllm_triton.launchers.readiness import wait_ready
 from pytest_vllm_triton.launchers.redact import Redactor
-from pytest_vllm_triton.launchers.repository import copy_backend, write_repository
+from pytest_vllm_triton.launchers.repository import ServerFolder
 from pytest_vllm_triton.launchers.supervised import Supervised
 
 #: Where NVIDIA's images, and so all others, have the vLLM backend.
@@ -156,24 +155,13 @@ class ContainerLauncher:
         check_spec(spec)
         self.prepare(on_progress)
         start = time.monotonic()
-        prefix = spec.shm_prefix or new_shm_prefix()
-        folder = self.work_dir / f"server-{secrets.token_hex(4)}"
-        folder.mkdir(parents=True)
-        repository = write_repository(spec.models, folder / "models")
-        backend = None
-        if spec.backend_dir is not None:
-            (folder / "backends").mkdir()
-            backend = copy_backend(spec.backend_dir, folder / "backends" / "vllm")
-        run = self._server_run(spec, repository, backend, prefix)
-        container, run = self._start(run, on_progress)
+        folder = ServerFolder.create(self.work_dir, spec)
+        container, run = self._start(self._server_run(spec, folder), on_progress)
         try:
             handle = self._handle(container, run, spec, folder)
         except BaseException:
             leftovers.remove(container)
             raise
-        handle.model_repository = repository
-        handle.backend_folder = backend
-        handle.shm_prefix = prefix
         try:
             wait_ready(handle, spec.started_models, timeout=timeout, on_progress=on_progress)
         except ServerFailed as failure:
@@ -214,19 +202,17 @@ class ContainerLauncher:
 
     # what is run
 
-    def _server_run(
-        self, spec: ServerSpec, repository: Path, backend: Path | None, prefix: str
-    ) -> ContainerRun:
+    def _server_run(self, spec: ServerSpec, folder: ServerFolder) -> ContainerRun:
         command = (
             "tritonserver",
-            *model_flags(spec, repository),
-            *python_backend_flags(prefix),
+            *model_flags(spec, folder.models),
+            *python_backend_flags(folder.shm_prefix),
             *spec.args,
         )
-        run = self._run(command, prefix=prefix, environment=dict(spec.env))
+        run = self._run(command, prefix=folder.shm_prefix, environment=dict(spec.env))
         mounts = run.mounts
-        if backend is not None:
-            mounts = (*mounts, Mount(backend, BACKEND_PATH))
+        if folder.backend is not None:
+            mounts = (*mounts, Mount(folder.backend, BACKEND_PATH))
         ipc = run.ipc
         if spec.shm_domain is not None and ipc == PRIVATE:
             ipc = f"{SHARED}{spec.shm_domain}"
@@ -291,12 +277,12 @@ class ContainerLauncher:
         return container, run
 
     def _handle(
-        self, container: Any, run: ContainerRun, spec: ServerSpec, folder: Path
+        self, container: Any, run: ContainerRun, spec: ServerSpec, folder: ServerFolder
     ) -> ContainerHandle:
         log = LogFollower(
             docker_engine.connect,
             container.id,
-            folder / "triton.log",
+            folder.log,
             self._redactor(run.environment),
         )
         log.start()
@@ -316,17 +302,20 @@ class ContainerLauncher:
         own = docker_engine.bridge_address(network)
         address = {p: f"{own}:{p}" if own else f"{LOOPBACK}:{ports[p]}" for p in ports}
         line = run.command_line()
-        (folder / "docker-run.txt").write_text(shlex.join(line) + "\n")
+        (folder.path / "docker-run.txt").write_text(shlex.join(line) + "\n")
         return ContainerHandle(
             endpoints=Endpoints(
                 http=f"http://{address[HTTP]}",
                 grpc=address[GRPC],
                 metrics=None if metrics_off(spec.args) else f"http://{address[METRICS]}/metrics",
             ),
-            log=ServerLog(folder / "triton.log"),
+            log=ServerLog(folder.log),
             spec=spec,
+            model_repository=folder.models,
+            backend_folder=folder.backend,
             backend_path=BACKEND_PATH,
             metrics_address=address[METRICS],
+            shm_prefix=folder.shm_prefix,
             shm_domain=_shm_domain(run, container),
             command=line,
             container=container,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import signal
 import time
 from collections.abc import Iterable, Mapping
@@ -24,7 +23,6 @@ from pytest_vllm_triton.launchers.base import (
     ServerLog,
     ServerProcess,
     ServerSpec,
-    new_shm_prefix,
 )
 from pytest_vllm_triton.launchers.flags import (
     EXIT_TIMEOUT_SECONDS,
@@ -37,7 +35,7 @@ from pytest_vllm_triton.launchers.flags import (
 )
 from pytest_vllm_triton.launchers.ports import LOOPBACK, reserved_ports
 from pytest_vllm_triton.launchers.readiness import PortTaken, wait_ready
-from pytest_vllm_triton.launchers.repository import copy_backend, write_repository
+from pytest_vllm_triton.launchers.repository import ServerFolder
 from pytest_vllm_triton.launchers.supervised import Supervised
 
 if TYPE_CHECKING:
@@ -113,34 +111,31 @@ class ProcessLauncher:
     def _launch_once(
         self, spec: ServerSpec, timeout: float, on_progress: Progress | None
     ) -> ProcessHandle:
-        prefix = spec.shm_prefix or new_shm_prefix()
-        folder = self.work_dir / f"server-{secrets.token_hex(4)}"
-        folder.mkdir(parents=True)
-        repository = write_repository(spec.models, folder / "models")
-        backends = self._private_backends(spec, folder / "backends")
+        folder = ServerFolder.create(self.work_dir, spec)
+        (folder.backends / "python").symlink_to((self.backends / "python").resolve())
         metrics = not metrics_off(spec.args)
         with reserved_ports(3) as ports:
             http, grpc, metrics_port = ports
             command = [
                 str(self.tritonserver),
-                *model_flags(spec, repository),
-                f"--backend-directory={backends}",
+                *model_flags(spec, folder.models),
+                f"--backend-directory={folder.backends}",
                 f"--http-address={LOOPBACK}",
                 f"--http-port={http}",
                 f"--grpc-address={LOOPBACK}",
                 f"--grpc-port={grpc}",
                 f"--metrics-address={LOOPBACK}",
                 f"--metrics-port={metrics_port}",
-                *python_backend_flags(prefix),
+                *python_backend_flags(folder.shm_prefix),
                 *spec.args,
             ]
             environment = self._environment(spec)
             process = Supervised.start(
                 command,
                 environment,
-                folder,
-                log=folder / "triton.log",
-                shm_prefix=prefix,
+                folder.path,
+                log=folder.log,
+                shm_prefix=folder.shm_prefix,
                 orphan_grace=ORPHAN_GRACE_SECONDS,
             )
             handle = ProcessHandle(
@@ -149,13 +144,13 @@ class ProcessLauncher:
                     grpc=f"{LOOPBACK}:{grpc}",
                     metrics=f"http://{LOOPBACK}:{metrics_port}/metrics" if metrics else None,
                 ),
-                log=ServerLog(folder / "triton.log"),
+                log=ServerLog(folder.log),
                 spec=spec,
-                model_repository=repository,
-                backend_folder=backends / "vllm",
-                backend_path=str(backends / "vllm"),
+                model_repository=folder.models,
+                backend_folder=folder.backend,
+                backend_path=str(folder.backend),
                 metrics_address=f"{LOOPBACK}:{metrics_port}",
-                shm_prefix=prefix,
+                shm_prefix=folder.shm_prefix,
                 shm_domain=HOST_SHM,
                 command=command,
                 environment=_difference(environment),
@@ -170,13 +165,6 @@ class ProcessLauncher:
                 handle.kill()
                 raise
         return handle
-
-    def _private_backends(self, spec: ServerSpec, folder: Path) -> Path:
-        folder.mkdir()
-        (folder / "python").symlink_to((self.backends / "python").resolve())
-        assert spec.backend_dir is not None
-        copy_backend(spec.backend_dir, folder / "vllm")
-        return folder
 
     def _environment(self, spec: ServerSpec) -> dict[str, str]:
         ours = {k: v for k, v in os.environ.items() if not DROPPED_VARIABLES.match(k)}

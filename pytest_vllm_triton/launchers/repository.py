@@ -2,11 +2,53 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pytest_vllm_triton.launchers.base import ModelSpec
+from pytest_vllm_triton.launchers.base import ModelSpec, ServerSpec, new_shm_prefix
+
+
+@dataclass(frozen=True)
+class ServerFolder:
+    """What one server has for itself.
+
+    Attributes:
+        path: the folder that holds all the rest.
+        models: the model repository.
+        backends: holds the backend under test, and is a place for others.
+        backend: the copy of the backend under test; None: the server brings its own.
+        shm_prefix: the prefix of its shared-memory regions.
+    """
+
+    path: Path
+    models: Path
+    backends: Path
+    backend: Path | None
+    shm_prefix: str
+
+    @classmethod
+    def create(cls, work_dir: Path, spec: ServerSpec) -> ServerFolder:
+        """Make and fill a new folder in ``work_dir``.
+
+        Raises:
+            ValueError: the models or their files cannot be in one repository.
+        """
+        path = work_dir / f"server-{secrets.token_hex(4)}"
+        models, backends = path / "models", path / "backends"
+        write_repository(spec.models, models)
+        backends.mkdir()
+        backend = None
+        if spec.backend_dir is not None:
+            backend = copy_backend(spec.backend_dir, backends / "vllm")
+        return cls(path, models, backends, backend, spec.shm_prefix or new_shm_prefix())
+
+    @property
+    def log(self) -> Path:
+        """The file of the server's log."""
+        return self.path / "triton.log"
 
 
 def write_repository(models: Sequence[ModelSpec], root: Path) -> Path:

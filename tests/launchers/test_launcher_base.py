@@ -13,7 +13,7 @@ from pytest_vllm_triton.launchers import repository
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerLog, ServerSpec
 from pytest_vllm_triton.launchers.flags import flag_value
 from pytest_vllm_triton.launchers.ports import reserved_ports
-from pytest_vllm_triton.launchers.repository import write_repository
+from pytest_vllm_triton.launchers.repository import ServerFolder, write_repository
 
 
 def test_equal_specifications_are_one_key() -> None:
@@ -84,6 +84,26 @@ def test_a_repository_that_was_not_written_as_asked_is_noticed(
     )
     with pytest.raises(RuntimeError, match=r"not what was asked: m/1/model\.json"):
         write_repository([ModelSpec("m", "{}")], tmp_path / "repository")
+
+
+def test_each_server_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    backend = tmp_path / "backend"
+    (backend / "__pycache__").mkdir(parents=True)
+    (backend / "model.py").write_text("# under test\n")
+    spec = ServerSpec((ModelSpec("m", "{}"),), backend)
+    first, second = (ServerFolder.create(tmp_path / "work", spec) for _ in range(2))
+    assert first.path.parent == second.path.parent == tmp_path / "work"
+    assert first.path != second.path
+    assert first.shm_prefix != second.shm_prefix
+    assert (first.models / "m" / "1" / "model.json").read_text() == "{}"
+    assert first.backend == first.backends / "vllm"
+    assert [path.name for path in first.backend.iterdir()] == ["model.py"]
+
+
+def test_a_server_may_bring_its_backend_and_share_a_prefix(tmp_path: Path) -> None:
+    spec = ServerSpec((), None, shm_prefix="pvt_chosen_")
+    folder = ServerFolder.create(tmp_path, spec)
+    assert (folder.backend, folder.shm_prefix) == (None, "pvt_chosen_")
 
 
 def test_a_log_is_read_from_a_position_on(tmp_path: Path) -> None:
