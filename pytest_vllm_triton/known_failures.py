@@ -9,15 +9,14 @@ The file is TOML, one table for each requirement::
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.requirements import load_catalogue
 from pytest_vllm_triton.suggest import did_you_mean
+from pytest_vllm_triton.toml_files import read_toml
 from pytest_vllm_triton.verdicts import Verdict
 
 _REQUIRED = ("reason", "link")
@@ -55,15 +54,11 @@ def load_known_failures(path: Path) -> dict[str, KnownFailure]:
     Raises:
         UserError: names the file, the entry and what is wrong with it, in one sentence.
     """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     try:
-        data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = read_toml(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{str(path)!r} cannot be read: {error}.") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{str(path)!r} is not valid TOML: {error}.") from None
     catalogue = load_catalogue()
     for key in data:

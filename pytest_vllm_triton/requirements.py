@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+
+from pytest_vllm_triton.toml_files import read_toml
 
 CATALOGUE_FILE = Path(__file__).with_name("requirements.toml")
 
@@ -85,11 +85,7 @@ def load_catalogue(path: Path = CATALOGUE_FILE) -> Catalogue:
     Raises:
         ValueError: an entry lacks a field, has an unknown one, or names an unknown group or level.
     """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    data = read_toml(path)
     groups = data.pop("groups")
     requirements = {}
     for key, entry in data.items():

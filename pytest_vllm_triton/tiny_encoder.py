@@ -94,8 +94,9 @@ class TinyEncoder:
 
     def _attention(self, x: Floats, name: str) -> Floats:
         def heads(part: str) -> Floats:
-            projected = self._linear(x, f"{name}.{part}")
-            return projected.reshape(len(x), HEADS, HIDDEN // HEADS).transpose(1, 0, 2)
+            split = self._linear(x, f"{name}.{part}").reshape(len(x), HEADS, HIDDEN // HEADS)
+            out: Floats = split.transpose(1, 0, 2)
+            return out
 
         query, key, value = heads("query"), heads("key"), heads("value")
         scores = query @ key.transpose(0, 2, 1) / np.sqrt(HIDDEN // HEADS)

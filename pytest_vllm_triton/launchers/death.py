@@ -58,7 +58,7 @@ def last_lines(handle: ServerHandle) -> str:
 def _takes_connections(handle: ServerHandle) -> bool:
     address = urlsplit(handle.endpoints.http)
     try:
-        with socket.create_connection((address.hostname, address.port), timeout=5.0):
+        with socket.create_connection((address.hostname, address.port or 80), timeout=5.0):
             return True
     except OSError:
         return False

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from pytest_vllm_triton import assets, requirements
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from pytest_vllm_triton.toml_files import read_toml
 
 TABLE = Path(__file__).with_name("faults.toml")
 HARMLESS = Path(__file__).with_name("harmless.toml")
@@ -88,7 +83,7 @@ def load_faults(path: Path = TABLE) -> dict[str, Fault]:
     Raises:
         TypeError: an entry lacks a field or has an unknown one.
     """
-    entries = tomllib.loads(path.read_text(encoding="utf-8"))
+    entries = read_toml(path)
     sets = ("red", "may", "checks")
     return {
         name: Fault(
@@ -102,7 +97,7 @@ def load_faults(path: Path = TABLE) -> dict[str, Fault]:
 def load_exempt(path: Path = EXEMPT) -> dict[str, str]:
     """Requirements that no fault of the backend can violate -> the reason."""
     reasons: dict[str, str] = {}
-    for group in tomllib.loads(path.read_text(encoding="utf-8")).values():
+    for group in read_toml(path).values():
         reasons.update(dict.fromkeys(group["requirements"], group["reason"]))
     return reasons
 
