@@ -126,14 +126,14 @@ def triton_grpc(
 
 @pytest.fixture(params=["http", "grpc"])
 def triton_client(request: pytest.FixtureRequest) -> HttpClient | GrpcClient:
-    """A client of the shared server, over HTTP, then (a second test) over gRPC."""
+    """A client of the shared server: the test is run twice, over HTTP and over gRPC."""
     client: HttpClient | GrpcClient = request.getfixturevalue(f"triton_{request.param}")
     return client
 
 
 @pytest.fixture
 def generate(triton_client: HttpClient | GrpcClient) -> Generate:
-    """Send a request over HTTP, then (a second test) the same over gRPC."""
+    """Send a request; the test is run twice, over HTTP and over gRPC."""
     return triton_client.generate
 
 
