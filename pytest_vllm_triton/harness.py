@@ -26,8 +26,8 @@ _REPLACEMENTS = 2
 
 _SHARED_PURPOSE = "shared by all checks that can share"
 
-#: Begins the line on which the script for `Harness.reference_texts` tells its result.
-REFERENCE = "reference texts: "
+# Begins the line on which reference_engine.py tells its result.
+_REFERENCE = "reference texts: "
 
 
 @dataclass
@@ -229,13 +229,14 @@ class Harness:
             "environment": self.provision.own_gpus,
             "engine_args": self.model_spec().engine_args,
             "requests": list(requests),
+            "mark": _REFERENCE,
         }
         script = Path(__file__).with_name("reference_engine.py").read_text(encoding="utf-8")
         done = python.run_python(script, [json.dumps(job)], timeout=self._boot_timeout)
-        told = [line for line in done.stdout.splitlines() if line.startswith(REFERENCE)]
+        told = [line for line in done.stdout.splitlines() if line.startswith(_REFERENCE)]
         if done.returncode != 0 or not told:
             raise ServerFailed("vLLM without Triton failed", done.stderr[-4000:])
-        return list(json.loads(told[-1].removeprefix(REFERENCE)))
+        return list(json.loads(told[-1].removeprefix(_REFERENCE)))
 
     def close(self) -> None:
         """Stop every server that still runs, the last one started first."""

@@ -1,8 +1,8 @@
 """Run by the servers' Python: what vLLM generates without Triton.
 
-Argument: {"environment": {…}, "engine_args": {…}, "requests": [[prompt, sampling], …]} as JSON.
-On a line of standard output of its own it writes "reference texts: " and a JSON list. Imports
-nothing of this package, which is not there.
+Argument: {"environment": {…}, "engine_args": {…}, "requests": [[prompt, sampling], …], "mark": "…"}
+as JSON. On a line of standard output of its own it writes the mark and a JSON list. Imports nothing
+of this package, which is not there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main() -> None:
         for prompt, sampling in job["requests"]
     ]
     # In one piece, on a line of its own: vLLM's processes write there too, until they end.
-    os.write(1, f"\nreference texts: {json.dumps(texts)}\n".encode())
+    os.write(1, f"\n{job['mark']}{json.dumps(texts)}\n".encode())
 
 
 if __name__ == "__main__":
