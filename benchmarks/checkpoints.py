@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.workload import LETTERS
+from pytest_vllm_triton.tokenizer_json import BYTE_LETTERS, bpe_model, tokenizer_json
 
 FORMAT = 1
 _SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
@@ -202,18 +203,10 @@ def _config(shape: Shape) -> dict[str, Any]:
     }
 
 
-def _byte_letters() -> list[str]:
-    """The printable letter that byte-level BPE (GPT-2, OPT) uses for each of the 256 bytes."""
-    own = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = itertools.count(256)
-    return [chr(byte) if byte in own else chr(next(others)) for byte in range(256)]
-
-
 def _tokenizer(size: int) -> dict[str, Any]:
     """Byte-level BPE whose tokens are " a" … " z", " aa" …, until there are `size` of them."""
-    letters = _byte_letters()
-    space = letters[ord(" ")]
-    vocabulary = {token: number for number, token in enumerate((*_SPECIAL, *letters))}
+    space = BYTE_LETTERS[ord(" ")]
+    vocabulary = {token: number for number, token in enumerate((*_SPECIAL, *BYTE_LETTERS))}
     merges: list[list[str]] = []
     for length in itertools.count(1):
         for word in itertools.product(LETTERS, repeat=length):
@@ -224,40 +217,19 @@ def _tokenizer(size: int) -> dict[str, Any]:
             merges.append([stem, word[-1]])
         if len(vocabulary) == size:
             break
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {
-                "id": number,
-                "content": token,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-            for number, token in enumerate(_SPECIAL)
-        ],
-        "normalizer": None,
-        "pre_tokenizer": {**byte_level, "trim_offsets": True},
-        "post_processor": None,
-        "decoder": {**byte_level, "trim_offsets": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": vocabulary,
-            "merges": merges,
-        },
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "use_regex": True,
+        "trim_offsets": True,
     }
+    return tokenizer_json(
+        _SPECIAL,
+        pre_tokenizer=byte_level,
+        post_processor=None,
+        decoder=byte_level,
+        model=bpe_model(vocabulary, merges, ignore_merges=False),
+    )
 
 
 def _tokenizer_config() -> dict[str, Any]:

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pytest_vllm_triton.tokenizer_json import tokenizer_json
+
 Floats = npt.NDArray[np.float64]
 
 HIDDEN = 64
@@ -198,18 +200,6 @@ class TinyEncoder:
         }
 
     def _tokenizer(self) -> dict[str, Any]:
-        special = [
-            {
-                "id": index,
-                "content": content,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-            for index, content in enumerate(_SPECIALS)
-        ]
         marks = {
             name: {"id": name, "ids": [index], "tokens": [name]}
             for name, index in (("[CLS]", _CLS), ("[SEP]", _SEP))
@@ -217,28 +207,24 @@ class TinyEncoder:
         first, last = ({"SpecialToken": {"id": name, "type_id": 0}} for name in marks)
         text = {"Sequence": {"id": "A", "type_id": 0}}
         other = {"Sequence": {"id": "B", "type_id": 0}}
-        return {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": special,
-            "normalizer": None,
-            "pre_tokenizer": {"type": "WhitespaceSplit"},
-            "post_processor": {
+        return tokenizer_json(
+            _SPECIALS,
+            pre_tokenizer={"type": "WhitespaceSplit"},
+            post_processor={
                 "type": "TemplateProcessing",
                 "single": [first, text, last],
                 "pair": [first, text, last, other, last],
                 "special_tokens": marks,
             },
-            "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
-            "model": {
+            decoder={"type": "WordPiece", "prefix": "##", "cleanup": True},
+            model={
                 "type": "WordPiece",
                 "unk_token": "[UNK]",
                 "continuing_subword_prefix": "##",
                 "max_input_chars_per_word": 200,
                 "vocab": self.vocabulary,
             },
-        }
+        )
 
 
 _MODULES = "sentence_transformers.models"

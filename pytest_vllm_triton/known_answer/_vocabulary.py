@@ -8,21 +8,14 @@ from functools import cached_property
 
 from tokenizers import Tokenizer
 
+from pytest_vllm_triton.tokenizer_json import BYTE_LETTERS, bpe_model, tokenizer_json
+
 from ._spec import KnownAnswerSpec, is_word
 
 # Ids as in OPT, with a BOS of its own so that BOS and EOS can be told apart.
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 
-
-def _byte_letters() -> tuple[str, ...]:
-    """The printable letter that byte-level BPE (GPT-2, OPT) uses for each of the 256 bytes."""
-    own = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(256, 512))
-    return tuple(chr(byte) if byte in own else chr(next(others)) for byte in range(256))
-
-
-BYTE_LETTERS = _byte_letters()
 _BYTE_OF_LETTER = {letter: byte for byte, letter in enumerate(BYTE_LETTERS)}
 
 
@@ -49,19 +42,7 @@ class Vocabulary:
         return Tokenizer.from_str(self.tokenizer_json())
 
     def tokenizer_json(self) -> str:
-        """tokenizer.json, written by hand: the library's own writer differs between versions."""
-        specials = [
-            {
-                "id": i,
-                "content": content,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-            for i, content in enumerate(SPECIAL_TOKENS)
-        ]
+        """The text of tokenizer.json."""
         bos = {"SpecialToken": {"id": SPECIAL_TOKENS[BOS], "type_id": 0}}
         byte_level = {
             "type": "ByteLevel",
@@ -69,14 +50,10 @@ class Vocabulary:
             "trim_offsets": False,
             "use_regex": True,
         }
-        described = {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": specials,
-            "normalizer": None,
-            "pre_tokenizer": byte_level,
-            "post_processor": {
+        described = tokenizer_json(
+            SPECIAL_TOKENS,
+            pre_tokenizer=byte_level,
+            post_processor={
                 "type": "TemplateProcessing",
                 "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
                 "pair": [
@@ -92,19 +69,12 @@ class Vocabulary:
                     }
                 },
             },
-            "decoder": byte_level,
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": None,
-                "end_of_word_suffix": None,
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "vocab": {token: i for i, token in enumerate(self.tokens)},
-                "merges": [f"{left} {right}" for left, right in self.merges],
-            },
-        }
+            decoder=byte_level,
+            model=bpe_model(
+                {token: i for i, token in enumerate(self.tokens)},
+                [f"{left} {right}" for left, right in self.merges],
+            ),
+        )
         return json.dumps(described, ensure_ascii=False, indent=1)
 
 
