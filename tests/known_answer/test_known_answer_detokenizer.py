@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pytest_vllm_triton.known_answer import KnownAnswer, KnownAnswerSpec
 from pytest_vllm_triton.known_answer._detokenizer import Detokenizer
+from pytest_vllm_triton.known_answer._vocabulary import SPECIAL_TOKENS
 
 decoders = pytest.importorskip("tokenizers.decoders")
 if not hasattr(decoders, "DecodeStream"):
@@ -50,7 +51,9 @@ def test_steps_as_the_library_does(prompt_ids: list[int], token_ids: list[int]) 
         assert model.step(token_id) == reference.step(token_id)
 
 
-@given(st.text(max_size=40))
+# What is spelled like a special token is one, and shows as nothing. Hypothesis takes such texts
+# from the sources of the package.
+@given(st.text(max_size=40).filter(lambda text: not any(map(text.__contains__, SPECIAL_TOKENS))))
 def test_decodes_what_the_tokenizer_encodes(text: str) -> None:
     ids = VOCABULARY.tokenizer.encode(text, add_special_tokens=False).ids
     model = Detokenizer(VOCABULARY.token_bytes)
