@@ -3,7 +3,9 @@
 grpcio would spend several times as much of the client's CPU on a response as the SSE client does,
 and on a small machine that would be measured instead of the server. A call needs little of HTTP/2:
 request headers are sent without compression tables, response headers are not looked into (an
-answer is judged by its content), and the windows are opened once, wide enough for a whole run.
+answer is judged by its content), and the windows are opened once, wide enough for a whole run. The
+library h2 does all that this leaves out, in Python, for each frame; hyperframe would spare only the
+packing of the nine bytes before it.
 """
 
 from __future__ import annotations

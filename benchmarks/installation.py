@@ -27,11 +27,13 @@ print(json.dumps(found))
 
 @dataclass(frozen=True)
 class Installation:
-    """Attributes:
-    tritonserver: the binary, or a wrapper of it.
-    backends: a folder that holds ``python/``.
-    python: a Python that imports vLLM.
-    environment: what servers need beyond our own environment.
+    """A Triton and a vLLM that are measured.
+
+    Attributes:
+        tritonserver: the binary, or a wrapper of it.
+        backends: a folder that holds ``python/``.
+        python: a Python that imports vLLM.
+        environment: what servers need beyond our own environment.
     """
 
     tritonserver: Path

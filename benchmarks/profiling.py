@@ -20,11 +20,13 @@ SHOWN = 25
 
 @dataclass
 class Profile:
-    """Attributes:
-    tokens_per_second: under the profiler.
-    threads: thread name -> share of one core.
-    busy, gil: collapsed stacks ("thread;frame;…" -> samples) of threads that run, and of the
-        one that holds the interpreter's lock.
+    """What a server's process did while it was under load.
+
+    Attributes:
+        tokens_per_second: under the profiler.
+        threads: thread name -> share of one core.
+        busy, gil: collapsed stacks ("thread;frame;…" -> samples) of threads that run, and of the
+            one that holds the interpreter's lock.
     """
 
     tokens_per_second: float = 0.0

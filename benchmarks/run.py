@@ -44,10 +44,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """Attributes:
-    together: all servers are up for the whole benchmark; else one at a time, anew each round.
-    retries: how often a disturbed run is repeated, before the last attempt counts.
-    parallel_boot: they are booted at once, not one after the other.
+    """How a benchmark is carried out.
+
+    Attributes:
+        levels: how many streams at a time, one level after the other.
+        seconds: that a run takes at one level, after ``warmup_seconds`` that do not count.
+        rounds: how often every system is measured at every level.
+        retries: how often a disturbed run is repeated, before the last attempt counts.
+        together: all servers are up for the whole benchmark; else one at a time, anew each round.
+        parallel_boot: they are booted at once, not one after the other.
     """
 
     levels: Sequence[int]

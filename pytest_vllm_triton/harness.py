@@ -73,7 +73,7 @@ class Harness:
         Args:
             name: the model's name.
             engine_args: merged over the sample's and the user's; None as a value removes a key.
-                If they name another ``model``, the user's are left out: they are for his model.
+                If they name another ``model``, the user's are left out: they are for that model.
             config: text of config.pbtxt (default: the sample's).
             fields: further fields of `ModelSpec`.
         """

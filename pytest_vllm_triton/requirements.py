@@ -14,7 +14,10 @@ CATALOGUE_FILE = Path(__file__).with_name("requirements.toml")
 
 
 class Level(Enum):
-    """How binding a requirement is, in the words of RFC 2119."""
+    """How binding a requirement is, in the words of RFC 2119.
+
+    The members' order has a meaning: the most binding first. `includes` and the reports go by it.
+    """
 
     MUST = "MUST"
     SHOULD = "SHOULD"

@@ -10,7 +10,11 @@ import pytest
 
 
 class Verdict(Enum):
-    """The outcome of one check, and of one requirement."""
+    """The outcome of one check, and of one requirement.
+
+    The members' order has a meaning: from the worst on. `combine` takes the first, and the reports
+    show them in this order.
+    """
 
     FAIL = "FAIL"  # the backend violates the requirement
     ERROR = "ERROR"  # the suite or the boot broke: nothing is known about the backend
