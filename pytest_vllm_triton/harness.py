@@ -18,7 +18,7 @@ from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle, ServerSpe
 from pytest_vllm_triton.provision import Provision
 
 if TYPE_CHECKING:
-    from pytest_vllm_triton.launchers.turns import LoadTurns
+    from pytest_vllm_triton.launchers.load_slots import LoadSlots
 
 # Of a backend that brings the server down now and then, the other checks are worth a boot each;
 # one that does so at every turn is not.
@@ -49,12 +49,12 @@ class Harness:
     _triton_version: str = ""
 
     @cached_property
-    def load_turns(self) -> LoadTurns:
-        """The turns that the workers of pytest-xdist take at loading models."""
-        from pytest_vllm_triton.launchers.turns import LoadTurns
+    def load_slots(self) -> LoadSlots:
+        """For the workers of pytest-xdist: as many load a model at once as the host can take."""
+        from pytest_vllm_triton.launchers.load_slots import LoadSlots
         from pytest_vllm_triton.paths import cache_home
 
-        return LoadTurns(cache_home() / "loads", self.provision.worker, self.provision.workers)
+        return LoadSlots(cache_home() / "loads", self.provision.worker, self.provision.workers)
 
     @property
     def model_name(self) -> str:
@@ -175,10 +175,10 @@ class Harness:
         started = time.monotonic()
         ready, command = False, ""
         try:
-            with self.load_turns.one():
+            with self.load_slots.acquire():
                 started = time.monotonic()
                 handle = self._launch(spec)
-            handle.load_turns = self.load_turns
+            handle.load_slots = self.load_slots
             handle.load_seconds = max(handle.load_seconds, self._boot_timeout)
             ready, command = True, handle.reproduce()
         except ServerFailed as failure:
@@ -190,8 +190,8 @@ class Harness:
         return handle
 
     def _launch(self, spec: ServerSpec) -> ServerHandle:
-        from pytest_vllm_triton.launchers.given_up import ATTEMPTS
         from pytest_vllm_triton.launchers.readiness import LoadStumbled
+        from pytest_vllm_triton.launchers.stalled_stub import ATTEMPTS
 
         launch = partial(
             self.provision.launcher.launch,

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from pytest_vllm_triton import options
-from pytest_vllm_triton.census import Census
+from pytest_vllm_triton.collected_checks import CollectedChecks
 from pytest_vllm_triton.judge import Judge
-from pytest_vllm_triton.state import CENSUS, JUDGE, SETTINGS
+from pytest_vllm_triton.state import COLLECTED_CHECKS, JUDGE, SETTINGS
 
 pytest_plugins = ["pytest_vllm_triton.fixtures"]
 
@@ -42,8 +42,8 @@ def pytest_configure(config: pytest.Config) -> None:
     judge = Judge(config)
     config.stash[JUDGE] = judge
     config.pluginmanager.register(judge, "vllm-triton-judge")
-    config.stash[CENSUS] = Census()
-    config.pluginmanager.register(config.stash[CENSUS], "vllm-triton-census")
+    config.stash[COLLECTED_CHECKS] = CollectedChecks()
+    config.pluginmanager.register(config.stash[COLLECTED_CHECKS], "vllm-triton-collected-checks")
     if settings.selects_suite and config.args_source is pytest.Config.ArgsSource.INVOCATION_DIR:
         from pytest_vllm_triton import assets
 

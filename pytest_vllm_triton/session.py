@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pytest_vllm_triton import pytest_internals
-from pytest_vllm_triton.census import requirement_ids
+from pytest_vllm_triton.collected_checks import requirement_ids
 from pytest_vllm_triton.errors import ServerFailed, UserError
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.provision import Provision
@@ -22,7 +22,7 @@ from pytest_vllm_triton.report.checks import (
     expect_known_failure,
 )
 from pytest_vllm_triton.requirements import load_catalogue
-from pytest_vllm_triton.state import CENSUS, HARNESS, JUDGE, SETTINGS, TRANSCRIPT
+from pytest_vllm_triton.state import COLLECTED_CHECKS, HARNESS, JUDGE, SETTINGS, TRANSCRIPT
 from pytest_vllm_triton.suggest import did_you_mean
 from pytest_vllm_triton.transcript import Transcript
 from pytest_vllm_triton.verdicts import Verdict, combine
@@ -88,7 +88,7 @@ class ServerSession:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Expect no result of a check that other plugins, such as --lf, left out after `select`."""
         kept = {item.nodeid for item in session.items}
-        self._judge.keep_only(kept, known_checks=self._config.stash[CENSUS].checks())
+        self._judge.keep_only(kept, known_checks=self._config.stash[COLLECTED_CHECKS].checks())
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:

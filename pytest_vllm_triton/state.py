@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from pytest_vllm_triton.census import Census
+    from pytest_vllm_triton.collected_checks import CollectedChecks
     from pytest_vllm_triton.harness import Harness
     from pytest_vllm_triton.judge import Judge
     from pytest_vllm_triton.options import Settings
@@ -15,6 +15,6 @@ if TYPE_CHECKING:
 
 SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 HARNESS: pytest.StashKey[Harness] = pytest.StashKey()
-CENSUS: pytest.StashKey[Census] = pytest.StashKey()
+COLLECTED_CHECKS: pytest.StashKey[CollectedChecks] = pytest.StashKey()
 JUDGE: pytest.StashKey[Judge] = pytest.StashKey()
 TRANSCRIPT: pytest.StashKey[Transcript] = pytest.StashKey()

@@ -11,8 +11,8 @@ from typing import Any
 from pytest_vllm_triton.clients.http import HttpAnswer, HttpClient
 from pytest_vllm_triton.expect import Violation
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle
-from pytest_vllm_triton.launchers.given_up import ATTEMPTS, NOT_HEALTHY, LoadWatch
 from pytest_vllm_triton.launchers.repository import write_model
+from pytest_vllm_triton.launchers.stalled_stub import ATTEMPTS, NOT_HEALTHY, StalledStubWatch
 from pytest_vllm_triton.transcript import Transcript
 
 
@@ -79,12 +79,12 @@ class ModelRepository:
     def load(self, name: str, parameters: Mapping[str, Any] | None = None) -> ControlAnswer:
         """Load a model; the answer comes when it is ready or has failed.
 
-        Asked for again where Triton gave up the model's stub (see `given_up`).
+        Asked for again where Triton gave up the model's stub (see `stalled_stub`).
         """
-        turns = self._server.load_turns
-        with turns.one() if turns is not None else nullcontext():
+        slots = self._server.load_slots
+        with slots.acquire() if slots is not None else nullcontext():
             for _ in range(ATTEMPTS):
-                with LoadWatch(self._server) as watch:
+                with StalledStubWatch(self._server) as watch:
                     answer = self._load(name, parameters)
                 if not watch.ended_one and not NOT_HEALTHY.search(answer.error or ""):
                     break

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from pytest_vllm_triton.gpus import Gpu
-    from pytest_vllm_triton.launchers.turns import LoadTurns
+    from pytest_vllm_triton.launchers.load_slots import LoadSlots
 
 Progress = Callable[[str], None]
 
@@ -283,7 +283,7 @@ class ServerHandle(ABC):
         command: the command line that started it; empty for attached servers.
         environment: what its environment adds to ours (None: taken out), to reproduce it by hand.
         stop_report: what :meth:`stop` or :meth:`kill` found; None while it runs.
-        load_turns: which loads of models wait for each other; None: none does.
+        load_slots: for loads of models, of which others wait for one; None: no load waits.
         load_seconds: that the load or unload of a model may take: it boots an engine.
     """
 
@@ -301,7 +301,7 @@ class ServerHandle(ABC):
     command: list[str] = field(default_factory=list)
     environment: dict[str, str | None] = field(default_factory=dict)
     stop_report: StopReport | None = None
-    load_turns: LoadTurns | None = None
+    load_slots: LoadSlots | None = None
     load_seconds: float = 240.0
 
     @abstractmethod

@@ -27,6 +27,7 @@ from pytest_vllm_triton.launchers.base import (
 )
 from pytest_vllm_triton.launchers.container_handle import DRAIN_SECONDS, ContainerHandle
 from pytest_vllm_triton.launchers.container_log import LogFollower, exit_code
+from pytest_vllm_triton.launchers.container_probe import ContainerProbe
 from pytest_vllm_triton.launchers.docker_run import (
     HOST,
     PRIVATE,
@@ -42,7 +43,6 @@ from pytest_vllm_triton.launchers.flags import (
     model_flags,
     python_backend_flags,
 )
-from pytest_vllm_triton.launchers.inside import Inside
 from pytest_vllm_triton.launchers.ports import LOOPBACK
 from pytest_vllm_triton.launchers.readiness import wait_ready
 from pytest_vllm_triton.launchers.redact import Redactor
@@ -319,18 +319,18 @@ class ContainerLauncher:
             shm_domain=_shm_domain(run, container),
             command=line,
             container=container,
-            inside=Inside(container),
+            probe=ContainerProbe(container),
             shm=self._shm_of(run),
             follower=log,
             exit_timeout=exit_timeout(spec.args),
             given_gpus=None if run.gpus.names == ("all",) else ",".join(run.gpus.names),
         )
 
-    def _shm_of(self, run: ContainerRun) -> Inside | None:
+    def _shm_of(self, run: ContainerRun) -> ContainerProbe | None:
         """A look into the container whose /dev/shm this one shares."""
         if not run.ipc.startswith(SHARED):
             return None
-        return Inside(self._client.containers.get(run.ipc.removeprefix(SHARED)))
+        return ContainerProbe(self._client.containers.get(run.ipc.removeprefix(SHARED)))
 
     def _explained(self, failure: ServerFailed, handle: ContainerHandle) -> ServerFailed:
         """The failure with what is known of images, and with the line to try it by hand."""

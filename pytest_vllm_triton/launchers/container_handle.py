@@ -14,9 +14,9 @@ from pytest_vllm_triton.gpus import VISIBLE_DEVICES, Gpu, list_gpus, visible_gpu
 from pytest_vllm_triton.launchers import leftovers, supervisor
 from pytest_vllm_triton.launchers.base import HOST_SHM, ServerHandle, ServerProcess, StopReport
 from pytest_vllm_triton.launchers.container_log import LogFollower
+from pytest_vllm_triton.launchers.container_probe import ContainerProbe, ContainerProcess
 from pytest_vllm_triton.launchers.flags import EXIT_TIMEOUT_SECONDS, STOP_MARGIN_SECONDS
 from pytest_vllm_triton.launchers.host_proc import pid_inside
-from pytest_vllm_triton.launchers.inside import Inside, InsideProcess
 
 #: The last lines of a log may come after the container's end.
 DRAIN_SECONDS = 10.0
@@ -28,16 +28,16 @@ class ContainerHandle(ServerHandle):
 
     Attributes:
         container: the Docker SDK's object.
-        inside: a look into it.
+        probe: looks into it.
         follower: of its log.
         shm: a look into the container whose /dev/shm this one shares; None: it shares none.
         given_gpus: names of the GPUs that Docker gave it, as in CUDA_VISIBLE_DEVICES; None: all.
     """
 
     container: Any
-    inside: Inside
+    probe: ContainerProbe
     follower: LogFollower
-    shm: Inside | None = None
+    shm: ContainerProbe | None = None
     exit_timeout: float = EXIT_TIMEOUT_SECONDS
     given_gpus: str | None = None
     out_of_memory: bool = False
@@ -63,10 +63,10 @@ class ContainerHandle(ServerHandle):
             return self.stop_report.exit_code
         return self.follower.exit_code
 
-    def processes(self) -> list[InsideProcess]:
-        return self.inside.processes() if self.stop_report is None else []
+    def processes(self) -> list[ContainerProcess]:
+        return self.probe.processes() if self.stop_report is None else []
 
-    def main_process(self) -> InsideProcess | None:
+    def main_process(self) -> ContainerProcess | None:
         return next(iter(self.processes()), None)
 
     def send_signal(self, number: signal.Signals) -> None:
@@ -74,13 +74,13 @@ class ContainerHandle(ServerHandle):
             self.container.kill(signal=number.name)
 
     def regions_of(self, processes: Iterable[ServerProcess]) -> set[str]:
-        ours = [process for process in processes if isinstance(process, InsideProcess)]
+        ours = [process for process in processes if isinstance(process, ContainerProcess)]
         return {name for process in ours for name in process.regions()}
 
     def all_regions(self) -> set[str]:
         if self.shm_domain == HOST_SHM:
             return supervisor.list_regions()
-        owner = self.inside if self.shm is None else self.shm
+        owner = self.probe if self.shm is None else self.shm
         return set(owner.look().shm)
 
     def gpus(self) -> tuple[Gpu, ...]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pytest_vllm_triton.launchers import supervisor
-from pytest_vllm_triton.launchers.inside import Inside
+from pytest_vllm_triton.launchers.container_probe import ContainerProbe
 
 RUN_LABEL = "pytest-vllm-triton.run"
 OWNER_LABEL = "pytest-vllm-triton.owner"
@@ -108,7 +108,7 @@ def host_regions(container: Any) -> set[str] | None:
         return None
     names: set[str] = set()
     with contextlib.suppress(Exception):  # an image without python3 must still be removed
-        for process in Inside(container).look().processes.values():
+        for process in ContainerProbe(container).look().processes.values():
             names |= process.regions
     return names
 

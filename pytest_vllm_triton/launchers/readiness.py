@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.launchers.base import Progress, ServerHandle
 from pytest_vllm_triton.launchers.death import ended_by_itself, last_lines
-from pytest_vllm_triton.launchers.given_up import LOCK_DESTROYED, NOT_HEALTHY, LoadWatch
+from pytest_vllm_triton.launchers.stalled_stub import LOCK_DESTROYED, NOT_HEALTHY, StalledStubWatch
 
 if TYPE_CHECKING:
     import httpx
@@ -62,7 +62,7 @@ def wait_ready(
     Raises ServerFailed as soon as it is known that they never will be: the process ended, or a
     model failed to load. Otherwise after ``timeout`` seconds.
     """
-    with LoadWatch(handle) as load:
+    with StalledStubWatch(handle) as load:
         try:
             _wait_ready(handle, models, timeout, on_progress)
         except ServerFailed as failure:

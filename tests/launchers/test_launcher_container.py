@@ -23,8 +23,8 @@ from pytest_vllm_triton.launchers.base import ModelSpec, ServerSpec
 from pytest_vllm_triton.launchers.choice import choose
 from pytest_vllm_triton.launchers.container import ContainerLauncher, ContainerOptions
 from pytest_vllm_triton.launchers.container_log import exit_code
+from pytest_vllm_triton.launchers.container_probe import ContainerSnapshot
 from pytest_vllm_triton.launchers.docker_run import ContainerRun, GpuRequest, Mount
-from pytest_vllm_triton.launchers.inside import Picture
 from pytest_vllm_triton.launchers.leftovers import Owner
 from pytest_vllm_triton.launchers.redact import Redactor, is_secret
 from pytest_vllm_triton.options import BackendSource, Settings
@@ -407,14 +407,14 @@ def seen(pid: int, parent: int, state: str = "S") -> dict[str, Any]:
 
 def test_the_looker_is_no_process_of_the_server() -> None:
     processes = [seen(1, 0), seen(2, 1), seen(3, 2), seen(9, 0), seen(10, 9)]
-    picture = Picture.of({"processes": processes, "shm": ["r2"]})
-    assert set(picture.processes) == {1, 2, 3}
-    assert picture.shm == {"r2"}
+    snapshot = ContainerSnapshot.of({"processes": processes, "shm": ["r2"]})
+    assert set(snapshot.processes) == {1, 2, 3}
+    assert snapshot.shm == {"r2"}
 
 
 def test_nothing_is_seen_of_an_ended_container() -> None:
-    assert not Picture().processes
-    assert not Picture().shm
+    assert not ContainerSnapshot().processes
+    assert not ContainerSnapshot().shm
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from waiting import eventually
 from pytest_vllm_triton import assets
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.errors import ServerFailed, UserError
-from pytest_vllm_triton.launchers import docker_engine, given_up, leftovers
+from pytest_vllm_triton.launchers import docker_engine, leftovers, stalled_stub
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerSpec
 from pytest_vllm_triton.launchers.container import ContainerLauncher, ContainerOptions
 from pytest_vllm_triton.launchers.container_handle import ContainerHandle
@@ -148,7 +148,7 @@ def infer(http: str, name: str, text: str, timeout: float = 30.0) -> str:
 def test_a_load_that_triton_is_stuck_in_is_asked_for_again(
     launch: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(given_up, "PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr(stalled_stub, "PATIENCE_SECONDS", 2.0)
     server = launch(model("echo"))
     repository = ModelRepository(server)
     spec = stalling_model(Path("/tmp/stalled"))

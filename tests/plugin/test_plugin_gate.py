@@ -218,10 +218,11 @@ def test_checked_in_part_is_visible(judged: Judged) -> None:
 
 
 READ_ONE = """
-from pytest_vllm_triton.state import CENSUS
+from pytest_vllm_triton.state import COLLECTED_CHECKS
 
 def pytest_collection_finish(session):
-    tests = [t for t, ids in session.config.stash[CENSUS].checks().items() if "ERR-015" in ids]
+    checks = session.config.stash[COLLECTED_CHECKS].checks()
+    tests = [test for test, ids in checks.items() if "ERR-015" in ids]
     print("KNOWN", *sorted({test.partition("[")[0].rpartition("/")[2] for test in tests}))
 """
 

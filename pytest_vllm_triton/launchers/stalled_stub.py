@@ -30,7 +30,7 @@ NOT_HEALTHY = re.compile(r"Stub process '[^']*' is not healthy\.\W*$")
 LOCK_DESTROYED = "boost::interprocess::lock_exception"
 
 
-class LoadWatch:
+class StalledStubWatch:
     """While it is entered, ends stubs that a server gives up, of those that have started since.
 
     Where the kernel does not show what the server does (another user's, a remote one) there seem to
@@ -46,7 +46,7 @@ class LoadWatch:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> LoadWatch:
+    def __enter__(self) -> StalledStubWatch:
         self._server = self._handle.host_pid() if self._handle.owned else None
         # An earlier stub may be waited for because its model is being unloaded.
         self._earlier = children(self._server) if self._server else set()

@@ -16,7 +16,7 @@ def requirement_ids(node: pytest.Item) -> tuple[str, ...]:
     )
 
 
-class Census:
+class CollectedChecks:
     """Notes the checks of every file that pytest reads, before anything deselects them."""
 
     def __init__(self) -> None:

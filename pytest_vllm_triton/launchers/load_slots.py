@@ -1,4 +1,4 @@
-"""Turns at loading a model, where several workers of pytest-xdist share few cores.
+"""Slots for loading a model, where several workers of pytest-xdist share few cores.
 
 A load keeps a core busy for half a minute. Triton gives up a model whose process gets no turn for a
 second ("Stub process … is not healthy") and, in 24.10, then waits for ever for that process to end:
@@ -19,7 +19,7 @@ _CORES_PER_LOAD = 2
 _PATIENCE_SECONDS = 600.0
 
 
-class LoadTurns:
+class LoadSlots:
     """Lets as many workers load at a time as there are cores for. Threads of one worker never wait
     for each other.
 
@@ -37,8 +37,8 @@ class LoadTurns:
             self._lock = FileLock(folder / f"{worker % loads}.lock", thread_local=False)
 
     @contextmanager
-    def one(self) -> Iterator[None]:
-        """Wait for a turn, and keep it while the context lasts."""
+    def acquire(self) -> Iterator[None]:
+        """Wait for a slot, and keep it while the context lasts."""
         if self._lock is None:
             yield
             return

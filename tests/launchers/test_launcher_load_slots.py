@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from pytest_vllm_triton.launchers import turns
-from pytest_vllm_triton.launchers.turns import LoadTurns
+from pytest_vllm_triton.launchers import load_slots
+from pytest_vllm_triton.launchers.load_slots import LoadSlots
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from pytest_vllm_triton.launchers.turns import LoadTurns
+from pytest_vllm_triton.launchers.load_slots import LoadSlots
 
-with LoadTurns(Path(sys.argv[1]), worker=int(sys.argv[2]), workers=2).one():
+with LoadSlots(Path(sys.argv[1]), worker=int(sys.argv[2]), workers=2).acquire():
     print("mine", flush=True)
     sys.stdin.read()
 print("given back", flush=True)
@@ -44,7 +44,7 @@ def holder(folder: Path, worker: int) -> subprocess.Popen[str]:
 
 @pytest.mark.usefixtures("two_cores")
 def test_second_worker_waits_for_the_first(tmp_path: Path) -> None:
-    with LoadTurns(tmp_path, worker=0, workers=2).one():
+    with LoadSlots(tmp_path, worker=0, workers=2).acquire():
         other = holder(tmp_path, worker=1)
         assert other.stdout is not None
         said: list[str] = []
@@ -58,23 +58,23 @@ def test_second_worker_waits_for_the_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("two_cores")
-def test_turn_of_a_killed_worker_is_free(tmp_path: Path) -> None:
+def test_slot_of_a_killed_worker_is_free(tmp_path: Path) -> None:
     other = holder(tmp_path, worker=0)
     assert other.stdout is not None
     assert other.stdout.readline() == "mine\n"
     other.kill()
     other.communicate()
-    with LoadTurns(tmp_path, worker=1, workers=2).one():
+    with LoadSlots(tmp_path, worker=1, workers=2).acquire():
         pass
 
 
 @pytest.mark.usefixtures("two_cores")
 def test_threads_of_a_worker_load_together(tmp_path: Path) -> None:
-    mine = LoadTurns(tmp_path, worker=0, workers=2)
+    mine = LoadSlots(tmp_path, worker=0, workers=2)
     met = threading.Barrier(2)
 
     def load() -> None:
-        with mine.one():
+        with mine.acquire():
             met.wait(30)
 
     thread = threading.Thread(target=load)
@@ -86,20 +86,20 @@ def test_threads_of_a_worker_load_together(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("two_cores")
 def test_nobody_waits_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(load_slots, "_PATIENCE_SECONDS", 0.2)
     other = holder(tmp_path, worker=0)
     assert other.stdout is not None
     assert other.stdout.readline() == "mine\n"
-    with LoadTurns(tmp_path, worker=1, workers=2).one():
+    with LoadSlots(tmp_path, worker=1, workers=2).acquire():
         pass
     assert other.communicate()[0] == "given back\n"
 
 
 @pytest.mark.parametrize(("cores", "workers"), [(2, 1), (4, 2), (16, 6)])
-def test_no_turns_where_there_are_cores_enough(
+def test_no_slots_where_there_are_cores_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, workers: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
     for worker in range(workers):
-        LoadTurns(tmp_path / "none", worker, workers)
+        LoadSlots(tmp_path / "none", worker, workers)
     assert not (tmp_path / "none").exists()

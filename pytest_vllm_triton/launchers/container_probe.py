@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-#: How old the picture may be that single processes are looked up in.
+#: How old the snapshot may be that single processes are looked up in.
 FRESH_SECONDS = 0.1
 MAIN_PROCESS = 1
 
@@ -112,7 +112,7 @@ class CpuTimes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Picture:
+class ContainerSnapshot:
     """What was seen of a container: nothing, once it has ended.
 
     Attributes:
@@ -124,7 +124,7 @@ class Picture:
     shm: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, seen: Mapping[str, Any]) -> Picture:
+    def of(cls, seen: Mapping[str, Any]) -> ContainerSnapshot:
         every = {
             p["pid"]: ProcessFacts(
                 p["pid"],
@@ -153,7 +153,7 @@ def _descendants(processes: Mapping[int, ProcessFacts], root: int) -> list[int]:
     return [pid for child in children for pid in (child, *_descendants(processes, child))]
 
 
-class Inside:
+class ContainerProbe:
     """Looks into one container.
 
     Args:
@@ -163,23 +163,27 @@ class Inside:
     def __init__(self, container: Any) -> None:
         self.container = container
         self._lock = threading.Lock()
-        self._last = Picture()
+        self._last = ContainerSnapshot()
         self._last_seen = float("-inf")
 
-    def look(self, max_age: float = 0.0) -> Picture:
+    def look(self, max_age: float = 0.0) -> ContainerSnapshot:
         """What is there now, or was at most ``max_age`` seconds ago."""
         with self._lock:
             if time.monotonic() - self._last_seen > max_age:
                 answer = self._run(_LOOK)
-                self._last = Picture() if answer is None else Picture.of(json.loads(answer))
+                self._last = (
+                    ContainerSnapshot()
+                    if answer is None
+                    else ContainerSnapshot.of(json.loads(answer))
+                )
                 self._last_seen = time.monotonic()
             return self._last
 
-    def processes(self) -> list[InsideProcess]:
+    def processes(self) -> list[ContainerProcess]:
         """Those that run, the main process first."""
-        picture = self.look()
-        living = [facts for _, facts in sorted(picture.processes.items()) if facts.state != "Z"]
-        return [InsideProcess(self, facts) for facts in living]
+        snapshot = self.look()
+        living = [facts for _, facts in sorted(snapshot.processes.items()) if facts.state != "Z"]
+        return [ContainerProcess(self, facts) for facts in living]
 
     def send_signal(self, pid: int, number: signal.Signals) -> None:
         if pid == MAIN_PROCESS:
@@ -220,14 +224,14 @@ class Inside:
         return str(self.container.status) == "running"
 
 
-class InsideProcess:
+class ContainerProcess:
     """A process within a container, as far as `ServerProcess` wants one.
 
     What it is called is what it was called when it was seen.
     """
 
-    def __init__(self, inside: Inside, facts: ProcessFacts) -> None:
-        self._inside = inside
+    def __init__(self, probe: ContainerProbe, facts: ProcessFacts) -> None:
+        self._probe = probe
         self._facts = facts
 
     @property
@@ -259,13 +263,13 @@ class InsideProcess:
         return self._found() is not None
 
     def kill(self) -> None:
-        self._inside.send_signal(self.pid, signal.SIGKILL)
+        self._probe.send_signal(self.pid, signal.SIGKILL)
 
-    def children(self, recursive: bool = False) -> list[InsideProcess]:
-        every = self._inside.look(FRESH_SECONDS).processes
+    def children(self, recursive: bool = False) -> list[ContainerProcess]:
+        every = self._probe.look(FRESH_SECONDS).processes
         wanted = _descendants(every, self.pid)
         return [
-            InsideProcess(self._inside, every[pid])
+            ContainerProcess(self._probe, every[pid])
             for pid in wanted
             if every[pid].state != "Z" and (recursive or every[pid].parent == self.pid)
         ]
@@ -276,7 +280,7 @@ class InsideProcess:
         return frozenset() if found is None else found.regions
 
     def _found(self) -> ProcessFacts | None:
-        facts = self._inside.look(FRESH_SECONDS).processes.get(self.pid)
+        facts = self._probe.look(FRESH_SECONDS).processes.get(self.pid)
         return facts if facts is not None and facts.started == self._facts.started else None
 
     def _now(self) -> ProcessFacts:
@@ -288,14 +292,14 @@ class InsideProcess:
         return found
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, InsideProcess) and self._identity == other._identity
+        return isinstance(other, ContainerProcess) and self._identity == other._identity
 
     def __hash__(self) -> int:
         return hash(self._identity)
 
     @property
     def _identity(self) -> tuple[str, int, int]:
-        return (str(self._inside.container.id), self.pid, self._facts.started)
+        return (str(self._probe.container.id), self.pid, self._facts.started)
 
     def __repr__(self) -> str:
-        return f"InsideProcess(pid={self.pid}, name={self.name()!r})"
+        return f"ContainerProcess(pid={self.pid}, name={self.name()!r})"

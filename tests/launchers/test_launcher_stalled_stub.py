@@ -11,14 +11,14 @@ from waiting import eventually
 
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.errors import ServerFailed
-from pytest_vllm_triton.launchers import given_up
+from pytest_vllm_triton.launchers import stalled_stub
 from pytest_vllm_triton.launchers.host_proc import waited_for
 from pytest_vllm_triton.launchers.readiness import LoadStumbled
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(given_up, "PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr(stalled_stub, "PATIENCE_SECONDS", 2.0)
 
 
 def test_a_load_that_triton_is_stuck_in_is_asked_for_again(launch: Launch, tmp_path: Path) -> None:
@@ -45,8 +45,8 @@ def test_an_unload_that_takes_its_time_is_none(launch: Launch) -> None:
     repository.unload("slow")
     pid = server.host_pid()
     assert pid is not None
-    with given_up.LoadWatch(server) as watch:
+    with stalled_stub.StalledStubWatch(server) as watch:
         assert eventually(lambda: waited_for(pid))
-        time.sleep(2 * given_up.PATIENCE_SECONDS)
+        time.sleep(2 * stalled_stub.PATIENCE_SECONDS)
         assert waited_for(pid)
     assert not watch.ended_one
