@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
 
-from pytest_vllm_triton.clients import HttpClient
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
@@ -120,44 +118,43 @@ def vision_model(vision_extra: ExtraModel) -> str:
     return vision_extra.served()
 
 
+# What an experiment saw stays true when the shared server is replaced. So these ask the harness for
+# it, and not the fixture, with which they would end.
+
+
 @pytest.fixture(scope="session")
-def strict_server(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[StrictServer]:
-    needs_owned(vllm_server)
-    model = vllm_harness.model_name
-    with HttpClient(vllm_server.endpoints.http, model) as client:
-        config = client.get(client.path("config")).json()
-    # Neither switches anything on: only "true" does.
-    off = {"REPORT_CUSTOM_METRICS": "false", "ENABLE_VLLM_HEALTH_CHECK": "1"}
-    config["parameters"] = {name: {"string_value": value} for name, value in off.items()}
-    server = StrictServer(vllm_harness, json.dumps(config), vllm_server.shm_domain)
+def strict_server(vllm_harness: Harness) -> Iterator[StrictServer]:
+    needs_owned(vllm_harness.shared_server())
+    server = StrictServer(vllm_harness)
     yield server
     server.discard()
 
 
 @pytest.fixture(scope="session")
-def deaths(strict_server: StrictServer, vllm_server: ServerHandle) -> Seen:
+def deaths(vllm_harness: Harness, strict_server: StrictServer) -> Seen:
     """What was seen when the processes of the strict server were killed; it is discarded after."""
-    experiment = Deaths(strict_server, vllm_server)
+    shared = vllm_harness.shared_server()
+    experiment = Deaths(strict_server, shared)
     seen = experiment.run()
-    return Deaths(strict_server, vllm_server).run() if experiment.segfaulted else seen
+    return Deaths(strict_server, shared).run() if experiment.segfaulted else seen
 
 
 @pytest.fixture(scope="session")
-def second_model_life(vllm_harness: Harness, vllm_server: ServerHandle) -> Seen:
+def second_model_life(vllm_harness: Harness) -> Seen:
     """What was seen of a second model on the shared server, from a failed load to its unload."""
-    needs_owned(vllm_server)
-    return SecondModelLife(vllm_harness, vllm_server).run()
+    shared = needs_owned(vllm_harness.shared_server())
+    return SecondModelLife(vllm_harness, shared).run()
 
 
 @pytest.fixture(scope="session")
-def plain_life(vllm_harness: Harness, vllm_server: ServerHandle) -> Seen:
+def plain_life(vllm_harness: Harness) -> Seen:
     """What was seen of a server without control API, from its boot to SIGTERM."""
-    needs_owned(vllm_server)
-    return PlainLife(vllm_harness, vllm_server).run()
+    shared = needs_owned(vllm_harness.shared_server())
+    return PlainLife(vllm_harness, shared).run()
 
 
 @pytest.fixture(scope="session")
-def bare_life(vllm_harness: Harness, vllm_server: ServerHandle) -> Seen:
+def bare_life(vllm_harness: Harness) -> Seen:
     """What was seen of a server without metrics page and control API, whose engine was killed."""
-    needs_owned(vllm_server)
+    needs_owned(vllm_harness.shared_server())
     return BareLife(vllm_harness).run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from pytest_vllm_triton.clients import Generation, GrpcClient, HttpClient
@@ -38,8 +39,6 @@ class StrictServer:
     """
 
     harness: Harness
-    config: str
-    shm_domain: str
     load_error: str | None = field(default=None, init=False)
     _handle: ServerHandle | None = field(default=None, init=False)
 
@@ -51,6 +50,7 @@ class StrictServer:
             ServerFailed: it does not boot, or the model does not load.
         """
         if self._handle is None:
+            shared = self.harness.shared_server()
             spec = self.harness.server_spec(
                 args=(
                     "--disable-auto-complete-config",
@@ -59,13 +59,23 @@ class StrictServer:
                 ),
                 env=(("HF_HUB_CACHE", str(self._hub_cache())), ("HF_HUB_OFFLINE", "1")),
                 load=(),
-                shm_domain=self.shm_domain,
+                shm_domain=shared.shm_domain,
             )
             self._handle = self.harness.boot(spec, "strict configuration, and checks that harm it")
             self.load_error = self.repository().load(self.model, {"config": self.config}).error
         if self.load_error is not None:
             raise ServerFailed(f"the strict server's model did not load: {self.load_error}")
         return self._handle
+
+    @cached_property
+    def config(self) -> str:
+        """The configuration that the shared server completed, with parameters that switch nothing
+        on: only "true" does."""
+        with HttpClient(self.harness.shared_server().endpoints.http, self.model) as client:
+            config = client.get(client.path("config")).json()
+        off = {"REPORT_CUSTOM_METRICS": "false", "ENABLE_VLLM_HEALTH_CHECK": "1"}
+        config["parameters"] = {name: {"string_value": value} for name, value in off.items()}
+        return json.dumps(config)
 
     def _hub_cache(self) -> Path:
         """As the hub's client leaves it; in the work folder, which containers see too."""

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # Of a backend that brings the server down now and then, the other checks are worth a boot each;
 # one that does so at every turn is not.
 _REPLACEMENTS = 2
+# Crashes that are Triton's own come with many checks: more of them than of the others.
+_OWN_CRASHES = 5
 
 _SHARED_PURPOSE = "shared by all checks that can share"
 
@@ -46,6 +48,7 @@ class Harness:
     _shared: ServerHandle | None = None
     _shared_failure: ServerFailed | None = None
     _replaced: int = 0
+    _own_crashes: int = 0
     _triton_version: str = ""
 
     @cached_property
@@ -116,7 +119,7 @@ class Harness:
         if self._shared is None:
             try:
                 purpose = _SHARED_PURPOSE
-                if self._replaced:
+                if self._replaced or self._own_crashes:
                     purpose += ", after the one before had ended"
                 self._shared = self.boot(self.server_spec(), purpose)
             except ServerFailed as error:
@@ -129,14 +132,21 @@ class Harness:
                 self._triton_version = triton_version(self._shared.endpoints.http)
         return self._shared
 
-    def replace_shared_server(self) -> bool:
+    def replace_shared_server(self, own_crash: bool = False) -> bool:
         """Let go of the shared server, which has ended; the next call of `shared_server` boots one.
 
         Returns False, and does nothing, when that has happened too often: the next would end too.
+
+        Args:
+            own_crash: it was Triton's own, whatever the backend did.
         """
-        if self._shared is None or self._replaced >= _REPLACEMENTS:
+        often = self._own_crashes >= _OWN_CRASHES if own_crash else self._replaced >= _REPLACEMENTS
+        if self._shared is None or often:
             return False
-        self._replaced += 1
+        if own_crash:
+            self._own_crashes += 1
+        else:
+            self._replaced += 1
         self._shared.stop()
         self.forget(self._shared)
         self._shared = None

@@ -52,6 +52,8 @@ class ServerSession:
         config.stash[HARNESS] = self.harness
         self._judge.watch(self.harness)
         self._death: ServerFailed | None = None
+        # Of the check that runs, and of the one before.
+        self._transcripts = (Transcript(), Transcript())
 
     def select(self, items: list[pytest.Item]) -> None:
         """Keep the checks of the asked level and selection, and attach their requirements.
@@ -95,6 +97,8 @@ class ServerSession:
         """Get model, runtime and shared server first: what is missing is said once, and at once."""
         option = session.config.option
         fixtures = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+        # The suite's experiments ask the harness for the shared server.
+        of_suite = any(map(requirement_ids, session.items))
         # A worker of pytest-xdist must take the tests it is sent: its fixtures say what is missing.
         is_worker = hasattr(session.config, "workerinput")
         if option.collectonly or option.setupplan or session.testsfailed or is_worker:
@@ -104,7 +108,7 @@ class ServerSession:
         try:
             with pytest_internals.without_capture(self._config):  # progress is to be seen
                 self.harness.provision.prepare()
-                if "vllm_server" in fixtures:
+                if of_suite or "vllm_server" in fixtures:
                     self.harness.shared_server()
         except UserError as error:
             self._judge.abort(str(error), pytest.ExitCode.USAGE_ERROR)
@@ -117,29 +121,30 @@ class ServerSession:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         item.stash[TRANSCRIPT] = Transcript()
+        self._transcripts = (item.stash[TRANSCRIPT], self._transcripts[0])
         item.stash[_LOG_POSITIONS] = {
             server.log.path: server.log.position()
             for server in self.harness.servers
             if server.log is not None
         }
-        if "vllm_server" in getattr(item, "fixturenames", ()):
+        if "vllm_harness" in getattr(item, "fixturenames", ()):
             self._see_to_shared_server(item)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> Generator[None, object, object]:
         """Make a check again, once, on a new server, when the failure was a crash of Triton's own.
 
-        Triton 24.10 frees what a stream in gRPC's error mode still uses: whoever asks for an error
-        in that mode may find the server gone, whatever the backend did.
+        Triton 24.10 frees what a stream in gRPC's error mode, or one that is cancelled, still uses:
+        who has one may find the server gone, whatever the backend did.
         """
         try:
             return (yield)
         except Exception:
             # A coroutine function would only be called here, not run.
             again = not iscoroutinefunction(pyfuncitem.obj)
-            again = again and pyfuncitem.stash[TRANSCRIPT].error_mode_used
+            again = again and pyfuncitem.stash[TRANSCRIPT].triton_may_crash
             again = again and self.harness.shared_segfaulted()
-            if not again or not self.harness.replace_shared_server():
+            if not again or not self.harness.replace_shared_server(own_crash=True):
                 raise
         self._show(f"Triton itself crashed during {pyfuncitem.name}: again, on a new server")
         self._forget_shared_server(pyfuncitem)
@@ -171,19 +176,26 @@ class ServerSession:
         return report
 
     def _see_to_shared_server(self, item: pytest.Item) -> None:
-        """If it ended during a test before, boot another for this one; not again and again.
+        """If it ended during a test before, or by itself after one, boot another for this one; not
+        again and again.
 
         Raises:
             ServerFailed: the server ended after the last test, which nothing has told yet; or it
                 has been replaced before.
         """
+        is_told = self._death is not None
         if self._death is None:
             self._death = self.harness.shared_death(f"before {item.name}")
-        elif self.harness.replace_shared_server():
-            self._death = None
-            self._forget_shared_server(item)
-        if self._death is not None:
+        if self._death is None:
+            return
+        may_crash = not is_told and self._transcripts[1].triton_may_crash
+        own_crash = may_crash and self.harness.shared_segfaulted()
+        if not (is_told or own_crash) or not self.harness.replace_shared_server(own_crash):
             raise ServerFailed(self._death.reason)
+        if own_crash:
+            self._show(f"Triton itself crashed before {item.name}, which gets a new server")
+        self._death = None
+        self._forget_shared_server(item)
 
     def _forget_shared_server(self, item: pytest.Item) -> None:
         """Let the fixture ask the harness anew.

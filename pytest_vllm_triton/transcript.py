@@ -36,12 +36,14 @@ class Transcript:
 
     Attributes:
         dropped: how many exchanges in the middle were left out.
-        error_mode_used: whether a stream was in gRPC's mode in which an error ends it.
+        triton_may_crash: whether something was done at which Triton 24.10 itself crashes now and
+            then, whatever the backend does: a stream in gRPC's mode in which an error ends it, or
+            the cancellation of a stream (server#7368, server#8034).
     """
 
     exchanges: list[Exchange] = field(default_factory=list)
     dropped: int = 0
-    error_mode_used: bool = False
+    triton_may_crash: bool = False
 
     @contextmanager
     def record(self, request: str) -> Iterator[Exchange]:

@@ -116,7 +116,7 @@ class GrpcClient:
         """
         responses = []
         shown = f"gRPC ModelStreamInfer (triton_grpc_error) {request.named_inputs()}"
-        self._transcript.error_mode_used = True
+        self._transcript.triton_may_crash = True
         with self._transcript.record(shown) as exchange:
             with self.open(metadata=[("triton_grpc_error", "true")]) as stream:
                 stream.send(request)
@@ -131,7 +131,9 @@ class GrpcClient:
         self, *, metadata: Iterable[tuple[str, str]] = (), deadline: float | None = None
     ) -> GrpcStream:
         """A bidirectional stream that the caller drives."""
-        return GrpcStream(self.stub, self.model, tuple(metadata), deadline or self._deadline)
+        return GrpcStream(
+            self.stub, self.model, tuple(metadata), deadline or self._deadline, self._transcript
+        )
 
 
 class GrpcStream:
@@ -143,10 +145,16 @@ class GrpcStream:
     """
 
     def __init__(
-        self, stub: Any, model: str, metadata: tuple[tuple[str, str], ...], deadline: float
+        self,
+        stub: Any,
+        model: str,
+        metadata: tuple[tuple[str, str], ...],
+        deadline: float,
+        transcript: Transcript,
     ) -> None:
         self._model = model
         self._deadline = deadline
+        self._transcript = transcript
         self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._started = time.monotonic()
         self.status = "OK"
@@ -179,6 +187,8 @@ class GrpcStream:
 
     def cancel(self) -> None:
         """Cancel the call: all its requests end as cancelled. Harmless when it has ended."""
+        if self._call.is_active():
+            self._transcript.triton_may_crash = True
         self._call.cancel()
 
     def __iter__(self) -> Iterator[Response]:
@@ -189,6 +199,7 @@ class GrpcStream:
             self.status = error.code().name
             self.detail = str(error.details())
             if self.status == "DEADLINE_EXCEEDED":
+                self._transcript.triton_may_crash = True
                 raise Unanswered(
                     "gRPC stream", f"its end within {self._deadline:.0f} s", self.detail
                 ) from None

@@ -109,6 +109,47 @@ def test_how_often():
     assert len(set(asked)) == len(asked) == 2
 """
 
+CANCELS = """
+LONG = GenerateRequest("Say alpha", stream=True, sampling={"max_tokens": 500, "ignore_eos": True})
+
+@pytest.mark.requirement("GEN-001")
+def test_cancel(vllm_server, triton_grpc):
+    with triton_grpc.open() as stream:
+        stream.send(LONG)
+        next(iter(stream))
+        stream.cancel()
+    kill(vllm_server, signal.SIGSEGV)
+
+@pytest.mark.requirement("GEN-002")
+def test_after_a_cancel(triton_http):
+    triton_http.generate(GenerateRequest("Say alpha")).ok()
+
+@pytest.mark.requirement("GEN-003")
+def test_to_the_end(vllm_server, triton_grpc):
+    triton_grpc.generate(LONG).ok()
+    kill(vllm_server, signal.SIGSEGV)
+
+@pytest.mark.requirement("GEN-004")
+def test_after_the_end(triton_http):
+    pass
+"""
+
+
+def test_crash_after_a_cancel_is_tritons_own(tmp_path: Path) -> None:
+    """One after a stream that came to its end is not."""
+    done, report = _run(tmp_path, CANCELS)
+    rows = {row["id"]: row for row in report["requirements"] if row["checks"]}
+    assert _verdicts(rows) == {
+        "GEN-001": "PASS",
+        "GEN-002": "PASS",
+        "GEN-003": "PASS",
+        "GEN-004": "ERROR",
+    }, done.stdout
+    said = "Triton itself crashed before test_after_a_cancel, which gets a new server"
+    assert said in done.stdout
+    (check,) = rows["GEN-004"]["checks"]
+    assert check["reason"] == "The server was killed by signal 11 before test_after_the_end."
+
 
 def test_crash_of_tritons_own_is_not_the_backends(tmp_path: Path) -> None:
     """But one in another mode is, and one that comes again."""
