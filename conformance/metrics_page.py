@@ -107,6 +107,13 @@ def settled_page(
         time.sleep(_PAUSE)
 
 
+def page_with_lines(
+    server: ServerHandle, model: str, seconds: float = SETTLE_SECONDS
+) -> MetricsPage:
+    """The first page that has vLLM's metrics of this model, or the last one before the deadline."""
+    return settled_page(server, lambda page: bool(page.vllm_lines(model)), seconds)
+
+
 def quiet_page(server: ServerHandle, model: str, seconds: float = SETTLE_SECONDS) -> MetricsPage:
     """The page, seen by this model, once its vLLM metrics stand still: what earlier requests have
     left to count is counted by then. The last one where they never do."""

@@ -62,7 +62,11 @@ class StrictServer:
                 shm_domain=shared.shm_domain,
             )
             self._handle = self.harness.boot(spec, "strict configuration, and checks that harm it")
-            self.load_error = self.repository().load(self.model, {"config": self.config}).error
+            try:
+                self.load_error = self.repository().load(self.model, {"config": self.config}).error
+            except BaseException:
+                self.discard()
+                raise
         if self.load_error is not None:
             raise ServerFailed(f"the strict server's model did not load: {self.load_error}")
         return self._handle

@@ -149,8 +149,8 @@ def engine(
     assert oracle is not None
     told = oracle.answer(PROMPT, max_tokens=4).text
     client = triton_grpc.for_model(alternate_model)
-    # Waits for what an earlier check may have left in the engine, and takes what it may have left in
-    # the backend.
+    # Waits for what an earlier check may have left in the engine, and takes what it may have left
+    # in the backend.
     if client.generate(SHORT).error is not None:
         client.generate(SHORT).ok()
     http = triton_http.for_model(alternate_model)

@@ -17,7 +17,7 @@ from pytest_vllm_triton.verdicts import untested
 
 from .experiments.waits import UNLOAD_SECONDS
 from .extra_models import ENCODER, ENCODER_MAX_LEN, ExtraModel
-from .metrics_page import grown_page, quiet_page, settled_page
+from .metrics_page import grown_page, page_with_lines, quiet_page
 from .observe import nothing_in_the_log, until
 
 TEXT = "the quick brown fox"
@@ -210,9 +210,7 @@ def test_embeddings_are_counted(
     requests = [embedding(text).but(returns=("num_input_tokens",)) for text in (TEXT, "a", "fox")]
     with triton_grpc.for_model(embedding_model) as client:
         client.generate(requests[0]).ok()
-        if not settled_page(vllm_server, lambda p: bool(p.vllm_lines(embedding_model))).vllm_lines(
-            embedding_model
-        ):
+        if not page_with_lines(vllm_server, embedding_model).vllm_lines(embedding_model):
             untested("the page has no metrics of a model that embeds")
         before = quiet_page(vllm_server, embedding_model)
         answers = [client.generate(request).ok() for request in requests]

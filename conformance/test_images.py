@@ -26,7 +26,7 @@ from pytest_vllm_triton.verdicts import untested
 
 from .experiments.waits import GONE_SECONDS
 from .extra_models import MAX_PICTURES, ExtraModel
-from .metrics_page import NO_METRICS_SECONDS, settled_page
+from .metrics_page import NO_METRICS_SECONDS, page_with_lines
 from .observe import (
     UNHEALTHY,
     at_once,
@@ -251,9 +251,7 @@ def test_no_vllm_metrics_without_statistics(
 ) -> None:
     """The vision model asks for metrics, but its model.json says disable_log_stats."""
     look(looking_at([" red"])).ok()
-    page = settled_page(
-        owned_server, lambda p: bool(p.vllm_lines(vision_model)), NO_METRICS_SECONDS
-    )
+    page = page_with_lines(owned_server, vision_model, NO_METRICS_SECONDS)
     expect.equal("lines of the model", page.vllm_lines(vision_model), [])
 
 

@@ -28,6 +28,7 @@ from .metrics_page import (
     MetricsPage,
     grown_page,
     metrics_page,
+    page_with_lines,
     quiet_page,
     settled_page,
 )
@@ -163,7 +164,7 @@ def test_label_is_the_version_that_is_served(
     """The alternate model has a version 3 and no other."""
     # A family may begin with the first request.
     triton_grpc.for_model(alternate_model).generate(GenerateRequest("venus")).ok()
-    page = settled_page(vllm_server, lambda p: bool(p.vllm_lines(alternate_model)))
+    page = page_with_lines(vllm_server, alternate_model)
     versions = {
         sample.labels.get("version")
         for sample in page.samples_of(model=alternate_model)
@@ -270,7 +271,7 @@ def test_waiting_requests_are_gone_while_one_runs(
     running, waiting = "vllm:num_requests_running", "vllm:num_requests_waiting"
     client = triton_grpc.for_model(alternate_model)
     client.generate(GenerateRequest("venus")).ok()
-    page = settled_page(vllm_server, lambda p: bool(p.vllm_lines(alternate_model)))
+    page = page_with_lines(vllm_server, alternate_model)
     if waiting not in {sample.name for sample in page.samples_of(model=alternate_model)}:
         untested(f"the page has no {waiting}")
 
@@ -320,7 +321,7 @@ def test_running_and_waiting_requests(
     client = triton_grpc.for_model(alternate_model)
     # A family may begin with the first request.
     client.generate(GenerateRequest("venus")).ok()
-    page = settled_page(vllm_server, lambda p: bool(p.vllm_lines(alternate_model)))
+    page = page_with_lines(vllm_server, alternate_model)
     on_page = {sample.name for sample in page.samples_of(model=alternate_model)}
     shown = [name for name in names if name in on_page]
     if not shown:

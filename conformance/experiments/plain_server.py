@@ -18,7 +18,7 @@ from pytest_vllm_triton.launchers.flags import EXIT_TIMEOUT_SECONDS
 from pytest_vllm_triton.models import other_known_answer_model
 
 from ..extra_models import config_with
-from ..metrics_page import settled_page
+from ..metrics_page import page_with_lines
 from ..observe import (
     Footprint,
     Seen,
@@ -100,7 +100,7 @@ class PlainLife:
             request = greedy("venus", 8)
             seen["text of the second model"] = http.generate(request).text
             seen["text expected of the second model"] = told(self.oracle, request)
-        page = settled_page(self.handle, lambda page: bool(page.vllm_lines(SECOND)))
+        page = page_with_lines(self.handle, SECOND)
         seen["lines of metrics"] = {name: page.vllm_lines(name) for name in (self.model, SECOND)}
 
     def control_is_refused(self) -> None:
