@@ -209,6 +209,7 @@ class Supervised:
         supervisor.kill_all(lambda: supervisor.session_family(server), 40.0)
         swept = tuple(regions.sweep())
         supervisor.remove_folder(self._state().get("scratch", ""))
+        supervisor.remove_environments()
         return StopReport(self.facts.get("code"), forced, () if forced else orphans, swept)
 
     def _regions(self) -> supervisor.Regions:

@@ -10,7 +10,8 @@ a socket pair as its standard input.
   killed with its whole tree, then its shared memory is swept.
 * If the supervisor itself is killed, the kernel sends SIGTERM to the server (PDEATHSIG).
 * The server has a folder for temporary files of its own, which goes when it is gone: vLLM's
-  processes leave sockets and files there.
+  processes leave sockets and files there. Triton's Python backend makes another one in /tmp, and
+  leaves it when it is killed.
 * It notes which regions of /dev/shm the server's processes and which other processes use, so that
   the sweep knows its own.
 
@@ -20,7 +21,7 @@ CONFIG is a JSON file: see :class:`Config`. Messages on the socket are JSON line
 """
 
 # Plain os calls instead of pathlib: quick to import, and /proc is read often.
-# ruff: noqa: PTH102, PTH105, PTH108, PTH115, PTH116, PTH118, PTH123, PTH208
+# ruff: noqa: PTH102, PTH105, PTH106, PTH108, PTH115, PTH116, PTH118, PTH123, PTH208
 
 from __future__ import annotations
 
@@ -50,6 +51,8 @@ AFTER_EXIT_SECONDS = 3.0
 LONGEST_TMPDIR = 30
 SCRATCH = "pvt-"
 SCRATCH_NAME = re.compile(SCRATCH + "[0-9a-f]{8}")
+#: Of the folders that Triton's Python backend makes, always in /tmp.
+ENVIRONMENT_NAME = re.compile(r"python_env_[A-Za-z0-9]{6}")
 #: The inode of the first PID namespace, fixed by the kernel (PROC_PID_INIT_INO).
 FIRST_PID_NAMESPACE = "pid:[4026531836]"
 
@@ -346,6 +349,27 @@ def remove_folder(path: str) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def remove_environments(folder: str = "/tmp") -> None:
+    """Remove the folders that killed servers' Python backends left, if no server runs any more:
+    nothing tells whose one is. Only empty ones; Triton unpacks into them what few models have."""
+    if a_tritonserver_runs():
+        return
+    for name in filter(ENVIRONMENT_NAME.fullmatch, os.listdir(folder)):
+        path = os.path.join(folder, name)
+        with contextlib.suppress(OSError):
+            if os.stat(path, follow_symlinks=False).st_uid == os.geteuid():
+                os.rmdir(path)
+
+
+def a_tritonserver_runs() -> bool:
+    """Whether there is such a process on this host, whoever started it."""
+    for process in all_processes().values():
+        with contextlib.suppress(OSError), open(f"/proc/{process.pid}/comm") as file:
+            if file.read().strip() == "tritonserver" and process.state not in "ZX":
+                return True
+    return False
+
+
 # --- the supervisor --------------------------------------------------------------------------
 
 
@@ -475,6 +499,7 @@ class Supervisor:
             immortal = kill_all(lambda: descendants(us), 40.0)
             swept += self.regions.sweep()
         self.scratch.remove()
+        remove_environments()
         self.note_ended()
         if self.exit_code is None and self.server not in immortal:
             self.exit_code = -signal.SIGKILL

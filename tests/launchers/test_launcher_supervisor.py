@@ -439,3 +439,30 @@ def test_a_long_path_for_temporary_files_is_left_as_it_is(
     process = start("import tempfile; print(tempfile.gettempdir(), 'ready', flush=True)")
     assert eventually(lambda: said(process, "ready"))
     assert said(process, f"{tmp_path} ready")
+
+
+@pytest.fixture
+def environments(tmp_path: Path) -> Path:
+    """A folder as /tmp is after two servers; one has unpacked something."""
+    folder = tmp_path / "tmp"
+    for name in ("python_env_aB3xYz", "python_env_0123Zz/0", "python_env_of_somebody"):
+        (folder / name).mkdir(parents=True)
+    return folder
+
+
+def test_folders_of_killed_servers_go_if_empty(
+    environments: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "a_tritonserver_runs", lambda: False)
+    supervisor.remove_environments(str(environments))
+    names = sorted(path.name for path in environments.iterdir())
+    assert names == ["python_env_0123Zz", "python_env_of_somebody"]
+
+
+def test_folders_stay_while_any_server_runs(environments: Path, start: Start) -> None:
+    before = sorted(environments.iterdir())
+    code = "open('/proc/self/comm', 'w').write('tritonserver'); print('ready', flush=True)"
+    process = start(f"{code}; import time; time.sleep(60)")
+    assert eventually(lambda: said(process, "ready"))
+    supervisor.remove_environments(str(environments))
+    assert sorted(environments.iterdir()) == before
