@@ -73,6 +73,9 @@ UNARY_AT_UNLOAD = 12
 # MAX_INFLIGHT_REQUESTS of the second stub: more than are in flight at the unload.
 IN_FLIGHT = 20
 TOO_MANY_ID = "too many"
+# More requests than any limit of those in flight that is there without being asked for.
+QUEUE = 1200
+LAST_ID = "last"
 # Its metrics are the old stub's and the new one's while it is loaded anew.
 METRICS = {"REPORT_CUSTOM_METRICS": "true"}
 # What a configuration says that was written for an early version of the backend.
@@ -159,6 +162,7 @@ class SecondModelLife:
             seen["second texts beside the first"] = at_once(self.http.generate, both, 4)
             seen["second texts expected"] = [told(self.oracle, request) for request in both]
         seen["first texts beside the second"] = streams.texts
+        seen.step(self.a_thousand_wait)
         at_once(self.http.generate, _refused() * SOAK_CONCURRENCY, SOAK_CONCURRENCY)
         seen["stub before the soak"] = self._stub()
         at_once(self.http.generate, _refused() * SOAK_ENDINGS, SOAK_CONCURRENCY)
@@ -181,6 +185,31 @@ class SecondModelLife:
         )
         seen["stub after the soak"] = self._stub()
         seen.look("page after the soak", lambda: metrics_page(self.server).of(SECOND))
+
+    def a_thousand_wait(self) -> None:
+        """Behind as many as the engine takes at once. Those are given up then, and not the others:
+        of so many cancelled ones Triton 24.10 crashes later, at the next stream in its error mode.
+        """
+        running, waiting = greedy("mars", 450, stream=True), greedy("venus", 1)
+        errors: set[str] = set()
+        answers = 0
+        with self.grpc.open() as first, self.grpc.open() as queue:
+            for _ in range(SECOND_ARGUMENTS["max_num_seqs"]):
+                first.send(running)
+            first_of(first)
+            for _ in range(QUEUE):
+                queue.send(waiting)
+            # Refused at once, and after them on this stream: they have been taken by then.
+            queue.send(_refused()[0].but(id=LAST_ID))
+            queue.half_close()
+            for response in queue:
+                if response.id == LAST_ID:
+                    first.cancel()
+                elif response.error is not None:
+                    errors.add(response.error)
+                else:
+                    answers += 1
+        self.seen["errors of a thousand"], self.seen["answers of a thousand"] = errors, answers
 
     def _hang_up(self, content: bytes) -> None:
         """Close the connection of an event stream with its first event.
