@@ -78,11 +78,12 @@ class Provision:
             return None
         from pytest_vllm_triton import runtime
         from pytest_vllm_triton.runtime.choice import check_gpu
+        from pytest_vllm_triton.runtime.progress import sparsely
 
         accelerator = self.accelerator
         check_gpu(accelerator)
         return runtime.create_runtime(
-            self.settings.vllm_version, self.progress, accelerator=accelerator
+            self.settings.vllm_version, sparsely(self.progress), accelerator=accelerator
         )
 
     @cached_property

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-#: Without a terminal, a step that goes on is told at most this often.
+#: Where lines stay, a step that goes on is told at most this often.
 PLAIN_SECONDS = 15.0
 
 
@@ -34,15 +34,24 @@ def shown(stream: TextIO | None = None) -> Iterator[Callable[[str], None]]:
 
 def _plain(stream: TextIO) -> Callable[[str], None]:
     start = time.monotonic()
+
+    def tell(message: str) -> None:
+        print(f"{message} ({time.monotonic() - start:.0f} s)", file=stream, flush=True)
+
+    return sparsely(tell)
+
+
+def sparsely(tell: Callable[[str], None]) -> Callable[[str], None]:
+    """The same without most of the details, which follow the name of a step after ": "."""
     step = ""
     told_at = 0.0
 
-    def tell(message: str) -> None:
+    def tell_some(message: str) -> None:
         nonlocal step, told_at
         now = time.monotonic()
         title = message.partition(": ")[0]
         if title != step or now - told_at >= PLAIN_SECONDS:
             step, told_at = title, now
-            print(f"{message} ({now - start:.0f} s)", file=stream, flush=True)
+            tell(message)
 
-    return tell
+    return tell_some

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from pytest_vllm_triton import cli
+from pytest_vllm_triton.provision import Provision
 from pytest_vllm_triton.runtime import progress
+from pytest_vllm_triton.state import SETTINGS
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -118,6 +120,21 @@ def test_progress_without_a_terminal_is_plain_lines(monkeypatch: pytest.MonkeyPa
         "[2/2] checking",
         "[2/2] checking: more",
     ]
+
+
+@pytest.mark.usefixtures("offline_wheels")
+def test_a_session_that_makes_a_runtime_shows_its_steps_and_not_every_package(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", os.path.dirname(sys.executable))  # noqa: PTH120 - no tritonserver
+    config = pytester.parseconfigure("--triton-launcher=process", "--triton-accelerator=cpu")
+    lines: list[str] = []
+    provision = Provision(config.stash[SETTINGS], lambda: pytester.path, lines.append)
+    assert provision.runtime is not None
+    config._ensure_unconfigure()
+    titles = [line.partition(": ")[0] for line in lines]
+    assert titles == sorted(set(titles))
+    assert "[4/7] installing the packages" in titles
 
 
 def test_progress_on_a_terminal_is_one_live_line() -> None:
