@@ -97,8 +97,6 @@ class ServerSession:
         """Get model, runtime and shared server first: what is missing is said once, and at once."""
         option = session.config.option
         fixtures = {name for item in session.items for name in getattr(item, "fixturenames", ())}
-        # The suite's experiments ask the harness for the shared server.
-        of_suite = any(map(requirement_ids, session.items))
         # A worker of pytest-xdist must take the tests it is sent: its fixtures say what is missing.
         is_worker = hasattr(session.config, "workerinput")
         if option.collectonly or option.setupplan or session.testsfailed or is_worker:
@@ -108,7 +106,7 @@ class ServerSession:
         try:
             with pytest_internals.without_capture(self._config):  # progress is to be seen
                 self.harness.provision.prepare()
-                if of_suite or "vllm_server" in fixtures:
+                if "vllm_server" in fixtures:
                     self.harness.shared_server()
         except UserError as error:
             self._judge.abort(str(error), pytest.ExitCode.USAGE_ERROR)
