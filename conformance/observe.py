@@ -96,6 +96,16 @@ def kill(processes: Iterable[ServerProcess]) -> None:
             process.kill()
 
 
+def kill_engine(stubs: Iterable[ServerProcess], seconds: float) -> None:
+    """SIGKILL to the engine of these stubs, and up to so many seconds for it to be gone."""
+    children = [child for stub in stubs for child in stub.children(recursive=True)]
+    engine = [process for process in children if is_engine(process)]
+    if not engine:
+        untested("no process of the server looks like one of vLLM's engine")
+    kill(engine)
+    until(lambda: not living(engine), seconds)
+
+
 def first_of(responses: Iterable[T]) -> T:
     """The first response of a stream.
 

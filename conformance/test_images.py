@@ -22,7 +22,6 @@ from pytest_vllm_triton.known_answer import (
     vision_answer,
 )
 from pytest_vllm_triton.launchers.base import ServerHandle
-from pytest_vllm_triton.verdicts import untested
 
 from .experiments.waits import GONE_SECONDS
 from .extra_models import MAX_PICTURES, ExtraModel
@@ -30,12 +29,9 @@ from .metrics_page import NO_METRICS_SECONDS, page_with_lines
 from .observe import (
     UNHEALTHY,
     at_once,
-    is_engine,
     is_stub,
-    kill,
-    living,
+    kill_engine,
     nothing_in_the_log,
-    until,
 )
 
 TOKENS = 6
@@ -261,12 +257,7 @@ def test_health_check_is_off_by_default(
 ) -> None:
     """Its configuration does not name the check. Nothing needs this model any more."""
     stubs = [p for p in vision_extra.server.processes() if is_stub(p, vision_model)]
-    children = [child for stub in stubs for child in stub.children(recursive=True)]
-    engine = [process for process in children if is_engine(process)]
-    if not engine:
-        untested("no process of the server looks like one of vLLM's engine")
-    kill(engine)
-    until(lambda: not living(engine), GONE_SECONDS)
+    kill_engine(stubs, GONE_SECONDS)
     # vLLM may take the first one before it has noticed.
     for _ in range(3):
         error = triton_http.for_model(vision_model).generate(GOOD).failed()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import httpx
 from tritonclient.grpc import service_pb2
 
@@ -15,17 +17,14 @@ from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ModelSpec
 from pytest_vllm_triton.launchers.readiness import LoadStumbled, NotReadyInTime, PortTaken
-from pytest_vllm_triton.verdicts import untested
 
 from ..extra_models import config_with
 from ..observe import (
     Seen,
     described,
-    is_engine,
     is_stub,
-    kill,
+    kill_engine,
     living,
-    until,
 )
 from .traffic import greedy
 from .waits import (
@@ -93,19 +92,14 @@ class BareLife:
     def wrong_tensors(self) -> None:
         """On a server that is killed: Triton 24.10 cannot unload a model after such a request."""
         with GrpcClient(self.handle.endpoints.grpc, self.model) as grpc:
-            for name, message in wrong_tensors(self.model).items():
-                self.seen[f"answer to {name}"] = grpc.exchange([message])
+            for name, message in requests_with_wrong_tensors(self.model).items():
+                self.seen.look(f"answer to {name}", partial(grpc.exchange, [message]))
 
     def engine_dies(self) -> None:
         """This server cannot unload the model."""
         seen = self.seen
         stubs = [p for p in self.handle.processes() if is_stub(p, self.model)]
-        children = [child for stub in stubs for child in stub.children(recursive=True)]
-        engine = [process for process in children if is_engine(process)]
-        if not engine:
-            untested("no process of the server looks like one of vLLM's engine")
-        kill(engine)
-        until(lambda: not living(engine), GONE_SECONDS)
+        kill_engine(stubs, GONE_SECONDS)
         with self._http(self.model) as http:
             with GrpcClient(self.handle.endpoints.grpc, self.model, deadline=PATIENCE) as grpc:
                 answers = [grpc.generate(greedy("tango", 8)), http.generate(greedy("tango", 8))]
@@ -140,7 +134,7 @@ class TritonPythonModel:
 """
 
 
-def wrong_tensors(model: str) -> dict[str, service_pb2.ModelInferRequest]:
+def requests_with_wrong_tensors(model: str) -> dict[str, service_pb2.ModelInferRequest]:
     """Requests that do not fit the model's configuration, which the server itself refuses."""
     good = GenerateRequest("What is Triton Inference Server?")
     wrong_type = infer_request(model, good)
