@@ -114,19 +114,24 @@ def page_with_lines(
     return settled_page(server, lambda page: bool(page.vllm_lines(model)), seconds)
 
 
-def quiet_page(server: ServerHandle, model: str, seconds: float = SETTLE_SECONDS) -> MetricsPage:
-    """The page, seen by this model, once its vLLM metrics stand still: what earlier requests have
-    left to count is counted by then. The last one where they never do."""
-    deadline = time.monotonic() + seconds
-    page = metrics_page(server).of(model)
+def quiet_page(server: ServerHandle, model: str, *others: str) -> MetricsPage:
+    """The page, seen by this model, once its vLLM metrics (and those of the others) stand still:
+    what earlier requests have left to count is counted by then. The last one where they never do.
+    """
+
+    def lines(page: MetricsPage) -> list[list[str]]:
+        return [page.vllm_lines(name) for name in (model, *others)]
+
+    deadline = time.monotonic() + SETTLE_SECONDS
+    page = metrics_page(server)
     since = time.monotonic()
     while time.monotonic() - since < _QUIET_SECONDS and time.monotonic() < deadline:
         time.sleep(_PAUSE)
-        now = metrics_page(server).of(model)
-        if now.vllm_lines(model) != page.vllm_lines(model):
+        now = metrics_page(server)
+        if lines(now) != lines(page):
             since = time.monotonic()
         page = now
-    return page
+    return page.of(model)
 
 
 def grown_page(

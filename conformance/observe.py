@@ -18,7 +18,7 @@ import pytest
 from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient
 from pytest_vllm_triton.errors import UserError
-from pytest_vllm_triton.expect import Violation
+from pytest_vllm_triton.expect import Violation, Words
 from pytest_vllm_triton.launchers.base import ServerHandle, ServerProcess
 from pytest_vllm_triton.verdicts import untested
 
@@ -61,10 +61,10 @@ class Seen:
             # Of several, those that are the backend's go first: nothing hides a failure.
             if not isinstance(ending, _NO_VERDICT):
                 reason = f"the experiment broke off at '{step}': {ending}"
-                raise Violation(name, "to be seen", reason)
+                raise Violation(name, Words("to be seen"), Words(reason))
         for ending in self._broken_off.values():
             raise ending
-        raise Violation(name, "to be seen", "the experiment did not come that far")
+        raise Violation(name, Words("to be seen"), Words("the experiment did not come that far"))
 
     def look(self, name: str, see: Callable[[], Any]) -> None:
         """Keep what `see` returns or raises."""
@@ -114,7 +114,9 @@ def first_of(responses: Iterable[T]) -> T:
     """
     for response in responses:
         return response
-    raise Violation("first response of the stream", "one", "the stream ended without a response")
+    raise Violation(
+        "first response of the stream", Words("one"), Words("the stream ended without a response")
+    )
 
 
 def until(is_so: Callable[[], bool], seconds: float) -> float | None:

@@ -18,7 +18,7 @@ from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle, ServerPro
 from pytest_vllm_triton.models import known_answer_model, known_answer_model_of_layers
 from pytest_vllm_triton.verdicts import untested
 
-from .experiments.traffic import greedy, told
+from .experiments.traffic import expected_text, greedy
 from .experiments.waits import GONE_SECONDS, PATIENCE, UNLOAD_SECONDS
 from .extra_models import config_with, lora_spec, oracle
 from .observe import (
@@ -137,7 +137,7 @@ class ManyGpus:
 
     def run(self) -> Seen:
         seen = self.seen
-        seen["texts expected"] = [told(self.oracle, request) for request in REQUESTS]
+        seen["texts expected"] = [expected_text(self.oracle, request) for request in REQUESTS]
         try:
             if not seen.step(self.load):
                 return seen
@@ -185,7 +185,7 @@ class ManyGpus:
         seen = self.seen
         request = greedy(PROMPTS[0], 100, stream=True)
         seen["stream"] = self.grpc.generate(request)
-        seen["stream expected"] = told(self.oracle, request)
+        seen["stream expected"] = expected_text(self.oracle, request)
         for adapter in ("backwards", "leaps"):
             sampling = {"temperature": 0, "max_tokens": LORA_TOKENS, "lora_name": adapter}
             asked = greedy(LORA_PROMPT, LORA_TOKENS, stream=True).but(sampling=sampling)

@@ -85,12 +85,12 @@ class OneAtATime(Pace):
 
     Attributes:
         grpc, http: its clients.
-        told: what a short request is answered.
+        short_text: what a short request is answered.
     """
 
     grpc: GrpcClient
     http: HttpClient
-    told: str
+    short_text: str
 
     @property
     def enough(self) -> int:
@@ -105,7 +105,7 @@ class OneAtATime(Pace):
         count = math.ceil(2 * ABORTED_SECONDS / self.prefill_seconds)
         return [*map(prompt_that_fills_the_context, range(first, first + count))]
 
-    def is_free(self, after: str, within: float = ABORTED_SECONDS) -> None:
+    def expect_free(self, after: str, within: float = ABORTED_SECONDS) -> None:
         """The engine takes the next request at once, so nothing runs or waits before it."""
         answer = self.grpc.generate(SHORT).ok()
         seconds = answer.seconds
@@ -113,7 +113,9 @@ class OneAtATime(Pace):
         expect.between(
             f"seconds until a short request is answered after {after}", seconds, 0, limit
         )
-        expect.equal(f"text of a short request after {after}", answer.text, PROMPT + self.told)
+        expect.equal(
+            f"text of a short request after {after}", answer.text, PROMPT + self.short_text
+        )
 
 
 def prompt_that_fills_the_context(index: int) -> GenerateRequest:
@@ -147,14 +149,14 @@ def engine(
         untested(f"the long request takes {pace.long_seconds:.1f} s here: too short to tell")
     oracle = other_known_answer_model().known_answer
     assert oracle is not None
-    told = oracle.answer(PROMPT, max_tokens=4).text
+    text = oracle.answer(PROMPT, max_tokens=4).text
     client = triton_grpc.for_model(alternate_model)
     # Waits for what an earlier check may have left in the engine, and takes what it may have left
     # in the backend.
     if client.generate(SHORT).error is not None:
         client.generate(SHORT).ok()
     http = triton_http.for_model(alternate_model)
-    return OneAtATime(**asdict(pace), grpc=client, http=http, told=told)
+    return OneAtATime(**asdict(pace), grpc=client, http=http, short_text=text)
 
 
 @pytest.mark.requirement("CAN-001")
@@ -171,7 +173,7 @@ def test_unary_call_ends_as_cancelled(engine: OneAtATime) -> None:
             lambda result, error: results.put((result, error)), stream_timeout=STREAM_DEADLINE
         )
         client.async_stream_infer(engine.grpc.model, _triton_inputs(LONG), request_id="1")
-        engine_is_busy(engine)
+        wait_until_busy(engine)
         client.stop_stream(cancel_requests=True)
         result, error = results.get(timeout=1.0)
     expect.equal("result", result, None)
@@ -189,10 +191,10 @@ def test_cancelled_unary_request_leaves_the_engine(
     def cancel(_: int) -> None:
         with engine.grpc.open() as stream:
             stream.send(request_)
-            engine_is_busy(engine)
+            wait_until_busy(engine)
             stream.cancel()
 
-    is_soon_free(engine, "cancelling a unary request", cancel)
+    expect_soon_free(engine, "cancelling a unary request", cancel)
 
 
 @pytest.mark.requirement("CAN-015")
@@ -208,7 +210,7 @@ def test_timeout_of_the_request(engine: OneAtATime, stream: bool) -> None:
     for _ in range(2):
         answer = engine.grpc.generate(request)
         expect.that("error", answer.error, bool, "an error")
-        engine.is_free("a request's own timeout")
+        engine.expect_free("a request's own timeout")
         if answer.seconds <= most:
             break
     expect.between("seconds until the error", answer.seconds, 0.4, most)
@@ -287,7 +289,7 @@ def test_cancelled_stream_leaves_the_engine(engine: OneAtATime, request_: Genera
             expect.equal("errors after the cancel", [r.error for r in responses if r.error], [])
         expect.equal("gRPC status", stream.status, "CANCELLED")
 
-    is_soon_free(engine, "cancelling a stream after its first token", cancel)
+    expect_soon_free(engine, "cancelling a stream after its first token", cancel)
 
 
 @pytest.mark.requirement("CAN-004")
@@ -307,7 +309,7 @@ async def test_aio_iterator_cancel(engine: OneAtATime) -> None:
         with expect.raises("the rest of the stream", asyncio.CancelledError):
             async for _ in responses:
                 pass
-    await asyncio.to_thread(engine.is_free, "cancelling an asyncio stream")
+    await asyncio.to_thread(engine.expect_free, "cancelling an asyncio stream")
 
 
 _DOOMED_CLIENT = """
@@ -342,7 +344,7 @@ def test_killed_client(engine: OneAtATime) -> None:
             expect.equal("first line of the client", client.stdout.readline(), b"response\n")
         finally:
             client.kill()
-    engine.is_free("the SIGKILL of its client")
+    engine.expect_free("the SIGKILL of its client")
 
 
 @pytest.mark.requirement("CAN-006")
@@ -353,7 +355,7 @@ def test_deadline_of_the_client(engine: OneAtATime) -> None:
         with expect.raises("the stream", Unanswered):
             list(stream)
     expect.equal("gRPC status", stream.status, "DEADLINE_EXCEEDED")
-    engine.is_free("the client's deadline")
+    engine.expect_free("the client's deadline")
 
 
 @pytest.mark.requirement("CAN-007")
@@ -376,7 +378,7 @@ def test_queued_requests_are_removed(engine: OneAtATime) -> None:
             expect.equal("responses of the queued requests", list(queued), [])
             running.cancel()
 
-    is_soon_free(engine, "cancelling the running and the waiting requests", cancel)
+    expect_soon_free(engine, "cancelling the running and the waiting requests", cancel)
 
 
 @pytest.mark.requirement("CAN-008")
@@ -391,10 +393,10 @@ def test_cancel_during_the_prefill(engine: OneAtATime, stream: bool) -> None:
         with engine.grpc.open() as doomed:
             for request in engine.enough_prefills((3000 if stream else 2000) + 500 * attempt):
                 doomed.send(request.but(stream=stream))
-            engine_is_busy(engine)
+            wait_until_busy(engine)
             doomed.cancel()
 
-    is_soon_free(engine, "cancelling prompts during their prefill", cancel)
+    expect_soon_free(engine, "cancelling prompts during their prefill", cancel)
 
 
 @pytest.mark.requirement("CAN-009")
@@ -416,8 +418,8 @@ def test_the_others_go_on(triton_grpc: GrpcClient, vllm_model: ModelUnderTest) -
             texts[response.id] += response.text
     expect.equal(
         "texts of the other requests",
-        [*map(vllm_model.told_in_a_batch, texts.values())],
-        [*map(vllm_model.told_in_a_batch, baseline)],
+        [*map(vllm_model.stable_part, texts.values())],
+        [*map(vllm_model.stable_part, baseline)],
     )
 
 
@@ -428,7 +430,7 @@ def test_one_cancel_for_five_requests(engine: OneAtATime) -> None:
             stream.send(LONG_STREAM.but(id=str(index)))
         first_of(stream)
         stream.cancel()
-        engine.is_free("cancelling five requests of one stream")
+        engine.expect_free("cancelling five requests of one stream")
 
 
 @pytest.mark.requirement("CAN-011")
@@ -440,7 +442,7 @@ def test_cancel_after_the_end_does_nothing(engine: OneAtATime) -> None:
         stream.cancel()
     expect.equal("gRPC status", stream.status, "OK")
     expect.equal("errors", [r.error for r in responses if r.error], [])
-    engine.is_free("a cancel that came too late")
+    engine.expect_free("a cancel that came too late")
 
 
 @pytest.mark.requirement("CAN-011")
@@ -454,7 +456,7 @@ def test_cancel_after_the_end_is_not_in_the_log(
         stream.half_close()
         list(stream)
         stream.cancel()
-    engine.is_free("a cancel that came too late")
+    engine.expect_free("a cancel that came too late")
     expect.lacks("log since the request", log.read(since), CANCELLING)
 
 
@@ -472,7 +474,7 @@ def test_closed_event_stream(engine: OneAtATime, vllm_server: ServerHandle) -> N
 
     # One request only: a second one would get no headers before the first has ended.
     within = min(ABORTED_SECONDS, engine.long_seconds / 2)
-    is_soon_free(engine, "closing the connection of an event stream", hang_up, within)
+    expect_soon_free(engine, "closing the connection of an event stream", hang_up, within)
 
 
 @pytest.mark.requirement("CAN-012")
@@ -499,7 +501,7 @@ def test_storm_of_cancels(engine: OneAtATime, vllm_server: ServerHandle) -> None
         names = ("vllm:num_requests_running", "vllm:num_requests_waiting")
         return sum(page.of(engine.grpc.model).value(name) for name in names)
 
-    engine.is_free(f"{STORM} cancelled requests", STORM_SECONDS)
+    engine.expect_free(f"{STORM} cancelled requests", STORM_SECONDS)
     page = settled_page(vllm_server, lambda page: in_the_engine(page) == 0, GAUGE_SECONDS)
     expect.equal("requests that run or wait", in_the_engine(page), 0)
     after = {process.pid for process in vllm_server.processes()}
@@ -512,7 +514,7 @@ def log_of(server: ServerHandle) -> ServerLog:
     return server.log
 
 
-def is_soon_free(
+def expect_soon_free(
     engine: OneAtATime,
     after: str,
     cancel: Callable[[int], None],
@@ -522,14 +524,14 @@ def is_soon_free(
     stands still for seconds makes any one late."""
     cancel(0)
     try:
-        engine.is_free(after, within)
+        engine.expect_free(after, within)
     except expect.Violation:
         # It has waited for its answer, so the engine is free.
         cancel(1)
-        engine.is_free(after, within)
+        engine.expect_free(after, within)
 
 
-def engine_is_busy(engine: OneAtATime) -> None:
+def wait_until_busy(engine: OneAtATime) -> None:
     """Wait until the engine has taken the long request: a short one is not answered meanwhile."""
     deadline = 0.3 + 2 * engine.short_seconds
     give_up = time.monotonic() + BUSY_SECONDS
@@ -541,7 +543,9 @@ def engine_is_busy(engine: OneAtATime) -> None:
         except Unanswered:
             return
     raise expect.Violation(
-        "short requests behind a long one", "one that has to wait", "all answered at once"
+        "short requests behind a long one",
+        expect.Words("one that has to wait"),
+        expect.Words("all answered at once"),
     )
 
 

@@ -45,7 +45,9 @@ def vector_of(answer: Generation) -> list[float]:
     try:
         vector = json.loads(answer.text)
     except ValueError as error:
-        raise expect.Violation("text_output", f"JSON ({error})", answer.text) from None
+        raise expect.Violation(
+            "text_output", expect.Words(f"JSON ({error})"), answer.text
+        ) from None
     numbers = isinstance(vector, list) and all(type(item) is float for item in vector)
     expect.that("text_output", vector, lambda _: numbers, "a list of numbers")
     # As a float32 has them: rounded ones would be shorter, and lose the order of near texts.

@@ -45,14 +45,14 @@ def post(client: HttpClient, body: Any = None, content: bytes | None = None) -> 
     return client.request("POST", client.path("generate"), json_body=body, content=content)
 
 
-def refused(answer: HttpAnswer, *parts: str) -> None:
+def expect_refused(answer: HttpAnswer, *parts: str) -> None:
     """A client's mistake: status 4xx and an error that contains all the parts."""
     expect.between("HTTP status", answer.status, 400, 499)
     for part in parts:
         expect.contains("error", answer.error, part)
 
 
-def refused_by_server(answer: HttpAnswer, part: str) -> None:
+def expect_refused_by_server(answer: HttpAnswer, part: str) -> None:
     """Refused before it reaches the backend; Triton 24.10 says 500 where newer servers say 400."""
     expect.between("HTTP status", answer.status, 400, 599)
     expect.contains("error", answer.error, part)
@@ -65,7 +65,7 @@ def as_a_word(name: str) -> str:
 
 @pytest.mark.requirement("ERR-001")
 def test_empty_object(triton_http: HttpClient) -> None:
-    refused(post(triton_http, {}), "expected number of inputs between 1 and", "text_input")
+    expect_refused(post(triton_http, {}), "expected number of inputs between 1 and", "text_input")
 
 
 @pytest.mark.requirement("ERR-002")
@@ -78,8 +78,8 @@ def test_prompt_missing(generate: Generate) -> None:
 
 @pytest.mark.requirement("ERR-003")
 def test_wrong_json_types(triton_http: HttpClient) -> None:
-    refused_by_server(post(triton_http, {"text_input": 123}), "non-string as string")
-    refused_by_server(
+    expect_refused_by_server(post(triton_http, {"text_input": 123}), "non-string as string")
+    expect_refused_by_server(
         post(triton_http, {"text_input": PROMPT, "stream": "false"}),
         "attempt to access JSON non-boolean as boolean",
     )
@@ -87,7 +87,7 @@ def test_wrong_json_types(triton_http: HttpClient) -> None:
 
 @pytest.mark.requirement("ERR-004")
 def test_two_prompts_do_not_fit(triton_http: HttpClient) -> None:
-    refused(
+    expect_refused(
         post(triton_http, {"text_input": ["a", "b"]}),
         "The schema can not convert input 'text_input' to tensor with proper shape",
     )
@@ -98,23 +98,25 @@ def test_two_prompts_do_not_fit(triton_http: HttpClient) -> None:
 @pytest.mark.requirement("ERR-005")
 def test_duplicate_key(triton_http: HttpClient) -> None:
     content = b'{"text_input": "a", "text_input": "b"}'
-    refused(post(triton_http, content=content), "input 'text_input' already exists in request")
+    expect_refused(
+        post(triton_http, content=content), "input 'text_input' already exists in request"
+    )
 
 
 @pytest.mark.requirement("ERR-006")
 @pytest.mark.parametrize("content", [b'{"text_input": ', b"", b"nonsense"])
 def test_malformed_body(triton_http: HttpClient, content: bytes) -> None:
-    refused_by_server(post(triton_http, content=content), "JSON")
+    expect_refused_by_server(post(triton_http, content=content), "JSON")
 
 
 @pytest.mark.requirement("ERR-007")
 def test_bad_parameters_object(triton_http: HttpClient) -> None:
-    refused_by_server(
+    expect_refused_by_server(
         post(triton_http, {"text_input": PROMPT, "parameters": 5}),
         "Expected JSON object for keyword: 'parameters'",
     )
     for value in ([".", "!"], {"a": 1}):
-        refused_by_server(
+        expect_refused_by_server(
             post(triton_http, {"text_input": PROMPT, "parameters": {"stop": value}}),
             "parameter 'stop' has invalid type",
         )

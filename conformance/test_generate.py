@@ -70,7 +70,7 @@ def test_first_inference_of_the_readme(triton_http: HttpClient) -> None:
     expect.equal("type of text_output", type(value["text_output"]), str)
 
 
-def each_has_elements(client: GrpcClient, n: int, *, stream: bool) -> None:
+def expect_elements(client: GrpcClient, n: int, *, stream: bool) -> None:
     """Over HTTP the shape does not show: generate writes an array of one element as a scalar."""
     sampling = {**HOT, "n": n, "max_tokens": 4}
     for response in client.generate(ONE.but(stream=stream, sampling=sampling)).ok().data:
@@ -81,17 +81,17 @@ def each_has_elements(client: GrpcClient, n: int, *, stream: bool) -> None:
 @pytest.mark.requirement("GEN-001")
 @UNARY_AND_STREAM
 def test_text_output_has_one_element(triton_grpc: GrpcClient, stream: bool) -> None:
-    each_has_elements(triton_grpc, 1, stream=stream)
+    expect_elements(triton_grpc, 1, stream=stream)
 
 
 @pytest.mark.requirement("GEN-019")
 def test_text_output_has_an_element_per_sequence(triton_grpc: GrpcClient) -> None:
-    each_has_elements(triton_grpc, 2, stream=False)
+    expect_elements(triton_grpc, 2, stream=False)
 
 
 @pytest.mark.requirement("STR-013")
 def test_each_delta_has_an_element_per_sequence(triton_grpc: GrpcClient) -> None:
-    each_has_elements(triton_grpc, 2, stream=True)
+    expect_elements(triton_grpc, 2, stream=True)
 
 
 @pytest.mark.requirement("GEN-002")
@@ -274,21 +274,21 @@ LONG = ONE.but(
 
 @pytest.mark.requirement("GEN-007")
 def test_long_answers_are_not_cut(triton_grpc: GrpcClient, vllm_model: ModelUnderTest) -> None:
-    is_whole(triton_grpc.generate(LONG), vllm_model)
+    expect_whole(triton_grpc.generate(LONG), vllm_model)
 
 
 @pytest.mark.requirement("STR-002")
 def test_long_streams_are_not_cut(triton_grpc: GrpcClient, vllm_model: ModelUnderTest) -> None:
-    is_whole(triton_grpc.generate(LONG.but(stream=True)), vllm_model)
+    expect_whole(triton_grpc.generate(LONG.but(stream=True)), vllm_model)
 
 
-def is_whole(answer: Generation, model: ModelUnderTest) -> None:
+def expect_whole(answer: Generation, model: ModelUnderTest) -> None:
     """It is all that the long request asked for."""
     tokens = sum(response.value("num_output_tokens") for response in answer.ok().data)
     expect.equal("num_output_tokens", tokens, 1100)
     if model.known_answer is not None:
-        told = model.known_answer.answer(PROMPT, max_tokens=1100, ignore_eos=True).text
-        expect.equal("text_output", answer.text, told)
+        expected = model.known_answer.answer(PROMPT, max_tokens=1100, ignore_eos=True).text
+        expect.equal("text_output", answer.text, expected)
 
 
 @pytest.mark.requirement("GEN-007")
@@ -686,8 +686,8 @@ def test_equal_ids_at_the_same_time(triton_grpc: GrpcClient, vllm_model: ModelUn
     errors = [response.error for response in itertools.chain(*answers) if response.error]
     expect.equal("errors", errors, [])
     texts = ["".join(response.text for response in responses) for responses in answers]
-    told = vllm_model.told_in_a_batch
-    expect.equal("texts, by request", [*map(told, texts)], [*map(told, expected)])
+    stable = vllm_model.stable_part
+    expect.equal("texts, by request", [*map(stable, texts)], [*map(stable, expected)])
     counts = [response.value("num_output_tokens") for response in answers[1] if response.outputs]
     expect.equal("num_output_tokens of the stream", sum(counts), 400)
     names = {name for response in answers[0] for name in response.outputs}

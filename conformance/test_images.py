@@ -142,8 +142,8 @@ def test_base64_in_lines(look: Generate) -> None:
 def test_prompt_with_an_image_is_echoed(look: Generate) -> None:
     request = looking_at([" red"])
     answer = look(request.but(exclude_input_in_output=None))
-    told = str(request.text_input) + vision_answer([" red"], TOKENS)
-    expect.equal("text_output", answer.text, told)
+    expected = str(request.text_input) + vision_answer([" red"], TOKENS)
+    expect.equal("text_output", answer.text, expected)
 
 
 @pytest.mark.requirement("GEN-030")

@@ -15,7 +15,7 @@ from .experiments.shared_host import SHARED_LOAD
 from .observe import Seen
 
 
-def each_answered_for_itself(seen: Seen) -> None:
+def expect_own_answers(seen: Seen) -> None:
     if not seen["one /dev/shm"]:
         untested("the two servers do not share a /dev/shm")
     for name in ("one", "other"):
@@ -29,13 +29,13 @@ def each_answered_for_itself(seen: Seen) -> None:
 @pytest.mark.requirement("SHM-001")
 def test_two_servers_with_different_prefixes(deaths: Seen) -> None:
     expect.different("prefix of the other", deaths["prefix of other"], deaths["prefix of one"])
-    each_answered_for_itself(deaths)
+    expect_own_answers(deaths)
 
 
 @pytest.mark.requirement("SHM-002")
 def test_two_servers_with_the_same_prefix(plain_life: Seen) -> None:
     expect.equal("prefix of the other", plain_life["prefix of other"], plain_life["prefix of one"])
-    each_answered_for_itself(plain_life)
+    expect_own_answers(plain_life)
 
 
 @pytest.mark.requirement("SHM-003")
@@ -56,7 +56,7 @@ def test_prefix_reaches_the_backend(deaths: Seen) -> None:
 
 @pytest.mark.requirement("SHM-004")
 def test_empty_prefix_is_refused(vllm_harness: Harness, owned_server: ServerHandle) -> None:
-    refused_at_start(vllm_harness, "shm-region-prefix-name=", "shm-region-prefix-name")
+    expect_refused_start(vllm_harness, "shm-region-prefix-name=", "shm-region-prefix-name")
 
 
 @pytest.mark.requirement("SHM-005")
@@ -107,10 +107,10 @@ def test_load_longer_than_the_stub_timeout(bare_life: Seen) -> None:
 
 @pytest.mark.requirement("SHM-008")
 def test_too_small_region_is_refused(vllm_harness: Harness, owned_server: ServerHandle) -> None:
-    refused_at_start(vllm_harness, "shm-default-byte-size=1024", "shm-default-byte-size")
+    expect_refused_start(vllm_harness, "shm-default-byte-size=1024", "shm-default-byte-size")
 
 
-def refused_at_start(harness: Harness, setting: str, *words: str) -> None:
+def expect_refused_start(harness: Harness, setting: str, *words: str) -> None:
     """A server with this setting of the python backend does not start, and says why."""
     spec = harness.server_spec(args=(f"--backend-config=python,{setting}",))
     try:
@@ -123,4 +123,6 @@ def refused_at_start(harness: Harness, setting: str, *words: str) -> None:
         return
     harness.forget(server)
     server.kill()
-    raise expect.Violation(f"start with {setting}", "refused", "the server got ready")
+    raise expect.Violation(
+        f"start with {setting}", expect.Words("refused"), expect.Words("the server got ready")
+    )

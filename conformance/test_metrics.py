@@ -22,7 +22,7 @@ from pytest_vllm_triton.verdicts import untested
 
 from .experiments.second_model import SECOND
 from .extra_models import ExtraModel
-from .metered_traffic import Traffic, counted, sent, sent_at_once
+from .metered_traffic import Traffic, counted, on_the_page, sent, sent_at_once
 from .metrics_page import (
     Growth,
     MetricsPage,
@@ -179,7 +179,9 @@ def test_page_is_prometheus_text(traffic: Traffic) -> None:
     try:
         families = page.families
     except ValueError as error:
-        raise expect.Violation("page", "Prometheus text", str(error)) from None
+        raise expect.Violation(
+            "page", expect.Words("Prometheus text"), expect.Words(error)
+        ) from None
     expect.that("number of families", len(families), bool, "at least 1")
     types = Counter(line.split()[2] for line in page.text.splitlines() if line[:6] == "# TYPE")
     expect.equal("families declared twice", [name for name, n in types.items() if n > 1], [])
@@ -345,7 +347,7 @@ def test_running_and_waiting_requests(
 
 @pytest.mark.requirement("MET-005")
 def test_latency_histograms(traffic: Traffic) -> None:
-    latencies_are_counted(traffic)
+    expect_latencies(traffic)
     growth = traffic.growth
     first, each, whole = (
         growth.of(f"vllm:{name}_seconds_sum")
@@ -363,10 +365,10 @@ def test_latency_histograms(traffic: Traffic) -> None:
 
 @pytest.mark.requirement("MET-005")
 def test_latencies_of_a_batch(batch: Traffic) -> None:
-    latencies_are_counted(batch)
+    expect_latencies(batch)
 
 
-def latencies_are_counted(traffic: Traffic) -> None:
+def expect_latencies(traffic: Traffic) -> None:
     growth = traffic.growth
     for name, count in (
         ("vllm:time_to_first_token_seconds", traffic.requests),
@@ -423,19 +425,29 @@ def test_buckets(traffic: Traffic) -> None:
 
 @pytest.mark.requirement("MET-011")
 def test_models_are_counted_apart(
-    vllm_server: ServerHandle, alternate_model: str, lora_model: str
+    vllm_server: ServerHandle, triton_grpc: GrpcClient, alternate_model: str, lora_model: str
 ) -> None:
-    request = GenerateRequest("venus", sampling={"temperature": 0, "max_tokens": 9})
-    for one, other in ((alternate_model, lora_model), (lora_model, alternate_model)):
-        untouched = quiet_page(vllm_server, other)
-        traffic = sent(vllm_server, one, [request])
-        grown = traffic.growth.of("vllm:prompt_tokens_total")
-        expect.equal(f"growth of {one}'s prompt tokens", grown, sum(traffic.input_tokens))
-        growth = Growth(untouched, MetricsPage(traffic.growth.after.text, untouched.labels))
-        for name in ("vllm:prompt_tokens_total", "vllm:generation_tokens_total"):
-            expect.equal(f"growth of {other}'s {name}", growth.of(name), 0)
+    """One request to each of two models."""
+    requests = {
+        model: GenerateRequest("venus", sampling={"temperature": 0, "max_tokens": length})
+        for model, length in ((alternate_model, 9), (lora_model, 13))
+    }
+    before = quiet_page(vllm_server, alternate_model, lora_model)
+    answers = {
+        model: triton_grpc.for_model(model).generate(counted(request)).ok()
+        for model, request in requests.items()
+    }
+    for model, answer in answers.items():
+        traffic = on_the_page(vllm_server, before.of(model), [answer])
+        for name, tokens in (
+            ("vllm:prompt_tokens_total", traffic.input_tokens),
+            ("vllm:generation_tokens_total", traffic.output_tokens),
+        ):
+            expect.equal(f"growth of {model}'s {name}", traffic.growth.of(name), sum(tokens))
         for name in HISTOGRAMS:
-            expect.equal(f"growth of {other}'s {name}", growth.of(f"{name}_count"), 0)
+            # What lies between two tokens is counted once for each token but the first.
+            times = sum(traffic.output_tokens) - 1 if "per_output_token" in name else 1
+            expect.equal(f"growth of {model}'s {name}", traffic.growth.of(f"{name}_count"), times)
 
 
 @pytest.mark.requirement("MET-012")

@@ -61,13 +61,13 @@ def many_gpus(vllm_harness: Harness, vllm_server: ServerHandle, gpus: tuple[Gpu,
     return ManyGpus(vllm_harness, vllm_server).run()
 
 
-def served(seen: Seen, model: str) -> None:
+def expect_served(seen: Seen, model: str) -> None:
     """It was loaded, and all its answers are right."""
     expect.equal(f"load error of {model}", seen[f"load error of {model}"], None)
     expect.equal(f"texts of {model}", seen[f"texts of {model}"], seen["texts expected"])
 
 
-def on_gpus(seen: Seen, model: str, *expected: list[int]) -> None:
+def expect_gpus(seen: Seen, model: str, *expected: list[int]) -> None:
     """Which GPUs each of its instances holds memory of, in the order of the instances."""
     held = [holding(memory) for memory in seen[f"memory of {model}"]]
     expect.equal(f"GPUs of the instances of {model}", held, list(expected))
@@ -75,7 +75,7 @@ def on_gpus(seen: Seen, model: str, *expected: list[int]) -> None:
 
 @pytest.mark.requirement("MGP-001")
 def test_tensor_parallel_model_serves_from_both_gpus(many_gpus: Seen) -> None:
-    served(many_gpus, TENSOR)
+    expect_served(many_gpus, TENSOR)
     (memory,) = many_gpus[f"memory of {TENSOR}"]
     expect.equal("GPUs that hold memory", holding(memory), [0, 1])
     one, other = memory[:2]
@@ -86,17 +86,17 @@ def test_tensor_parallel_model_serves_from_both_gpus(many_gpus: Seen) -> None:
 def test_one_gpu_is_not_for_several_ranks(
     vllm_harness: Harness, repository: ModelRepository, gpus: tuple[Gpu, ...]
 ) -> None:
-    is_refused(vllm_harness, repository, "tensor_parallel_size")
+    expect_refused(vllm_harness, repository, "tensor_parallel_size")
 
 
 @pytest.mark.requirement("MGP-003")
 def test_one_gpu_is_not_for_several_stages(
     vllm_harness: Harness, repository: ModelRepository, gpus: tuple[Gpu, ...]
 ) -> None:
-    is_refused(vllm_harness, repository, "pipeline_parallel_size")
+    expect_refused(vllm_harness, repository, "pipeline_parallel_size")
 
 
-def is_refused(harness: Harness, repository: ModelRepository, size: str) -> None:
+def expect_refused(harness: Harness, repository: ModelRepository, size: str) -> None:
     """A KIND_GPU model with this argument of 2 does not load."""
     placement = Placement("kind: KIND_GPU", {size: 2})
     repository.add(placed_spec(harness, "kind_gpu_of_two", placement))
@@ -106,13 +106,13 @@ def is_refused(harness: Harness, repository: ModelRepository, size: str) -> None
 
 @pytest.mark.requirement("MGP-004")
 def test_pipeline_parallel_model_serves(many_gpus: Seen) -> None:
-    served(many_gpus, PIPELINE)
-    on_gpus(many_gpus, PIPELINE, [0, 1])
+    expect_served(many_gpus, PIPELINE)
+    expect_gpus(many_gpus, PIPELINE, [0, 1])
 
 
 @pytest.mark.requirement("MGP-005")
 def test_tensor_parallel_text_is_that_of_one_gpu(many_gpus: Seen) -> None:
-    served(many_gpus, FIRST_GPU)
+    expect_served(many_gpus, FIRST_GPU)
     expect.equal(
         "texts with two GPUs", many_gpus[f"texts of {TENSOR}"], many_gpus[f"texts of {FIRST_GPU}"]
     )
@@ -120,17 +120,17 @@ def test_tensor_parallel_text_is_that_of_one_gpu(many_gpus: Seen) -> None:
 
 @pytest.mark.requirement("MGP-006")
 def test_an_instance_on_each_gpu(many_gpus: Seen, gpus: tuple[Gpu, ...]) -> None:
-    served(many_gpus, EACH_GPU)
+    expect_served(many_gpus, EACH_GPU)
     held = sorted(holding(memory) for memory in many_gpus[f"memory of {EACH_GPU}"])
     expect.equal("GPUs of the instances", held, [[number] for number in range(len(gpus))])
 
 
 @pytest.mark.requirement("MGP-007")
 def test_models_land_on_their_own_gpus(many_gpus: Seen) -> None:
-    served(many_gpus, FIRST_GPU)
-    served(many_gpus, SECOND_GPU)
-    on_gpus(many_gpus, FIRST_GPU, [0])
-    on_gpus(many_gpus, SECOND_GPU, [1])
+    expect_served(many_gpus, FIRST_GPU)
+    expect_served(many_gpus, SECOND_GPU)
+    expect_gpus(many_gpus, FIRST_GPU, [0])
+    expect_gpus(many_gpus, SECOND_GPU, [1])
 
 
 @pytest.mark.requirement("MGP-008")
@@ -148,7 +148,7 @@ def test_two_instances_are_spread_or_refused(many_gpus: Seen) -> None:
         expect.clean_error(error)
         expect.matches("load error", error, r"(?i)instance|gpu")
         return
-    served(many_gpus, TWO_INSTANCES)
+    expect_served(many_gpus, TWO_INSTANCES)
     held = sorted(holding(memory) for memory in many_gpus[f"memory of {TWO_INSTANCES}"])
     expect.equal("GPUs of the instances", held, [[0], [1]])
 
@@ -211,7 +211,7 @@ def test_cancellation_with_tensor_parallelism(many_gpus: Seen) -> None:
 def test_tensor_parallelism_on_ray(many_gpus: Seen) -> None:
     if NO_RAY.search(many_gpus[f"load error of {RAY}"] or ""):
         not_applicable("the server's Python has no Ray")
-    served(many_gpus, RAY)
+    expect_served(many_gpus, RAY)
 
 
 @pytest.mark.requirement("MGP-013")
@@ -231,19 +231,19 @@ def test_death_of_a_worker(many_gpus: Seen) -> None:
 
 @pytest.mark.requirement("MGP-014")
 def test_gpus_chosen_by_parameter(many_gpus: Seen) -> None:
-    served(many_gpus, CHOSEN_GPU)
-    on_gpus(many_gpus, CHOSEN_GPU, [1])
+    expect_served(many_gpus, CHOSEN_GPU)
+    expect_gpus(many_gpus, CHOSEN_GPU, [1])
 
 
 @pytest.mark.requirement("MGP-016")
 def test_gpus_chosen_for_each_instance(many_gpus: Seen) -> None:
-    served(many_gpus, SLICED_GPUS)
-    on_gpus(many_gpus, SLICED_GPUS, [1], [0])
+    expect_served(many_gpus, SLICED_GPUS)
+    expect_gpus(many_gpus, SLICED_GPUS, [1], [0])
 
 
 @pytest.mark.requirement("MGP-015")
 def test_four_gpus(many_gpus: Seen, gpus: tuple[Gpu, ...]) -> None:
     if len(gpus) < 4:
         untested(f"the server sees {len(gpus)} GPUs only")
-    served(many_gpus, FOUR)
-    on_gpus(many_gpus, FOUR, [0, 1, 2, 3])
+    expect_served(many_gpus, FOUR)
+    expect_gpus(many_gpus, FOUR, [0, 1, 2, 3])

@@ -51,7 +51,7 @@ def asking(stream: bool, *returns: str, **sampling: Any) -> GenerateRequest:
     )
 
 
-def of_type(answer: Generation, name: str, datatype: str) -> None:
+def expect_type(answer: Generation, name: str, datatype: str) -> None:
     """Over HTTP neither shows: generate writes an array of one element as a scalar."""
     tensors = [response.outputs.get(name, Tensor([])) for response in answer.ok().data]
     shown = {(tensor.datatype, tensor.shape) for tensor in tensors}
@@ -224,7 +224,7 @@ def test_cumulative_logprob_is_the_known_one(
 @MODES
 def test_cumulative_logprob_is_one_float(triton_grpc: GrpcClient, stream: bool) -> None:
     answer = triton_grpc.generate(asking(stream, "cumulative_logprob", logprobs=0))
-    of_type(answer, "cumulative_logprob", "FP32")
+    expect_type(answer, "cumulative_logprob", "FP32")
 
 
 @pytest.mark.requirement("OUT-006")
@@ -302,7 +302,7 @@ def test_ranks_are_by_logprob(generate: Generate, stream: bool) -> None:
 @pytest.mark.requirement("OUT-007")
 @MODES
 def test_logprobs_are_one_text(triton_grpc: GrpcClient, stream: bool) -> None:
-    of_type(triton_grpc.generate(asking(stream, "logprobs", logprobs=0)), "logprobs", "BYTES")
+    expect_type(triton_grpc.generate(asking(stream, "logprobs", logprobs=0)), "logprobs", "BYTES")
 
 
 @pytest.mark.requirement("OUT-007")
@@ -360,14 +360,14 @@ def test_last_token_has_logprobs(
     generate: Generate, known_answer: KnownAnswer, stream: bool, ends: dict[str, Any]
 ) -> None:
     """The one that ends the text, though none of it may be in the text."""
-    told = known_answer.answer(PROMPT, **{"max_tokens": 64, "ignore_eos": True, **ends})
+    expected = known_answer.answer(PROMPT, **{"max_tokens": 64, "ignore_eos": True, **ends})
     request = asking(stream, "logprobs", "num_output_tokens", max_tokens=64, logprobs=0, **ends)
     answer = generate(request)
-    expect.equal("text_output", answer.text, told.text)
+    expect.equal("text_output", answer.text, expected.text)
     tokens = [int(token) for entry in answer.logprobs() for token in entry]
-    expect.equal("token ids of logprobs", tokens, [*told.token_ids])
+    expect.equal("token ids of logprobs", tokens, [*expected.token_ids])
     counts = answer.all_values("num_output_tokens")
-    expect.equal("sum of num_output_tokens", sum(counts), told.num_output_tokens)
+    expect.equal("sum of num_output_tokens", sum(counts), expected.num_output_tokens)
 
 
 @pytest.mark.requirement("OUT-009")
@@ -428,7 +428,7 @@ def test_num_output_tokens(generate: Generate, stream: bool, count: int) -> None
 @MODES
 def test_num_output_tokens_is_one_number(triton_grpc: GrpcClient, stream: bool) -> None:
     answer = triton_grpc.generate(asking(stream, "num_output_tokens"))
-    of_type(answer, "num_output_tokens", "UINT32")
+    expect_type(answer, "num_output_tokens", "UINT32")
 
 
 @pytest.mark.requirement("OUT-012")

@@ -236,6 +236,6 @@ def test_several_python_models_at_once(
     half = len(requests) // 2
     with ThreadPoolExecutor(len(callers)) as pool:
         first, second = pool.map(call, callers, (requests[:half], requests[half:]))
-    told = vllm_model.told_in_a_batch
-    texts = [told(text) for text in first + second]
-    expect.equal("texts, by request", texts, [told(text) for text in expected])
+    stable = vllm_model.stable_part
+    texts = [stable(text) for text in first + second]
+    expect.equal("texts, by request", texts, [stable(text) for text in expected])

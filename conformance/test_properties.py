@@ -203,8 +203,8 @@ def test_long_prompts_that_end_differently(
         expect.equal("texts, by prompt", texts, told)
     expect.equal(
         "texts of prompts sent at once",
-        [*map(vllm_model.told_in_a_batch, at_once(triton_grpc.generate, requests, 10))],
-        [*map(vllm_model.told_in_a_batch, texts)],
+        [*map(vllm_model.stable_part, at_once(triton_grpc.generate, requests, 10))],
+        [*map(vllm_model.stable_part, texts)],
     )
 
 

@@ -233,8 +233,8 @@ def test_verbose_and_help(client: SampleClient) -> None:
 @pytest.mark.requirement("CLI-006")
 def test_adapter(client: SampleClient, lora_model: str) -> None:
     run = client.run("-m", lora_model, "-l", "backwards").passed()
-    told = oracle("backwards")
-    texts = [p + told.answer(p, max_tokens=MAX_TOKENS).text for p in client.prompts]
+    expected = oracle("backwards")
+    texts = [p + expected.answer(p, max_tokens=MAX_TOKENS).text for p in client.prompts]
     expect.equal("sections", run.sections, [text.strip() for text in texts])
 
 

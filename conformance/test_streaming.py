@@ -72,7 +72,7 @@ def test_every_prompt_gets_its_own_stream(generate: Generate, known_answer: Know
 def test_equal_pieces_are_all_sent(
     generate: Generate, known_answer: KnownAnswer, prompt: str
 ) -> None:
-    is_told_eight_times(generate, prompt, known_answer.story_ids[0], " alpha")
+    expect_eight_times(generate, prompt, known_answer.story_ids[0], " alpha")
 
 
 @pytest.mark.requirement("STR-002")
@@ -81,10 +81,10 @@ def test_symbols_are_text_like_any_other(
     generate: Generate, known_answer: KnownAnswer, symbol: str
 ) -> None:
     """Line breaks end no text and are not trimmed, and nothing is escaped."""
-    is_told_eight_times(generate, PROMPT, known_answer.tokenize(symbol)[-1], symbol)
+    expect_eight_times(generate, PROMPT, known_answer.tokenize(symbol)[-1], symbol)
 
 
-def is_told_eight_times(generate: Generate, prompt: str, token: int, text: str) -> None:
+def expect_eight_times(generate: Generate, prompt: str, token: int, text: str) -> None:
     """The model may say nothing but this token."""
     sampling = {
         "temperature": 0,
@@ -93,8 +93,8 @@ def is_told_eight_times(generate: Generate, prompt: str, token: int, text: str) 
         "ignore_eos": True,
     }
     for request in (STREAM, UNARY):
-        told = generate(request.but(text_input=prompt, sampling=sampling)).text
-        expect.equal(f"text_output (stream={request.stream})", told, text * 8)
+        answer = generate(request.but(text_input=prompt, sampling=sampling))
+        expect.equal(f"text_output (stream={request.stream})", answer.text, text * 8)
 
 
 @pytest.mark.requirement("STR-003")
@@ -139,7 +139,9 @@ def test_tokens_arrive_while_others_are_made(generate: Generate) -> None:
         seen.append(f"{count} tokens: first after {part:.0%}, {distinct} arrival times")
     raise expect.Violation(
         "arrival of streamed responses",
-        "the first in under 50 % of the time of the last, at 20 distinct times or more",
+        expect.Words(
+            "the first in under 50 % of the time of the last, at 20 distinct times or more"
+        ),
         seen,
     )
 
@@ -165,7 +167,7 @@ def test_responses_hold_few_tokens(triton_grpc: GrpcClient, streams: int, tokens
             return
         seen.append(f"{count} tokens in {fewest} responses")
     raise expect.Violation(
-        f"each of {streams} streams", f"{tokens} tokens a response at most", seen
+        f"each of {streams} streams", expect.Words(f"{tokens} tokens a response at most"), seen
     )
 
 
@@ -263,8 +265,8 @@ def test_two_requests_on_one_stream(triton_grpc: GrpcClient, vllm_model: ModelUn
         text = "".join(response.text for response in received)
         expect.equal(
             f"joined text_output of request {key}",
-            vllm_model.told_in_a_batch(text),
-            vllm_model.told_in_a_batch(expected[key]),
+            vllm_model.stable_part(text),
+            vllm_model.stable_part(expected[key]),
         )
         tokens = sum(response.value("num_output_tokens") for response in received)
         expect.equal(f"tokens of request {key}", tokens, GREEDY["max_tokens"])
@@ -313,13 +315,13 @@ def test_slow_reader_loses_nothing(
         others = [triton_grpc.generate(request) for _ in range(2)]
         pieces += events
     text = "".join(text_of_event(event) for _, event in pieces)
-    told = vllm_model.told_in_a_batch
-    expect.equal("text of the slow reader", told(text), told(expected))
-    events_told = [json.loads(event.removeprefix(b"data: ")) for _, event in pieces]
-    tokens = sum(event["num_output_tokens"] for event in events_told)
+    stable = vllm_model.stable_part
+    expect.equal("text of the slow reader", stable(text), stable(expected))
+    sent = [json.loads(event.removeprefix(b"data: ")) for _, event in pieces]
+    tokens = sum(event["num_output_tokens"] for event in sent)
     expect.equal("tokens of the slow reader", tokens, sampling["max_tokens"])
     for other in others:
-        expect.equal("text of another reader", told(other.text), told(expected))
+        expect.equal("text of another reader", stable(other.text), stable(expected))
         tokens = sum(other.all_values("num_output_tokens"))
         expect.equal("tokens of another reader", tokens, sampling["max_tokens"])
 

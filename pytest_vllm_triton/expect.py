@@ -27,13 +27,17 @@ _LEAKS = (
 )
 
 
+class Words(str):
+    """A description rather than a value: shown without quotes."""
+
+
 class Violation(AssertionError):
     """The backend did not do what the requirement says.
 
     Attributes:
         what: the observed thing, e.g. ``"HTTP status"``.
-        expected: what the requirement asks for.
-        actual: what came.
+        expected: what the requirement asks for, a value or `Words`.
+        actual: what came, likewise.
     """
 
     def __init__(self, what: str, expected: object, actual: object) -> None:
@@ -51,58 +55,58 @@ def equal(what: str, actual: object, expected: object) -> None:
         start = _common(actual, expected) - _CONTEXT
         if start > _CONTEXT:
             what = f"{what}, from character {start} on"
-            raise Violation(what, _Words(f"…{expected[start:]!r}"), _Words(f"…{actual[start:]!r}"))
+            raise Violation(what, Words(f"…{expected[start:]!r}"), Words(f"…{actual[start:]!r}"))
     raise Violation(what, expected, actual)
 
 
 def different(what: str, actual: object, other: object) -> None:
     """The two differ."""
     if actual == other:
-        raise Violation(what, _Words(f"anything but {_shown(other)}"), actual)
+        raise Violation(what, Words(f"anything but {_shown(other)}"), actual)
 
 
 def contains(what: str, actual: str | Collection[Any] | None, part: Any) -> None:
     """The text contains the part, or the collection the element."""
     if actual is None or part not in actual:
-        raise Violation(what, _Words(f"something that contains {_shown(part)}"), actual)
+        raise Violation(what, Words(f"something that contains {_shown(part)}"), actual)
 
 
 def lacks(what: str, actual: str | Collection[Any] | None, part: Any) -> None:
     """The text does not contain the part, or the collection not the element."""
     if actual is not None and part in actual:
-        raise Violation(what, _Words(f"something without {_shown(part)}"), actual)
+        raise Violation(what, Words(f"something without {_shown(part)}"), actual)
 
 
 def starts_with(what: str, actual: str | None, prefix: str) -> None:
     """The text starts with the prefix."""
     if actual is None or not actual.startswith(prefix):
-        raise Violation(what, _Words(f"a text that starts with {_shown(prefix)}"), actual)
+        raise Violation(what, Words(f"a text that starts with {_shown(prefix)}"), actual)
 
 
 def matches(what: str, actual: str | None, pattern: str) -> None:
     """The regular expression is found in the text."""
     if actual is None or not re.search(pattern, actual):
-        raise Violation(what, _Words(f"a text that matches /{pattern}/"), actual)
+        raise Violation(what, Words(f"a text that matches /{pattern}/"), actual)
 
 
 def one_of(what: str, actual: object, choices: Collection[Any]) -> None:
     """The value is one of the choices."""
     if actual not in choices:
         listed = ", ".join(_shown(choice) for choice in choices)
-        raise Violation(what, _Words(f"one of {listed}"), actual)
+        raise Violation(what, Words(f"one of {listed}"), actual)
 
 
 def between(what: str, actual: float | None, low: float, high: float) -> None:
     """``low <= actual <= high``."""
     if not isinstance(actual, (int, float)) or not low <= actual <= high:
-        raise Violation(what, _Words(f"from {low} to {high}"), actual)
+        raise Violation(what, Words(f"from {low} to {high}"), actual)
 
 
 def happened(what: str, seconds: float | None, waited: float) -> None:
     """It happened while somebody waited so many seconds for it: after ``seconds``, or never
     (None)."""
     if seconds is None:
-        raise Violation(what, _Words(f"at most {waited:g}"), _Words("not yet"))
+        raise Violation(what, Words(f"at most {waited:g}"), Words("not yet"))
 
 
 class Raised(Generic[E]):
@@ -124,13 +128,13 @@ def raises(what: str, kind: type[E]) -> Iterator[Raised[E]]:
     except kind as error:
         raised.error = error
     else:
-        raise Violation(what, _Words(f"to end with {kind.__name__}"), _Words("nothing was raised"))
+        raise Violation(what, Words(f"to end with {kind.__name__}"), Words("nothing was raised"))
 
 
 def that(what: str, actual: T, is_right: Callable[[T], bool], expected: str) -> None:
     """The predicate holds; ``expected`` says it in words."""
     if not is_right(actual):
-        raise Violation(what, _Words(expected), actual)
+        raise Violation(what, Words(expected), actual)
 
 
 def clean_error(error: str) -> None:
@@ -146,9 +150,5 @@ def _common(one: str, other: str) -> int:
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-class _Words(str):
-    """A description rather than a value: shown without quotes."""
-
-
 def _shown(value: object) -> str:
-    return str(value) if isinstance(value, _Words) else repr(value)
+    return str(value) if isinstance(value, Words) else repr(value)

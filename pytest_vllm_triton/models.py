@@ -68,8 +68,8 @@ class ModelUnderTest:
             return None
         return Tokenizer.from_file(str(self.path / "tokenizer.json"))
 
-    def told_in_a_batch(self, text: str) -> str:
-        """What of a greedy text is the same whether the request runs alone or in a batch.
+    def stable_part(self, text: str) -> str:
+        """The part of a greedy text that is the same whether the request runs alone or in a batch.
 
         Batched numerics differ in the last bits, which decides between tokens that are nearly as
         probable; the known-answer model is sure of every one.

@@ -29,7 +29,7 @@ from ..observe import (
 )
 from .second_model import SECOND
 from .shared_host import share_the_host
-from .traffic import greedy, long_stream, second_oracle, told
+from .traffic import expected_text, greedy, long_stream, second_oracle
 from .waits import (
     GONE_SECONDS,
     NOTICED_SECONDS,
@@ -99,7 +99,7 @@ class PlainLife:
         with self._http(SECOND) as http:
             request = greedy("venus", 8)
             seen["text of the second model"] = http.generate(request).text
-            seen["text expected of the second model"] = told(self.oracle, request)
+            seen["text expected of the second model"] = expected_text(self.oracle, request)
         page = page_with_lines(self.handle, SECOND)
         seen["lines of metrics"] = {name: page.vllm_lines(name) for name in (self.model, SECOND)}
 
@@ -113,7 +113,7 @@ class PlainLife:
         with self._http(SECOND) as http:
             request = greedy("mars", 8)
             seen["text after load and unload"] = http.generate(request).text
-            seen["text expected after load and unload"] = told(self.oracle, request)
+            seen["text expected after load and unload"] = expected_text(self.oracle, request)
 
     def two_servers_under_load(self) -> None:
         share_the_host(self.seen, self.shared, self.handle, self.harness)
@@ -144,7 +144,7 @@ class PlainLife:
 
                 seen["seconds until requests are refused"] = until(is_refused, NOTICED_SECONDS)
                 seen.look("stream during the shutdown", lambda: [*responses, *answers])
-                seen["stream expected"] = told(self.oracle, request)
+                seen["stream expected"] = expected_text(self.oracle, request)
         ended = until(lambda: handle.exit_code() is not None, EXIT_TIMEOUT_SECONDS + GONE_SECONDS)
         seen["seconds until the exit"] = ended
         seen["exit code"] = handle.exit_code()

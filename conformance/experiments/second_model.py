@@ -35,7 +35,7 @@ from ..observe import (
     living,
     until,
 )
-from .traffic import greedy, second_oracle, told, words_of
+from .traffic import expected_text, greedy, second_oracle, words_of
 from .waits import (
     GONE_SECONDS,
     PATIENCE,
@@ -155,12 +155,14 @@ class SecondModelLife:
         seen = self.seen
         words = words_of(self.oracle)
         crowd = [greedy(f"number {i} {words[i % len(words)]}", 200) for i in range(64)]
-        seen["crowd expected"] = [told(self.oracle, request) for request in crowd]
+        seen["crowd expected"] = [expected_text(self.oracle, request) for request in crowd]
         seen["crowd"] = at_once(self.grpc.generate, crowd, len(crowd))
         with Background(self.first, self.first_request) as streams:
             both = [greedy(f"number {i} {words[i % len(words)]}", 32) for i in range(16)]
             seen["second texts beside the first"] = at_once(self.http.generate, both, 4)
-            seen["second texts expected"] = [told(self.oracle, request) for request in both]
+            seen["second texts expected"] = [
+                expected_text(self.oracle, request) for request in both
+            ]
         seen["first texts beside the second"] = streams.texts
         seen.step(self.a_thousand_wait)
         at_once(self.http.generate, _refused() * SOAK_CONCURRENCY, SOAK_CONCURRENCY)
@@ -172,14 +174,14 @@ class SecondModelLife:
             for ending in endings:
                 ending.result()
         soak = [_heavy(greedy(f"{i} {words[i % len(words)]}", 4)) for i in range(SOAK_REQUESTS)]
-        expected = [told(self.oracle, request) for request in soak]
+        expected = [expected_text(self.oracle, request) for request in soak]
         answers = at_once(self.http.generate, soak, SOAK_CONCURRENCY)
         seen["soak"] = _differing(answers, expected)
         short = [
             _heavy(greedy(f"{i} {words[i % len(words)]}", 4, stream=True), STREAM_WEIGHT)
             for i in range(SOAK_STREAMS)
         ]
-        expected = [told(self.oracle, request) for request in short]
+        expected = [expected_text(self.oracle, request) for request in short]
         seen["soak of streams"] = _differing(
             at_once(self.grpc.generate, short, SOAK_CONCURRENCY), expected
         )
@@ -240,7 +242,7 @@ class SecondModelLife:
         with Background(self.grpc, request) as streams:
             seen["error of the load while it streams"] = self.repository.load(SECOND).error
         seen["texts while it is loaded anew"] = streams.texts
-        seen["text expected while it is loaded anew"] = told(self.oracle, request)
+        seen["text expected while it is loaded anew"] = expected_text(self.oracle, request)
         until(lambda: not living(old_processes), GONE_SECONDS)
         seen["processes of the old one left"] = living(old_processes)
         seen["stubs"] = (old, self._stubs())
@@ -258,7 +260,7 @@ class SecondModelLife:
                 break
         again = greedy("venus", 4)
         seen["text after one too many"] = at_once(self.grpc.generate, [again], 1)
-        seen["text expected after one too many"] = [told(self.oracle, again)]
+        seen["text expected after one too many"] = [expected_text(self.oracle, again)]
 
     def _send_one_too_many(self) -> None:
         """As many streams as may be in flight and, while they run, two further requests."""
@@ -286,7 +288,7 @@ class SecondModelLife:
                 if response.final:
                     ended_before.append(response.id)
         seen["texts of as many as may be in flight"] = [*texts.values()]
-        seen["texts expected of as many"] = [told(self.oracle, one) for one in requests]
+        seen["texts expected of as many"] = [expected_text(self.oracle, one) for one in requests]
 
     def unload_while_streaming(self) -> None:
         seen = self.seen
@@ -314,8 +316,10 @@ class SecondModelLife:
             self._note_refusal("during the unload")
             seen.look("answers during the unload", lambda: [*responses, *answers])
             ended = time.monotonic()
-            seen["stream expected"] = told(self.oracle, request)
-            seen["unary expected"] = {i: told(self.oracle, one) for i, one in unary.items()}
+            seen["stream expected"] = expected_text(self.oracle, request)
+            seen["unary expected"] = {
+                i: expected_text(self.oracle, one) for i, one in unary.items()
+            }
             seen["error of the unload"] = unload.result().error
         seen["seconds of the unload"] = self._until_unavailable(ended)
         self._note_state("unloaded")
@@ -350,12 +354,12 @@ class SecondModelLife:
         )
         request = greedy("venus", 32)
         seen["text after the second load"] = at_once(self.http.generate, [request], 1)
-        seen["text expected after the second load"] = [told(self.oracle, request)]
+        seen["text expected after the second load"] = [expected_text(self.oracle, request)]
         # No request of this life fails: its unload is what that of the first one is compared with.
         endless = greedy("venus", SECOND_MAX_MODEL_LEN)
         seen.look("longest text", lambda: self.http.generate(endless).text)
         room = OVERRIDE_MAX_MODEL_LEN - len(self.oracle.tokenize("venus"))
-        seen["longest text expected"] = told(self.oracle, greedy("venus", room))
+        seen["longest text expected"] = expected_text(self.oracle, greedy("venus", room))
         started = time.monotonic()
         self.repository.unload(SECOND)
         seen["seconds of the second unload"] = self._until_unavailable(started)

@@ -18,7 +18,7 @@ from ..observe import (
     is_stub,
     until,
 )
-from .traffic import greedy, told
+from .traffic import expected_text, greedy
 from .waits import (
     NOTICED_SECONDS,
     PATIENCE,
@@ -57,7 +57,7 @@ def share_the_host(seen: Seen, one: ServerHandle, other: ServerHandle, harness: 
             seen[f"texts expected of {name}"] = prompts
         else:
             seen[f"texts of {name}"] = texts[name]
-            seen[f"texts expected of {name}"] = [told(oracle, r) for r in requests[name]]
+            seen[f"texts expected of {name}"] = [expected_text(oracle, r) for r in requests[name]]
         expected = before[name] + SHARED_LOAD
         # Triton counts a request after its answer was sent.
         until(lambda: requests_served(server, model) >= expected, NOTICED_SECONDS)  # noqa: B023

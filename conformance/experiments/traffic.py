@@ -27,7 +27,7 @@ def long_stream(client: GrpcClient, prompt: str, seconds: float) -> GenerateRequ
     return greedy(prompt, min(max(tokens, sample), STREAM_TOKENS), stream=True)
 
 
-def told(oracle: KnownAnswer, request: GenerateRequest) -> str:
+def expected_text(oracle: KnownAnswer, request: GenerateRequest) -> str:
     """What the model must answer: with the prompt, unless it streams."""
     assert isinstance(request.sampling, dict)
     prompt = str(request.text_input)

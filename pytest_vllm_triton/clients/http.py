@@ -19,7 +19,7 @@ from pytest_vllm_triton.clients.messages import (
     Tensor,
     Unanswered,
 )
-from pytest_vllm_triton.expect import Violation
+from pytest_vllm_triton.expect import Violation, Words
 from pytest_vllm_triton.transcript import Transcript
 
 _NOT_OUTPUTS = frozenset({"model_name", "model_version", "id", "error", "parameters"})
@@ -73,7 +73,7 @@ def text_of_event(event: bytes) -> str:
     value = _parse(event.removeprefix(_EVENT_PREFIX))
     text = value.get("text_output") if isinstance(value, dict) else None
     if not isinstance(text, str):
-        raise Violation("event", 'data: {…, "text_output": "…"}', event)
+        raise Violation("event", Words('data: {…, "text_output": "…"}'), event)
     return text
 
 
@@ -255,7 +255,7 @@ def to_generation(request: GenerateRequest, answer: HttpAnswer) -> Generation:
 
 def _response(value: Any, at: float) -> Response:
     if not isinstance(value, dict):
-        raise Violation("body", "a JSON object", value)
+        raise Violation("body", Words("a JSON object"), value)
     outputs = {
         name: Tensor(field if isinstance(field, list) else [field])
         for name, field in value.items()
@@ -275,4 +275,4 @@ def _parse(content: bytes) -> Any:
     try:
         return json.loads(content)
     except ValueError as error:
-        raise Violation("body", f"JSON ({error})", content) from None
+        raise Violation("body", Words(f"JSON ({error})"), content) from None

@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from pytest_vllm_triton.expect import Violation
+from pytest_vllm_triton.expect import Violation, Words
 
 # The type of each output's elements, over either protocol.
-_ELEMENTS: Mapping[str, type | tuple[type, ...]] = {
-    "text_output": str,
-    "finish_reason": str,
-    "logprobs": str,
+_ELEMENTS: Mapping[str, tuple[type, ...]] = {
+    "text_output": (str,),
+    "finish_reason": (str,),
+    "logprobs": (str,),
     "cumulative_logprob": (float, int),
-    "num_input_tokens": int,
-    "num_output_tokens": int,
+    "num_input_tokens": (int,),
+    "num_output_tokens": (int,),
 }
 #: After so long a call without an end is a violation. A stream of a thousand tokens, of a model
 #: that makes ten of them in a second, has ended by then.
@@ -124,9 +124,10 @@ class Response:
         if name not in self.outputs:
             raise Violation(f"outputs of a response (error: {self.error})", name, [*self.outputs])
         values = self.outputs[name].values
-        kind = _ELEMENTS.get(name, object)
-        if not all(isinstance(value, kind) and not isinstance(value, bool) for value in values):
-            raise Violation(f"type of the elements of {name}", kind, values)
+        kinds = _ELEMENTS.get(name, (object,))
+        if not all(isinstance(value, kinds) and not isinstance(value, bool) for value in values):
+            names = Words(" or ".join(kind.__name__ for kind in kinds))
+            raise Violation(f"type of the elements of {name}", names, values)
         return values
 
     def value(self, name: str, index: int = 0) -> Any:
@@ -137,7 +138,9 @@ class Response:
         """
         values = self.values(name)
         if index >= len(values):
-            raise Violation(f"number of elements of {name}", f"at least {index + 1}", len(values))
+            raise Violation(
+                f"number of elements of {name}", Words(f"at least {index + 1}"), len(values)
+            )
         return values[index]
 
     @property
@@ -180,9 +183,11 @@ class Generation:
             Violation: it failed.
         """
         if self.error is not None or self.status not in (200, "OK"):
-            raise Violation("answer", "a successful one", f"{self.status}: {self.error}")
+            raise Violation(
+                "answer", Words("a successful one"), Words(f"{self.status}: {self.error}")
+            )
         if not self.data:
-            raise Violation("number of responses with data", "at least 1", 0)
+            raise Violation("number of responses with data", Words("at least 1"), 0)
         return self
 
     def failed(self) -> str:
@@ -192,7 +197,7 @@ class Generation:
             Violation: it succeeded.
         """
         if self.error is None:
-            raise Violation("answer", "an error", [dict(r.outputs) for r in self.responses])
+            raise Violation("answer", Words("an error"), [dict(r.outputs) for r in self.responses])
         return self.error
 
     def text_of(self, index: int) -> str:
@@ -232,11 +237,13 @@ def _logprob_entries(text: str) -> Iterator[dict[str, dict[str, Any]]]:
     try:
         entries = json.loads(text)
     except ValueError:
-        raise Violation("logprobs", "JSON", text) from None
+        raise Violation("logprobs", Words("JSON"), text) from None
     if not isinstance(entries, list):
-        raise Violation("logprobs", "a JSON list", text)
+        raise Violation("logprobs", Words("a JSON list"), text)
     for entry in entries:
         candidates = entry.values() if isinstance(entry, dict) else [None]
         if not all(isinstance(item, dict) and set(item) >= _CANDIDATE for item in candidates):
-            raise Violation("an entry of logprobs", f"token id -> {sorted(_CANDIDATE)}", entry)
+            raise Violation(
+                "an entry of logprobs", Words(f"token id -> {sorted(_CANDIDATE)}"), entry
+            )
         yield entry

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_vllm_triton.clients.http import HttpAnswer, HttpClient
-from pytest_vllm_triton.expect import Violation
+from pytest_vllm_triton.expect import Violation, Words
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle
 from pytest_vllm_triton.launchers.repository import write_model
 from pytest_vllm_triton.launchers.stalled_stub import ATTEMPTS, NOT_HEALTHY, StalledStubWatch
@@ -40,7 +40,9 @@ class ControlAnswer:
             Violation: it failed.
         """
         if self.error is not None:
-            raise Violation(self.what, "HTTP 200", f"{self.answer.status}: {self.error}")
+            raise Violation(
+                self.what, Words("HTTP 200"), Words(f"{self.answer.status}: {self.error}")
+            )
 
     def failed(self) -> str:
         """The error text.
@@ -49,7 +51,7 @@ class ControlAnswer:
             Violation: it succeeded.
         """
         if self.error is None:
-            raise Violation(self.what, "an error", f"HTTP {self.answer.status}")
+            raise Violation(self.what, Words("an error"), Words(f"HTTP {self.answer.status}"))
         return self.error
 
 
