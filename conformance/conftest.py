@@ -27,7 +27,7 @@ from .extra_models import (
     needs_owned,
     vision_spec,
 )
-from .observe import Seen
+from .record import Seen
 from .servers import ALTERNATE_MAX_MODEL_LEN, StrictServer
 
 

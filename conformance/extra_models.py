@@ -26,8 +26,7 @@ from pytest_vllm_triton.paths import cache_home
 from pytest_vllm_triton.tiny_encoder import TinyEncoder
 from pytest_vllm_triton.verdicts import untested
 
-from .experiments.waits import UNLOAD_SECONDS
-from .observe import until
+from .waits import UNLOAD_SECONDS, until
 
 LORA_MODEL = "lora_model"
 EMBEDDING_MODEL = "embedding_model"

@@ -55,6 +55,10 @@ class MetricsPage:
         """The same page, looked at for one model."""
         return MetricsPage(self.text, {"model": model})
 
+    def growth_to(self, later: MetricsPage) -> Growth:
+        """What happened since, seen by the same model."""
+        return Growth(self, MetricsPage(later.text, self.labels))
+
     def value(self, name: str, **labels: str) -> float:
         """The sum of the samples of this name and these labels; 0 where there is none."""
         # The parser calls every counter …_total.
@@ -144,8 +148,8 @@ def grown_page(
     at the deadline."""
 
     def is_settled(page: MetricsPage) -> bool:
-        growth = Growth(before, MetricsPage(page.text, before.labels))
+        growth = before.growth_to(page)
         return all(growth.of(name) >= amount for name, amount in expected)
 
     after = settled_page(server, is_settled, seconds)
-    return Growth(before, MetricsPage(after.text, before.labels))
+    return before.growth_to(after)

@@ -11,11 +11,8 @@ from pytest_vllm_triton.clients import Generation, GrpcClient, HttpClient
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.harness import Harness
-from pytest_vllm_triton.launchers.base import ServerHandle, ServerProcess
+from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.transcript import Transcript
-from pytest_vllm_triton.verdicts import untested
-
-from .observe import ENGINE_CORE, is_engine
 
 # Not the shared model's limit, and long enough to tell a cancelled request from one that ran on.
 ALTERNATE_MAX_MODEL_LEN = 4000
@@ -130,11 +127,3 @@ class EngineDeath:
     seconds_to_error: float
     later: Generation
     full_text: str
-
-
-def engine_process(server: ServerHandle) -> ServerProcess:
-    """The process of vLLM's engine, the parent of its workers."""
-    named = [process for process in server.processes() if is_engine(process, ENGINE_CORE)]
-    if not named:
-        untested(f"no process called {ENGINE_CORE.pattern} among those of the server")
-    return named[0]

@@ -31,15 +31,17 @@ from pytest_vllm_triton.clients import (
 from pytest_vllm_triton.clients.grpc import infer_request
 from pytest_vllm_triton.clients.http import http_body
 from pytest_vllm_triton.harness import Harness
-from pytest_vllm_triton.launchers.base import ServerHandle, ServerLog
+from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.models import ModelUnderTest, other_known_answer_model
 from pytest_vllm_triton.verdicts import untested
 
-from .experiments.traffic import STREAM_TOKENS, greedy
-from .experiments.waits import GONE_SECONDS
+from .logs import log_of
+from .marks import UNARY_AND_STREAM
 from .metrics_page import MetricsPage, settled_page
-from .observe import at_once, first_of, is_engine, is_stub, until
+from .processes import is_engine, is_stub
 from .servers import ALTERNATE_MAX_MODEL_LEN
+from .traffic import STREAM_TOKENS, at_once, first_of, greedy
+from .waits import GONE_SECONDS, until
 
 # Where the requirement says 2 s, and where it says 5 s or nothing.
 CANCEL_NOTICED_SECONDS = 2.0
@@ -198,7 +200,7 @@ def test_cancelled_unary_request_leaves_the_engine(
 
 
 @pytest.mark.requirement("CAN-015")
-@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+@UNARY_AND_STREAM
 def test_timeout_of_the_request(engine: OneAtATime, stream: bool) -> None:
     """Half a second, in microseconds, for a request that takes longer.
 
@@ -382,7 +384,7 @@ def test_queued_requests_are_removed(engine: OneAtATime) -> None:
 
 
 @pytest.mark.requirement("CAN-008")
-@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+@UNARY_AND_STREAM
 def test_cancel_during_the_prefill(engine: OneAtATime, stream: bool) -> None:
     """Prompts of which the engine takes a few tokens at each step, one after the other.
 
@@ -506,12 +508,6 @@ def test_storm_of_cancels(engine: OneAtATime, vllm_server: ServerHandle) -> None
     expect.equal("requests that run or wait", in_the_engine(page), 0)
     after = {process.pid for process in vllm_server.processes()}
     expect.equal("stubs and engines that are gone", before - after, set())
-
-
-def log_of(server: ServerHandle) -> ServerLog:
-    if server.log is None:
-        untested("the server's log cannot be read")
-    return server.log
 
 
 def expect_soon_free(

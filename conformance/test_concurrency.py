@@ -14,8 +14,9 @@ from pytest_vllm_triton.models import ModelUnderTest
 from pytest_vllm_triton.verdicts import untested
 
 from .experiments.second_model import QUEUE
-from .experiments.traffic import greedy
-from .observe import Seen, at_once, first_of, text_or_error, until
+from .record import Seen
+from .traffic import at_once, first_of, greedy, text_or_error
+from .waits import until
 
 # More than any pool of threads or queue of a backend is likely to hold.
 CROWD = 300

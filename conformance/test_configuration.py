@@ -20,8 +20,9 @@ from pytest_vllm_triton.transcript import Transcript
 from pytest_vllm_triton.verdicts import untested
 
 from .extra_models import config_with
-from .observe import Seen, until
+from .record import Seen
 from .servers import ALTERNATE_MAX_MODEL_LEN, HUB_ARCHITECTURE, HUB_ID, StrictServer
+from .waits import until
 
 # Seconds that an engine may take to give its memory back.
 ROOM_SECONDS = 60

@@ -15,10 +15,10 @@ from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.tiny_encoder import DIMENSIONS, HIDDEN
 from pytest_vllm_triton.verdicts import untested
 
-from .experiments.waits import UNLOAD_SECONDS
 from .extra_models import ENCODER, ENCODER_MAX_LEN, ExtraModel
+from .logs import nothing_in_the_log
 from .metrics_page import grown_page, page_with_lines, quiet_page
-from .observe import nothing_in_the_log, until
+from .waits import UNLOAD_SECONDS, until
 
 TEXT = "the quick brown fox"
 # The model has no token for the first two words; they are in the text all the same.

@@ -21,12 +21,11 @@ from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.state import TRANSCRIPT
 from pytest_vllm_triton.transcript import Transcript
 
-from .observe import CLIENTS_MISTAKE, Seen, is_engine, is_stub
-from .servers import (
-    ALTERNATE_MAX_MODEL_LEN,
-    EngineDeath,
-    StrictServer,
-)
+from .marks import UNARY_AND_STREAM
+from .processes import is_engine, is_stub
+from .record import Seen
+from .servers import ALTERNATE_MAX_MODEL_LEN, EngineDeath, StrictServer
+from .traffic import CLIENTS_MISTAKE
 
 PROMPT = "What is Triton Inference Server?"
 GOOD = GenerateRequest(PROMPT, sampling={"temperature": 0}, exclude_input_in_output=True)
@@ -204,7 +203,7 @@ def test_invalid_utf8(triton_grpc: GrpcClient, name: str) -> None:
 
 
 @pytest.mark.requirement("ERR-015")
-@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+@UNARY_AND_STREAM
 def test_too_long_prompt(triton_grpc: GrpcClient, alternate_model: str, stream: bool) -> None:
     """On one gRPC stream with good requests, which are answered as ever."""
     client = triton_grpc.for_model(alternate_model)
@@ -263,7 +262,7 @@ def test_bad_requests_leave_the_model_as_it_was(
 
 
 @pytest.mark.requirement("ERR-018")
-@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+@UNARY_AND_STREAM
 def test_an_error_is_one_final_response(
     triton_http: HttpClient, triton_grpc: GrpcClient, stream: bool
 ) -> None:

@@ -19,14 +19,14 @@ from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.models import ModelUnderTest
 from pytest_vllm_triton.verdicts import not_applicable, untested
 
-from .observe import first_of
+from .logs import log_of
+from .marks import UNARY_AND_STREAM
+from .traffic import first_of
 
 PROMPT = "What is Triton Inference Server?"
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24}
 ONE = GenerateRequest(PROMPT, sampling=GREEDY, exclude_input_in_output=True)
 
-
-UNARY_AND_STREAM = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 
 # The highest temperature that vLLM takes: two random texts of any model differ, even of the
 # known-answer model, which is sure of its story.
@@ -784,9 +784,7 @@ def test_what_users_say_is_not_in_the_log(
 ) -> None:
     """Prompts of requests that are answered, of one that is cancelled, and of some that are
     refused, by the backend and by the engine; and a parameter that is the answer."""
-    log = vllm_server.log
-    if log is None:
-        untested("the server's log cannot be read")
+    log = log_of(vllm_server)
     since = log.position()
     secret = f"secret{random.getrandbits(64)}"
     prompt = f"The word is {secret}"

@@ -11,9 +11,10 @@ from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.verdicts import untested
 
 from .experiments.deaths import ASKS_MODELS
-from .experiments.waits import NOTICED_SECONDS, UNLOAD_SECONDS
-from .observe import UNHEALTHY, Seen
+from .record import Seen
 from .servers import EngineDeath
+from .traffic import UNHEALTHY
+from .waits import NOTICED_SECONDS, UNLOAD_SECONDS
 
 UNKNOWN = "has no available versions"
 ANSWER_SECONDS = 10.0

@@ -23,16 +23,13 @@ from pytest_vllm_triton.known_answer import (
 )
 from pytest_vllm_triton.launchers.base import ServerHandle
 
-from .experiments.waits import GONE_SECONDS
 from .extra_models import MAX_PICTURES, ExtraModel
+from .logs import nothing_in_the_log
+from .marks import UNARY_AND_STREAM
 from .metrics_page import NO_METRICS_SECONDS, page_with_lines
-from .observe import (
-    UNHEALTHY,
-    at_once,
-    is_stub,
-    kill_engine,
-    nothing_in_the_log,
-)
+from .processes import is_stub, kill_engine
+from .traffic import UNHEALTHY, at_once
+from .waits import GONE_SECONDS
 
 TOKENS = 6
 PICTURES = (
@@ -111,7 +108,7 @@ def look(triton_client: HttpClient | GrpcClient, vision_model: str) -> Iterator[
 
 
 @pytest.mark.requirement("IMG-001")
-@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+@UNARY_AND_STREAM
 @pytest.mark.parametrize("colours", PICTURES, ids=lambda colours: "".join(colours).strip())
 def test_answer_is_decided_by_the_images(look: Generate, colours: list[str], stream: bool) -> None:
     """The model names the colour of the last one."""

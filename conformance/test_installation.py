@@ -21,8 +21,9 @@ from pytest_vllm_triton.single_file_backend import bundle
 from pytest_vllm_triton.verdicts import untested
 
 from .extra_models import needs_owned
+from .logs import log_of
 from .metrics_page import metrics_page
-from .observe import Seen
+from .record import Seen
 
 PROMPT = "What is Triton Inference Server?"
 REQUEST = GenerateRequest(PROMPT, sampling={"temperature": 0})
@@ -161,9 +162,8 @@ def test_backend_is_found_by_name(
 
 @pytest.mark.requirement("INS-005")
 def test_table_of_backends(owned_server: ServerHandle) -> None:
-    if owned_server.log is None:
-        untested("the server's log cannot be read")
-    table = dict(re.findall(r"^\| (\w+) +\| (\S+) +\|", owned_server.log.read(), re.MULTILINE))
+    log = log_of(owned_server).read()
+    table = dict(re.findall(r"^\| (\w+) +\| (\S+) +\|", log, re.MULTILINE))
     expect.contains("backends in the log", table, "python")
     path = f"{owned_server.backend_path}/model.py"
     expect.equal("path of backend vllm in the log", table.get("vllm"), path)
@@ -175,7 +175,7 @@ def server_without_vllm(vllm_harness: Harness, vllm_server: ServerHandle) -> Ite
     needs_owned(vllm_server)
     provision = vllm_harness.provision
     if provision.server_python is None:
-        untested("the Python of this server is not the suite's")
+        untested("the suite did not choose the Python of this server")
     # In the work folder, which servers in containers see too.
     path = bare_python(provision.server_python, provision.work_dir / "bare")
     spec = vllm_harness.server_spec(env=(("PATH", path),), load=())

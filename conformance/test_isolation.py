@@ -12,7 +12,7 @@ from pytest_vllm_triton.verdicts import untested
 
 from .experiments.bare_server import SHORT_STUB_TIMEOUT
 from .experiments.shared_host import SHARED_LOAD
-from .observe import Seen
+from .record import Seen
 
 
 def expect_own_answers(seen: Seen) -> None:

@@ -13,8 +13,9 @@ from pytest_vllm_triton.launchers.flags import EXIT_TIMEOUT_SECONDS
 from pytest_vllm_triton.verdicts import untested
 
 from .experiments.second_model import SOAK_REQUESTS, SOAK_STREAMS, STREAM_ID
-from .experiments.waits import NOTICED_SECONDS, UNLOAD_SECONDS
-from .observe import Footprint, Seen, is_stub, living
+from .processes import Footprint, is_stub, living
+from .record import Seen
+from .waits import NOTICED_SECONDS, UNLOAD_SECONDS
 
 # What an error says of a model that is not served (any more), whoever says it.
 UNLOADED = r"no available versions|not ready|unload|unavailable|shut"

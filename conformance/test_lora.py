@@ -22,7 +22,6 @@ from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.paths import cache_home
 from pytest_vllm_triton.verdicts import untested
 
-from .experiments.waits import NOTICED_SECONDS
 from .extra_models import (
     BASE,
     LARGE_ADAPTER,
@@ -31,8 +30,11 @@ from .extra_models import (
     config_with,
     oracle,
 )
+from .logs import nothing_in_the_log
 from .metered_traffic import sent
-from .observe import CLIENTS_MISTAKE, Seen, first_of, nothing_in_the_log, until
+from .record import Seen
+from .traffic import CLIENTS_MISTAKE, first_of
+from .waits import NOTICED_SECONDS, until
 
 PROMPT = "Say alpha"
 LENGTH = 12

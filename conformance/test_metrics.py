@@ -24,7 +24,6 @@ from .experiments.second_model import SECOND
 from .extra_models import ExtraModel
 from .metered_traffic import Traffic, counted, on_the_page, sent, sent_at_once
 from .metrics_page import (
-    Growth,
     MetricsPage,
     grown_page,
     metrics_page,
@@ -32,7 +31,8 @@ from .metrics_page import (
     quiet_page,
     settled_page,
 )
-from .observe import Seen, first_of
+from .record import Seen
+from .traffic import first_of
 
 # name -> (type, HELP text), from the README of upstream's backend.
 FAMILIES = {
@@ -183,8 +183,7 @@ def test_page_is_prometheus_text(traffic: Traffic) -> None:
             "page", expect.Words("Prometheus text"), expect.Words(error)
         ) from None
     expect.that("number of families", len(families), bool, "at least 1")
-    types = Counter(line.split()[2] for line in page.text.splitlines() if line[:6] == "# TYPE")
-    expect.equal("families declared twice", [name for name, n in types.items() if n > 1], [])
+    expect_declared_once(page)
 
 
 @pytest.mark.requirement("MET-004")
@@ -256,11 +255,11 @@ def test_aborted_requests(
             stream.cancel()
 
     def aborted(page: MetricsPage) -> float:
-        growth = Growth(before, MetricsPage(page.text, before.labels))
+        growth = before.growth_to(page)
         return growth.of(name, finished_reason="abort")
 
     page = settled_page(vllm_server, lambda page: aborted(page) >= 3)
-    growth = Growth(before, MetricsPage(page.text, before.labels))
+    growth = before.growth_to(page)
     grown = {why: growth.of(name, finished_reason=why) for why in ("abort", "stop", "length")}
     expect.equal(f"growth of {name} by reason", grown, {"abort": 3, "stop": 0, "length": 0})
 
@@ -464,10 +463,12 @@ def test_reload(second_model_life: Seen) -> None:
     )
     latencies = growth.of("vllm:e2e_request_latency_seconds_count")
     expect.equal("growth of e2e_request_latency_seconds_count", latencies, traffic.requests)
-    types = Counter(
-        line.split()[2] for line in growth.after.text.splitlines() if line[:6] == "# TYPE"
-    )
-    expect.equal("families declared twice", [k for k, n in types.items() if n > 1], [])
+    expect_declared_once(growth.after)
+
+
+def expect_declared_once(page: MetricsPage) -> None:
+    types = Counter(line.split()[2] for line in page.text.splitlines() if line[:6] == "# TYPE")
+    expect.equal("families declared twice", [name for name, n in types.items() if n > 1], [])
 
 
 @pytest.mark.requirement("MET-013")

@@ -14,10 +14,7 @@ from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.verdicts import not_applicable, untested
 
-from .experiments.waits import UNLOAD_SECONDS
-from .extra_models import needs_owned
-from .observe import Seen
-from .placement import (
+from .experiments.placement import (
     CHOSEN_GPU,
     EACH_GPU,
     FIRST_GPU,
@@ -33,6 +30,9 @@ from .placement import (
     holding,
     placed_spec,
 )
+from .extra_models import needs_owned
+from .record import Seen
+from .waits import UNLOAD_SECONDS
 
 LOAD_SECONDS = 120.0
 ANSWER_SECONDS = 10.0

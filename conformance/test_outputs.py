@@ -24,6 +24,8 @@ from pytest_vllm_triton.known_answer import KnownAnswer
 from pytest_vllm_triton.models import ModelUnderTest
 from pytest_vllm_triton.verdicts import untested
 
+from .marks import UNARY_AND_STREAM
+
 PROMPT = "The capital of France is"
 ADDITIONAL = (
     "finish_reason",
@@ -37,7 +39,6 @@ UNARY = GenerateRequest(
     sampling={"temperature": 0, "max_tokens": 10, "ignore_eos": True},
     exclude_input_in_output=True,
 )
-MODES = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 
 
 def asking(stream: bool, *returns: str, **sampling: Any) -> GenerateRequest:
@@ -94,7 +95,7 @@ def asking_for_all(client: GrpcClient) -> dict[str, tuple[GenerateRequest, list[
 
 
 @pytest.mark.requirement("OUT-001")
-@MODES
+@UNARY_AND_STREAM
 def test_nothing_additional_unless_asked(generate: Generate, stream: bool) -> None:
     off = dict.fromkeys((f"return_{name}" for name in ADDITIONAL), False)
     for inputs in ({}, off):
@@ -120,7 +121,7 @@ def test_finish_reason_length(triton_grpc: GrpcClient) -> None:
 
 
 @pytest.mark.requirement("OUT-003")
-@MODES
+@UNARY_AND_STREAM
 def test_finish_reason_stop_at_eos(
     generate: Generate, known_answer: KnownAnswer, stream: bool
 ) -> None:
@@ -131,7 +132,7 @@ def test_finish_reason_stop_at_eos(
 
 
 @pytest.mark.requirement("OUT-003")
-@MODES
+@UNARY_AND_STREAM
 def test_finish_reason_stop_at_stop_string(generate: Generate, stream: bool) -> None:
     text = generate(UNARY).text
     stop = text[len(text) // 2 :][:2]
@@ -158,7 +159,7 @@ def test_finish_reasons_in_a_crowd(triton_grpc: GrpcClient) -> None:
 
 
 @pytest.mark.requirement("OUT-005")
-@MODES
+@UNARY_AND_STREAM
 def test_cumulative_logprob_is_the_sum(generate: Generate, stream: bool) -> None:
     answer = generate(asking(stream, "cumulative_logprob", "logprobs", logprobs=0))
     cumulative = answer.all_values("cumulative_logprob")
@@ -210,7 +211,7 @@ def test_cumulative_logprob_is_the_requests_own(triton_grpc: GrpcClient) -> None
 
 
 @pytest.mark.requirement("OUT-005")
-@MODES
+@UNARY_AND_STREAM
 def test_cumulative_logprob_is_the_known_one(
     generate: Generate, known_answer: KnownAnswer, stream: bool
 ) -> None:
@@ -221,14 +222,14 @@ def test_cumulative_logprob_is_the_known_one(
 
 
 @pytest.mark.requirement("OUT-005")
-@MODES
+@UNARY_AND_STREAM
 def test_cumulative_logprob_is_one_float(triton_grpc: GrpcClient, stream: bool) -> None:
     answer = triton_grpc.generate(asking(stream, "cumulative_logprob", logprobs=0))
     expect_type(answer, "cumulative_logprob", "FP32")
 
 
 @pytest.mark.requirement("OUT-006")
-@MODES
+@UNARY_AND_STREAM
 def test_cumulative_logprob_without_logprobs(
     triton_http: HttpClient, triton_grpc: GrpcClient, stream: bool
 ) -> None:
@@ -248,7 +249,7 @@ def test_cumulative_logprob_without_logprobs(
 
 
 @pytest.mark.requirement("OUT-007")
-@MODES
+@UNARY_AND_STREAM
 @pytest.mark.parametrize("count", [1, 3, 20])
 def test_logprobs_entries(generate: Generate, stream: bool, count: int) -> None:
     entries = generate(asking(stream, "logprobs", logprobs=count)).logprobs()
@@ -266,7 +267,7 @@ def test_logprobs_entries(generate: Generate, stream: bool, count: int) -> None:
 
 
 @pytest.mark.requirement("OUT-007")
-@MODES
+@UNARY_AND_STREAM
 def test_logprobs_are_the_known_ones(
     generate: Generate, known_answer: KnownAnswer, stream: bool
 ) -> None:
@@ -288,7 +289,7 @@ def test_logprobs_are_the_known_ones(
 
 
 @pytest.mark.requirement("OUT-007")
-@MODES
+@UNARY_AND_STREAM
 def test_ranks_are_by_logprob(generate: Generate, stream: bool) -> None:
     """Of sampled tokens, which are seldom the most probable ones."""
     request = asking(stream, "logprobs", logprobs=2, temperature=2.0, seed=5, max_tokens=24)
@@ -300,7 +301,7 @@ def test_ranks_are_by_logprob(generate: Generate, stream: bool) -> None:
 
 
 @pytest.mark.requirement("OUT-007")
-@MODES
+@UNARY_AND_STREAM
 def test_logprobs_are_one_text(triton_grpc: GrpcClient, stream: bool) -> None:
     expect_type(triton_grpc.generate(asking(stream, "logprobs", logprobs=0)), "logprobs", "BYTES")
 
@@ -315,14 +316,14 @@ def test_logprobs_of_a_long_answer(triton_grpc: GrpcClient) -> None:
 
 
 @pytest.mark.requirement("OUT-008")
-@MODES
+@UNARY_AND_STREAM
 def test_logprobs_not_asked_of_the_sampler(generate: Generate, stream: bool) -> None:
     texts = generate(asking(stream, "logprobs")).all_values("logprobs")
     expect.equal("logprobs", set(texts), {"null"})
 
 
 @pytest.mark.requirement("OUT-008")
-@MODES
+@UNARY_AND_STREAM
 def test_logprobs_of_n_sequences_not_asked_of_the_sampler(
     triton_grpc: GrpcClient, stream: bool
 ) -> None:
@@ -332,14 +333,14 @@ def test_logprobs_of_n_sequences_not_asked_of_the_sampler(
 
 
 @pytest.mark.requirement("OUT-008")
-@MODES
+@UNARY_AND_STREAM
 def test_logprobs_zero_is_the_sampled_token_only(generate: Generate, stream: bool) -> None:
     entries = generate(asking(stream, "logprobs", logprobs=0)).logprobs()
     expect.equal("alternatives per token", [len(entry) for entry in entries], [1] * 10)
 
 
 @pytest.mark.requirement("OUT-009")
-@MODES
+@UNARY_AND_STREAM
 def test_logprobs_spell_the_text(generate: Generate, stream: bool) -> None:
     answer = generate(asking(stream, "logprobs", "num_output_tokens", logprobs=1))
     best = ""
@@ -354,7 +355,7 @@ def test_logprobs_spell_the_text(generate: Generate, stream: bool) -> None:
 
 
 @pytest.mark.requirement("OUT-009")
-@MODES
+@UNARY_AND_STREAM
 @pytest.mark.parametrize("ends", [{"ignore_eos": False}, {"stop": ["mike"]}], ids=["eos", "stop"])
 def test_last_token_has_logprobs(
     generate: Generate, known_answer: KnownAnswer, stream: bool, ends: dict[str, Any]
@@ -379,7 +380,7 @@ def test_logprobs_add_up_in_a_crowd(triton_grpc: GrpcClient) -> None:
 
 
 @pytest.mark.requirement("OUT-010")
-@MODES
+@UNARY_AND_STREAM
 def test_num_input_tokens(generate: Generate, vllm_model: ModelUnderTest, stream: bool) -> None:
     tokenizer = vllm_model.tokenizer
     if tokenizer is None:
@@ -400,7 +401,7 @@ def test_num_input_tokens_in_a_crowd(triton_grpc: GrpcClient) -> None:
 
 
 @pytest.mark.requirement("OUT-011")
-@MODES
+@UNARY_AND_STREAM
 @pytest.mark.parametrize("n", [1, 2])
 def test_num_input_tokens_has_its_declared_shape(
     triton_grpc: GrpcClient, stream: bool, n: int
@@ -415,7 +416,7 @@ def test_num_input_tokens_has_its_declared_shape(
 
 
 @pytest.mark.requirement("OUT-012")
-@MODES
+@UNARY_AND_STREAM
 @pytest.mark.parametrize("count", [1, 7, 40])
 def test_num_output_tokens(generate: Generate, stream: bool, count: int) -> None:
     counts = generate(asking(stream, "num_output_tokens", max_tokens=count)).all_values(
@@ -425,7 +426,7 @@ def test_num_output_tokens(generate: Generate, stream: bool, count: int) -> None
 
 
 @pytest.mark.requirement("OUT-012")
-@MODES
+@UNARY_AND_STREAM
 def test_num_output_tokens_is_one_number(triton_grpc: GrpcClient, stream: bool) -> None:
     answer = triton_grpc.generate(asking(stream, "num_output_tokens"))
     expect_type(answer, "num_output_tokens", "UINT32")
@@ -494,7 +495,7 @@ def test_http_outputs_are_scalars(triton_http: HttpClient) -> None:
 
 
 @pytest.mark.requirement("OUT-015")
-@MODES
+@UNARY_AND_STREAM
 def test_only_requested_outputs(triton_grpc: GrpcClient, stream: bool) -> None:
     request = asking(stream, "finish_reason")
     for outputs in (("text_output",), ("finish_reason",)):
@@ -507,7 +508,7 @@ def test_only_requested_outputs(triton_grpc: GrpcClient, stream: bool) -> None:
 
 
 @pytest.mark.requirement("OUT-015")
-@MODES
+@UNARY_AND_STREAM
 def test_nothing_is_lost_without_the_text(triton_grpc: GrpcClient, stream: bool) -> None:
     """Responses may be fewer when their text is not requested; what they count stays the same."""
     request = asking(stream, "num_output_tokens", "logprobs", logprobs=0)
@@ -519,7 +520,7 @@ def test_nothing_is_lost_without_the_text(triton_grpc: GrpcClient, stream: bool)
 
 
 @pytest.mark.requirement("OUT-016")
-@MODES
+@UNARY_AND_STREAM
 def test_outputs_of_n_sequences_are_aligned(
     triton_grpc: GrpcClient, known_answer: KnownAnswer, stream: bool
 ) -> None:

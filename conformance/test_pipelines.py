@@ -16,6 +16,7 @@ from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle
 from pytest_vllm_triton.models import ModelUnderTest
 
 from .extra_models import needs_owned
+from .marks import UNARY_AND_STREAM
 
 PROMPT = "Say alpha"
 GREEDY = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}
@@ -196,7 +197,7 @@ def called(client: HttpClient, model: str, request: GenerateRequest) -> dict[str
 
 
 @pytest.mark.requirement("PIP-002")
-@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+@UNARY_AND_STREAM
 def test_called_by_a_python_model(triton_http: HttpClient, caller: str, stream: bool) -> None:
     request = asked(PROMPT, stream=stream, max_tokens=SEVERAL_RESPONSES)
     expected = triton_http.generate(request).text

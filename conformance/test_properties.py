@@ -23,7 +23,7 @@ from pytest_vllm_triton.known_answer import KnownAnswer
 from pytest_vllm_triton.models import ModelUnderTest
 from pytest_vllm_triton.verdicts import untested
 
-from .observe import at_once
+from .traffic import at_once
 
 Clients = dict[str, HttpClient | GrpcClient]
 Property = Callable[..., None]

@@ -19,7 +19,7 @@ from pytest_vllm_triton.clients.http import http_body, text_of_event
 from pytest_vllm_triton.known_answer import KnownAnswer
 from pytest_vllm_triton.models import ModelUnderTest
 
-from .observe import first_of
+from .traffic import first_of
 
 PROMPT = "What is Triton Inference Server?"
 GREEDY = {"temperature": 0, "max_tokens": 40, "ignore_eos": True}

@@ -19,18 +19,10 @@ from pytest_vllm_triton.launchers.base import ModelSpec
 from pytest_vllm_triton.launchers.readiness import LoadStumbled, NotReadyInTime, PortTaken
 
 from ..extra_models import config_with
-from ..observe import (
-    Seen,
-    described,
-    is_stub,
-    kill_engine,
-    living,
-)
-from .traffic import greedy
-from .waits import (
-    GONE_SECONDS,
-    PATIENCE,
-)
+from ..processes import described, is_stub, kill_engine, living
+from ..record import Seen
+from ..traffic import greedy
+from ..waits import GONE_SECONDS, PATIENCE
 
 # More than the start of a Python process takes, less than a load: vLLM is imported in it.
 SHORT_STUB_TIMEOUT = 10

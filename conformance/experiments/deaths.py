@@ -22,27 +22,19 @@ from pytest_vllm_triton.launchers.base import ServerHandle, ServerProcess
 from pytest_vllm_triton.launchers.death import await_death, segfaulted
 from pytest_vllm_triton.verdicts import untested
 
-from ..observe import (
-    WORKER,
-    Background,
-    Footprint,
-    Seen,
-    is_engine,
-    is_stub,
-    kill,
-    living,
-    until,
-)
-from ..servers import EngineDeath, StrictServer, engine_process
-from .shared_host import share_the_host
-from .traffic import greedy, long_stream
-from .waits import (
+from ..processes import WORKER, Footprint, engine_process, is_engine, is_stub, kill, living
+from ..record import Seen
+from ..servers import EngineDeath, StrictServer
+from ..traffic import Background, greedy, long_stream
+from ..waits import (
     GONE_SECONDS,
     NOTICED_SECONDS,
     PATIENCE,
     TAKEN_OUT_SECONDS,
     UNLOAD_SECONDS,
+    until,
 )
+from .shared_host import share_the_host
 
 # 26.03, whose python backend calls a model's is_ready().
 ASKS_MODELS = Version("2.67")

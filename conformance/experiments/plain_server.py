@@ -19,22 +19,12 @@ from pytest_vllm_triton.models import other_known_answer_model
 
 from ..extra_models import config_with
 from ..metrics_page import page_with_lines
-from ..observe import (
-    Footprint,
-    Seen,
-    first_of,
-    living,
-    text_or_error,
-    until,
-)
+from ..processes import Footprint, living
+from ..record import Seen
+from ..traffic import expected_text, first_of, greedy, long_stream, second_oracle, text_or_error
+from ..waits import GONE_SECONDS, NOTICED_SECONDS, PATIENCE, until
 from .second_model import SECOND
 from .shared_host import share_the_host
-from .traffic import expected_text, greedy, long_stream, second_oracle
-from .waits import (
-    GONE_SECONDS,
-    NOTICED_SECONDS,
-    PATIENCE,
-)
 
 
 class PlainLife:

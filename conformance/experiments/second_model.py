@@ -24,23 +24,10 @@ from pytest_vllm_triton.models import other_known_answer_model
 from ..extra_models import config_with
 from ..metered_traffic import sent
 from ..metrics_page import metrics_page
-from ..observe import (
-    Background,
-    Footprint,
-    Holdings,
-    Seen,
-    at_once,
-    first_of,
-    is_stub,
-    living,
-    until,
-)
-from .traffic import expected_text, greedy, second_oracle, words_of
-from .waits import (
-    GONE_SECONDS,
-    PATIENCE,
-    UNLOAD_SECONDS,
-)
+from ..processes import Footprint, Holdings, is_stub, living
+from ..record import Seen
+from ..traffic import Background, at_once, expected_text, first_of, greedy, second_oracle, words_of
+from ..waits import GONE_SECONDS, PATIENCE, UNLOAD_SECONDS, until
 
 SECOND = "second_model"
 STREAM_ID = "stream"

@@ -11,18 +11,10 @@ from pytest_vllm_triton.clients import (
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
 
-from ..observe import (
-    Seen,
-    at_once,
-    described,
-    is_stub,
-    until,
-)
-from .traffic import expected_text, greedy
-from .waits import (
-    NOTICED_SECONDS,
-    PATIENCE,
-)
+from ..processes import described, is_stub
+from ..record import Seen
+from ..traffic import at_once, expected_text, greedy
+from ..waits import NOTICED_SECONDS, PATIENCE, until
 
 SHARED_LOAD = 50
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from waiting import eventually, gone
 
-from conformance.observe import ENGINE_CORE, is_engine, is_stub, stub_instance
+from conformance.processes import ENGINE_CORE, is_engine, is_stub, stub_instance
 from pytest_vllm_triton import known_answer
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle, ServerSpec
 from pytest_vllm_triton.launchers.process import ProcessLauncher

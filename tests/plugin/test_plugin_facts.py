@@ -12,7 +12,7 @@ import pytest
 import conformance
 
 FOLDER = Path(conformance.__file__).parent
-EXPERIMENTS = [FOLDER / "placement.py", *sorted(FOLDER.glob("experiments/*.py"))]
+EXPERIMENTS = sorted(FOLDER.glob("experiments/*.py"))
 CHECKS = sorted(FOLDER.glob("test_*.py"))
 # What holds an experiment's facts: the fixtures' names and the usual ones.
 HOLDERS = {"seen", "bare_life", "deaths", "plain_life", "second_model_life"}

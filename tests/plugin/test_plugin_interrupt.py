@@ -15,7 +15,7 @@ import psutil
 import pytest
 from plugin_helpers import environment
 
-from conformance.observe import described
+from conformance.processes import described
 
 MARK = "PLUGIN_TEST_RUN"
 BOOT_SECONDS = 360

@@ -18,20 +18,11 @@ from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle, ServerPro
 from pytest_vllm_triton.models import known_answer_model, known_answer_model_of_layers
 from pytest_vllm_triton.verdicts import untested
 
-from .experiments.traffic import expected_text, greedy
-from .experiments.waits import GONE_SECONDS, PATIENCE, UNLOAD_SECONDS
-from .extra_models import config_with, lora_spec, oracle
-from .observe import (
-    WORKER,
-    Seen,
-    at_once,
-    first_of,
-    is_engine,
-    is_stub,
-    living,
-    stub_instance,
-    until,
-)
+from ..extra_models import config_with, lora_spec, oracle
+from ..processes import WORKER, is_engine, is_stub, living, stub_instance
+from ..record import Seen
+from ..traffic import at_once, expected_text, first_of, greedy
+from ..waits import GONE_SECONDS, PATIENCE, UNLOAD_SECONDS, until
 
 TENSOR = "tensor_parallel"
 VICTIM = "tensor_parallel_victim"

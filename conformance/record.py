@@ -1,0 +1,66 @@
+"""What an experiment that several checks share has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+
+from pytest_vllm_triton.errors import UserError
+from pytest_vllm_triton.expect import Violation, Words
+
+# What a part of an experiment may end with: an error, or that it cannot be done here.
+_ENDINGS = (Exception, pytest.skip.Exception)
+# Those that say nothing of the backend: no Docker, no disk, a wrong option, or not possible here.
+_NO_VERDICT = (OSError, RuntimeError, UserError, psutil.Error, pytest.skip.Exception)
+
+
+class Seen:
+    """What an experiment saw, by name.
+
+    The experiment never fails: what goes wrong is kept, and fails the checks that ask for it, or is
+    their error where it is not the backend's.
+    """
+
+    def __init__(self) -> None:
+        self._facts: dict[str, Any] = {}
+        self._endings: dict[str, BaseException] = {}
+        self._broken_off: dict[str, BaseException] = {}
+
+    def __setitem__(self, name: str, fact: Any) -> None:
+        self._facts[name] = fact
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self._facts:
+            return self._facts[name]
+        if name in self._endings:
+            raise self._endings[name]
+        for step, ending in self._broken_off.items():
+            # Of several, those that are the backend's go first: nothing hides a failure.
+            if not isinstance(ending, _NO_VERDICT):
+                reason = f"the experiment broke off at '{step}': {ending}"
+                raise Violation(name, Words("to be seen"), Words(reason))
+        for ending in self._broken_off.values():
+            raise ending
+        raise Violation(name, Words("to be seen"), Words("the experiment did not come that far"))
+
+    def look(self, name: str, see: Callable[[], Any]) -> None:
+        """Keep what `see` returns or raises."""
+        try:
+            self._facts[name] = see()
+        except _ENDINGS as ending:
+            self._endings[name] = ending
+
+    def step(self, act: Callable[[], None]) -> bool:
+        """A part of the experiment: what it raises stands for all that it did not get to see.
+
+        Returns whether it came to its end.
+        """
+        try:
+            act()
+        except _ENDINGS as ending:
+            self._broken_off[act.__name__.replace("_", " ")] = ending
+            return False
+        return True

@@ -1,0 +1,123 @@
+"""Requests whose answers are known, one by one, many at once, or all the time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient
+from pytest_vllm_triton.expect import Violation, Words
+from pytest_vllm_triton.known_answer import KnownAnswer
+from pytest_vllm_triton.models import other_known_answer_model
+
+# The tokens of a long stream, at most.
+STREAM_TOKENS = 1800
+# What gRPC calls a request of something that is not there, or that the model cannot do.
+CLIENTS_MISTAKE = ("INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED")
+# What the health check answers (ENABLE_VLLM_HEALTH_CHECK).
+UNHEALTHY = "Model is unavailable due to unhealthy vLLM engine"
+T = TypeVar("T")
+
+
+def greedy(prompt: str, tokens: int, *, stream: bool = False) -> GenerateRequest:
+    """A request whose answer has exactly this many tokens."""
+    sampling = {"temperature": 0, "max_tokens": tokens, "ignore_eos": True}
+    return GenerateRequest(prompt, stream=stream or None, sampling=sampling)
+
+
+def long_stream(client: GrpcClient, prompt: str, seconds: float) -> GenerateRequest:
+    """A stream of about so many seconds on this server, or of as many tokens as fit."""
+    sample = STREAM_TOKENS // 18
+    took = client.generate(greedy(prompt, sample)).ok().seconds
+    tokens = int(sample * seconds / took)
+    return greedy(prompt, min(max(tokens, sample), STREAM_TOKENS), stream=True)
+
+
+def expected_text(oracle: KnownAnswer, request: GenerateRequest) -> str:
+    """What the model must answer: with the prompt, unless it streams."""
+    assert isinstance(request.sampling, dict)
+    prompt = str(request.text_input)
+    text = oracle.answer(prompt, max_tokens=request.sampling["max_tokens"], ignore_eos=True).text
+    return text if request.stream else prompt + text
+
+
+def words_of(oracle: KnownAnswer) -> list[str]:
+    return [piece.strip() for piece in oracle.spec.story if piece.strip().isalpha()]
+
+
+def second_oracle() -> KnownAnswer:
+    oracle = other_known_answer_model().known_answer
+    assert oracle is not None
+    return oracle
+
+
+def first_of(responses: Iterable[T]) -> T:
+    """The first response of a stream.
+
+    Raises:
+        Violation: it ended without any.
+    """
+    for response in responses:
+        return response
+    raise Violation(
+        "first response of the stream", Words("one"), Words("the stream ended without a response")
+    )
+
+
+def text_or_error(answer: Generation | Exception) -> str:
+    """The text of an answer, or in its place what went wrong."""
+    if isinstance(answer, Exception):
+        return f"{type(answer).__name__}: {answer}"
+    return answer.text if answer.error is None and answer.data else f"error: {answer.error}"
+
+
+def at_once(
+    send: Callable[[GenerateRequest], Generation], requests: Iterable[GenerateRequest], threads: int
+) -> list[str]:
+    """Send the requests from this many threads; the texts, or errors, in the order of requests."""
+
+    def one(request: GenerateRequest) -> str:
+        try:
+            return text_or_error(send(request))
+        except Exception as error:
+            return text_or_error(error)
+
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(one, requests))
+
+
+class Background:
+    """Sends the same request again and again while something else happens.
+
+    Use it as a context manager; `answers` is complete afterwards.
+    """
+
+    def __init__(self, client: GrpcClient, request: GenerateRequest) -> None:
+        self.answers: list[Generation | Exception] = []
+        self._client = client
+        self._request = request
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            try:
+                self.answers.append(self._client.generate(self._request))
+            except Exception as error:
+                self.answers.append(error)
+                return
+
+    def __enter__(self) -> Background:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    @property
+    def texts(self) -> set[str]:
+        """The distinct texts that came; an error is shown as itself."""
+        return {text_or_error(answer) for answer in self.answers}
