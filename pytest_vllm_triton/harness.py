@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -153,9 +154,10 @@ class Harness:
         return True
 
     def shared_death(self, when: str, failed: bool = False) -> ServerFailed | None:
-        """That the shared server has ended by itself, e.g. "during test_x"; None while it lives.
+        """Why the shared server has ended by itself; None while it lives.
 
         Args:
+            when: for the sentence, e.g. "during test_x".
             failed: something did not work. If the server is dying, its end is waited for.
         """
         from pytest_vllm_triton.launchers.death import await_death, ended_by_itself
@@ -242,11 +244,17 @@ class Harness:
             "mark": _REFERENCE,
         }
         script = Path(__file__).with_name("reference_engine.py").read_text(encoding="utf-8")
-        done = python.run_python(script, [json.dumps(job)], timeout=self._boot_timeout)
-        told = [line for line in done.stdout.splitlines() if line.startswith(_REFERENCE)]
-        if done.returncode != 0 or not told:
+        try:
+            done = python.run_python(script, [json.dumps(job)], timeout=self._boot_timeout)
+        except subprocess.TimeoutExpired:
+            raise ServerFailed(
+                f"vLLM without Triton had not answered after {self._boot_timeout:g} s "
+                "(--triton-boot-timeout)"
+            ) from None
+        results = [line for line in done.stdout.splitlines() if line.startswith(_REFERENCE)]
+        if done.returncode != 0 or not results:
             raise ServerFailed("vLLM without Triton failed", done.stderr[-4000:])
-        return list(json.loads(told[-1].removeprefix(_REFERENCE)))
+        return list(json.loads(results[-1].removeprefix(_REFERENCE)))
 
     def close(self) -> None:
         """Stop every server that still runs, the last one started first."""

@@ -183,7 +183,8 @@ class Provision:
 
     @property
     def own_gpus(self) -> dict[str, str]:
-        """What shows a process of this worker its GPUs only; containers get theirs from Docker."""
+        """Environment that limits a process to the GPUs of this worker; containers get theirs from
+        Docker."""
         from pytest_vllm_triton.gpus import VISIBLE_DEVICES
 
         if self.choice.kind is LauncherKind.CONTAINER or self.leased_gpus is None:

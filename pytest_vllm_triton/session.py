@@ -126,7 +126,7 @@ class ServerSession:
             if server.log is not None
         }
         if "vllm_harness" in getattr(item, "fixturenames", ()):
-            self._see_to_shared_server(item)
+            self._replace_dead_server(item)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> Generator[None, object, object]:
@@ -173,22 +173,22 @@ class ServerSession:
                 report.user_properties.append(("verdict", combine(verdicts).value))
         return report
 
-    def _see_to_shared_server(self, item: pytest.Item) -> None:
-        """If it ended during a test before, or by itself after one, boot another for this one; not
-        again and again.
+    def _replace_dead_server(self, item: pytest.Item) -> None:
+        """If the shared server ended during a test before, or by itself after one, boot another for
+        this one; not again and again.
 
         Raises:
-            ServerFailed: the server ended after the last test, which nothing has told yet; or it
+            ServerFailed: the server ended after the last test, which nothing has reported yet; or it
                 has been replaced before.
         """
-        is_told = self._death is not None
+        is_reported = self._death is not None
         if self._death is None:
             self._death = self.harness.shared_death(f"before {item.name}")
         if self._death is None:
             return
-        may_crash = not is_told and self._transcripts[1].triton_may_crash
+        may_crash = not is_reported and self._transcripts[1].triton_may_crash
         own_crash = may_crash and self.harness.shared_segfaulted()
-        if not (is_told or own_crash) or not self.harness.replace_shared_server(own_crash):
+        if not (is_reported or own_crash) or not self.harness.replace_shared_server(own_crash):
             raise ServerFailed(self._death.reason)
         if own_crash:
             self._show(f"Triton itself crashed before {item.name}, which gets a new server")
@@ -204,7 +204,7 @@ class ServerSession:
         pytest_internals.finish_fixture(item, "vllm_server")
 
     def _new_death(self, item: pytest.Item) -> str:
-        """That the shared server ended during this test, "" if not."""
+        """Why the shared server ended during this test; "" if it did not."""
         if self._death is not None:
             return ""
         self._death = self.harness.shared_death(f"during {item.name}", failed=True)

@@ -227,7 +227,7 @@ class ContainerProbe:
 class ContainerProcess:
     """A process within a container, as far as `ServerProcess` wants one.
 
-    What it is called is what it was called when it was seen.
+    Its name and command line are those of the moment when it was seen.
     """
 
     def __init__(self, probe: ContainerProbe, facts: ProcessFacts) -> None:

@@ -16,7 +16,7 @@ _BLOCK = 2**20
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file as it has to be.
+    """What a file must be for it to be taken for whole.
 
     Attributes:
         name: in its folder.

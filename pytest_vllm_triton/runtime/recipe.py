@@ -29,7 +29,7 @@ class Accelerator:
         name: as options and manifests name it.
         device: as a sentence names it, after "on".
         distribution: of vLLM.
-        versions: of vLLM that have run here, the oldest first.
+        versions: of vLLM that this recipe can install, the oldest first.
         default_version: of vLLM.
         left_out: resolved as dependencies, but not installed, nor what only they need.
         disk_gib: room that its creation takes, pip's downloads included.
