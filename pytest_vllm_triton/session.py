@@ -178,8 +178,8 @@ class ServerSession:
         this one; not again and again.
 
         Raises:
-            ServerFailed: the server ended after the last test, which nothing has reported yet; or it
-                has been replaced before.
+            ServerFailed: the server ended after the last test, which nothing has reported yet; or
+                it has been replaced before.
         """
         is_reported = self._death is not None
         if self._death is None:
