@@ -7,6 +7,7 @@ from contextlib import closing
 
 import pytest
 
+from pytest_vllm_triton import fixtures
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
@@ -29,6 +30,14 @@ from .extra_models import (
 )
 from .record import Seen
 from .servers import ALTERNATE_MAX_MODEL_LEN, StrictServer
+
+# Again, so that fixtures of these names in a user's own conftest.py are not taken for them.
+generate = fixtures.generate
+known_answer = fixtures.known_answer
+owned_server = fixtures.owned_server
+triton_client = fixtures.triton_client
+triton_grpc = fixtures.triton_grpc
+triton_http = fixtures.triton_http
 
 
 @pytest.fixture

@@ -42,12 +42,15 @@ def vector_of(answer: Generation) -> list[float]:
     expect.equal("number of responses", len(answer.ok().responses), 1)
     expect.equal("outputs", set(answer.data[0].outputs), {"text_output"})
     expect.equal("number of texts", len(answer.data[0].values("text_output")), 1)
+    return vector_in(answer.text)
+
+
+def vector_in(text: str) -> list[float]:
+    """The vector that a text_output writes."""
     try:
-        vector = json.loads(answer.text)
+        vector = json.loads(text)
     except ValueError as error:
-        raise expect.Violation(
-            "text_output", expect.Words(f"JSON ({error})"), answer.text
-        ) from None
+        raise expect.Violation("text_output", expect.Words(f"JSON ({error})"), text) from None
     numbers = isinstance(vector, list) and all(type(item) is float for item in vector)
     expect.that("text_output", vector, lambda _: numbers, "a list of numbers")
     # As a float32 has them: rounded ones would be shorter, and lose the order of near texts.
@@ -198,7 +201,7 @@ def test_many_at_once(triton_grpc: GrpcClient, embedding_model: str) -> None:
         stream.half_close()
         for response in stream:
             expect.equal("error", response.error, None)
-            vectors[response.id] = json.loads(response.text)
+            vectors[response.id] = vector_in(response.text)
     for index, text in enumerate(texts):
         actual = vectors.get(str(index), [])
         close(f"the vector of {text!r}", actual, ENCODER.embed(ENCODER.tokenize(text)))

@@ -19,6 +19,7 @@ from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.models import ModelUnderTest
 from pytest_vllm_triton.verdicts import not_applicable, untested
 
+from .context import needs_context
 from .logs import log_of
 from .marks import UNARY_AND_STREAM
 from .traffic import first_of
@@ -270,15 +271,22 @@ LONG = ONE.but(
     sampling={"temperature": 0, "max_tokens": 1100, "ignore_eos": True},
     returns=("num_output_tokens",),
 )
+LONG_CONTEXT = 1200
 
 
 @pytest.mark.requirement("GEN-007")
-def test_long_answers_are_not_cut(triton_grpc: GrpcClient, vllm_model: ModelUnderTest) -> None:
+def test_long_answers_are_not_cut(
+    triton_grpc: GrpcClient, vllm_model: ModelUnderTest, vllm_harness: Harness
+) -> None:
+    needs_context(vllm_harness, LONG_CONTEXT)
     expect_whole(triton_grpc.generate(LONG), vllm_model)
 
 
 @pytest.mark.requirement("STR-002")
-def test_long_streams_are_not_cut(triton_grpc: GrpcClient, vllm_model: ModelUnderTest) -> None:
+def test_long_streams_are_not_cut(
+    triton_grpc: GrpcClient, vllm_model: ModelUnderTest, vllm_harness: Harness
+) -> None:
+    needs_context(vllm_harness, LONG_CONTEXT)
     expect_whole(triton_grpc.generate(LONG.but(stream=True)), vllm_model)
 
 
@@ -793,19 +801,20 @@ def test_what_users_say_is_not_in_the_log(
     with triton_grpc.open() as call:
         call.send(stream.but(sampling={"max_tokens": 1500, "ignore_eos": True}))
         first_of(call)
-    generate(request).ok()
-    generate(stream).ok()
     structure = json.dumps({"choice": [secret]})
     choice = {"structured_outputs": structure, "temperature": 0, "max_tokens": 64}
+    # What becomes of each of them is the affair of other requirements.
+    answered = [generate(request), generate(stream)]
     for asked in (request, stream):
-        generate(asked.but(text_input=PROMPT, sampling=choice)).ok()
-    generate(request.but(sampling={"temperature": -1, "stop": [secret]})).failed()
-    generate(request.but(sampling=f'{{"stop": ["{secret}')).failed()
-    generate(request.but(sampling={"structured_outputs": {"regex": "(("}})).failed()
+        generate(asked.but(text_input=PROMPT, sampling=choice))
+    generate(request.but(sampling={"temperature": -1, "stop": [secret]}))
+    generate(request.but(sampling=f'{{"stop": ["{secret}'))
+    generate(request.but(sampling={"structured_outputs": {"regex": "(("}}))
     for more in ({}, {"pooling_params": 5}):
         embedding = json.dumps({"input": prompt, **more})
-        generate(GenerateRequest(inputs={"embedding_request": embedding})).failed()
-    generate(request.but(text_input=f"{prompt} alpha" * 20_000)).failed()
-    # A millisecond; whether it is answered is CAN-015's.
+        generate(GenerateRequest(inputs={"embedding_request": embedding}))
+    generate(request.but(text_input=f"{prompt} alpha" * 20_000))
     generate(stream.but(sampling={"max_tokens": 500}, parameters={"timeout": 1000}))
+    if any(answer.error is not None for answer in answered):
+        untested(f"a good request is not answered: {[answer.error for answer in answered]}")
     expect.lacks("log since the first request", log.read(since), secret)

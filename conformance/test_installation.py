@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -187,19 +188,20 @@ def server_without_vllm(vllm_harness: Harness, vllm_server: ServerHandle) -> Ite
 
 PYTHON_FACTS = """
 import json, os, sys
-import numpy
-packages = os.path.dirname(os.path.dirname(numpy.__file__))
+packages = [os.path.join(folder, name)
+            for folder in sys.path if folder.endswith("-packages") and os.path.isdir(folder)
+            for name in os.listdir(folder)]
 print(json.dumps({
     "python": os.path.realpath(sys.executable),
     "version": "%d.%d" % sys.version_info[:2],
-    "numpy": [os.path.join(packages, n) for n in os.listdir(packages) if n.startswith("numpy")],
+    "packages": [path for path in packages if not os.path.basename(path).startswith("vllm")],
     "path": os.environ["PATH"],
 }))
 """
 
 
 def bare_python(python: ServerPython, folder: Path) -> str:
-    """PATH with, as its first, a virtual environment with the server's NumPy and nothing else.
+    """PATH with, as its first, a virtual environment with all the server's packages but vLLM.
 
     Its links lead to where things are for the server, which may be inside a container.
     """
@@ -211,8 +213,10 @@ def bare_python(python: ServerPython, folder: Path) -> str:
     (folder / "pyvenv.cfg").write_text(f"home = {home}\nversion = {facts['version']}\n")
     for name in ("python3", "python"):
         (folder / "bin" / name).symlink_to(facts["python"])
-    for package in facts["numpy"]:
-        (site_packages / Path(package).name).symlink_to(package)
+    for package in map(Path, facts["packages"]):
+        # Of several folders of packages the first wins.
+        with contextlib.suppress(FileExistsError):
+            (site_packages / package.name).symlink_to(package)
     return f"{folder / 'bin'}:{facts['path']}"
 
 

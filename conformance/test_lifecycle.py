@@ -18,7 +18,7 @@ from .record import Seen
 from .waits import NOTICED_SECONDS, UNLOAD_SECONDS
 
 # What an error says of a model that is not served (any more), whoever says it.
-UNLOADED = r"no available versions|not ready|unload|unavailable|shut"
+UNLOADED = r"(?i)no available versions|not ready|unload|unavailable|shut"
 REFUSAL_SECONDS = 10.0
 # By which two unloads may differ; a wait for requests that are no more is longer.
 UNLOAD_NOISE_SECONDS = 15.0

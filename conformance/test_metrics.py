@@ -119,8 +119,8 @@ def test_no_vllm_metrics_unless_asked_for(
 ) -> None:
     """The shared model has no such parameter; another model's lines show that the page has them."""
     triton_http.generate(GenerateRequest("Hello")).ok()
-    other = traffic.growth.after.vllm_lines(lora_model)
-    expect.that("lines of the other model", other, bool, "some")
+    if not traffic.growth.after.vllm_lines(lora_model):
+        untested("no model has vLLM's metrics, which is MET-002's")
     page = metrics_page(owned_server)
     expect.equal("lines of the model", page.vllm_lines(triton_http.model), [])
 
@@ -129,9 +129,9 @@ def test_no_vllm_metrics_unless_asked_for(
 def test_no_vllm_metrics_with_false(plain_life: Seen, vllm_harness: Harness) -> None:
     """Of two models of a server one has REPORT_CUSTOM_METRICS "true" and the other "false"."""
     lines = plain_life["lines of metrics"]
-    model = vllm_harness.model_name
-    expect.equal("models with metrics", {name for name in lines if lines[name]}, {SECOND})
-    expect.equal("lines of the model", lines[model], [])
+    if not lines[SECOND]:
+        untested("no model has vLLM's metrics, which is MET-002's")
+    expect.equal("lines of the model", lines[vllm_harness.model_name], [])
 
 
 @pytest.mark.requirement("MET-002")

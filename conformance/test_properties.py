@@ -23,6 +23,7 @@ from pytest_vllm_triton.known_answer import KnownAnswer
 from pytest_vllm_triton.models import ModelUnderTest
 from pytest_vllm_triton.verdicts import untested
 
+from .context import needs_context
 from .traffic import at_once
 
 Clients = dict[str, HttpClient | GrpcClient]
@@ -187,9 +188,11 @@ def test_any_text_is_a_prompt(
 
 @pytest.mark.requirement("GEN-029")
 def test_long_prompts_that_end_differently(
-    triton_grpc: GrpcClient, vllm_model: ModelUnderTest
+    triton_grpc: GrpcClient, vllm_model: ModelUnderTest, vllm_harness: Harness
 ) -> None:
     """As with one long system prompt before each question: one after another, and at once."""
+    # A word is two tokens or so of another model's.
+    needs_context(vllm_harness, 2000)
     sampling = {"temperature": 0, "max_tokens": TOKENS}
     head = " kilo" * 900
     requests = [
@@ -234,8 +237,10 @@ def test_prompts_that_begin_differently(triton_grpc: GrpcClient, known_answer: K
 
 @pytest.mark.requirement("STR-018")
 def test_any_stream_tells_what_the_unary_answer_tells(
-    clients: Clients, for_all: Callable[[Property], None]
+    clients: Clients, vllm_model: ModelUnderTest, for_all: Callable[[Property], None]
 ) -> None:
+    is_sure = vllm_model.known_answer is not None
+
     # The story goes on with a space and a smiley: the one stops it, the other is banned.
     @example("Say mike", {"max_tokens": 12, "stop_token_ids": [36]}, {"temperature": 0}, "grpc")
     @example("Say mike", {"max_tokens": 12, "bad_words": ["😀"]}, {"temperature": 0}, "http")
@@ -254,6 +259,9 @@ def test_any_stream_tells_what_the_unary_answer_tells(
             exclude_input_in_output=True,
             returns=("num_output_tokens",),
         )
+        if not is_sure:
+            # Both shall find the prompt in the prefix cache: numerics differ in the last bits.
+            clients[protocol].generate(request)
         unary = clients[protocol].generate(request).ok()
         stream = clients[protocol].generate(request.but(stream=True)).ok()
         for index in range(chance.get("n", 1)):

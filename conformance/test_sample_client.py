@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import subprocess
 import sys
@@ -91,6 +92,8 @@ class SampleClient:
         done = subprocess.run(
             [sys.executable, str(self.samples / "client.py"), *self._default, *arguments],
             cwd=self._folder,
+            # A proxy of the user's is no way to a server on this host.
+            env={k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -85,7 +85,9 @@ class Judge:
         from pytest_vllm_triton.report.results import CheckResult
 
         value = getattr(report, RESULT_ATTRIBUTE, None)
-        if value is not None and not self._is_worker:
+        # pytest-rerunfailures runs the test again: what counts is the last run.
+        is_last = str(report.outcome) != "rerun"
+        if value is not None and is_last and not self._is_worker:
             self.results.add(CheckResult.from_dict(value))
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
@@ -125,7 +127,8 @@ class Judge:
     @property
     def _is_dry_run(self) -> bool:
         option = self._config.option
-        return bool(option.collectonly or option.setupplan)
+        shows = option.showfixtures or option.show_fixtures_per_test
+        return bool(option.collectonly or option.setupplan or shows)
 
     def _send_to_controller(self) -> None:
         output: dict[str, Any] = self._config.workeroutput  # type: ignore[attr-defined]

@@ -119,6 +119,7 @@ class ServerSession:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         item.stash[TRANSCRIPT] = Transcript()
+        item.stash[_VERDICTS] = []
         self._transcripts = (item.stash[TRANSCRIPT], self._transcripts[0])
         item.stash[_LOG_POSITIONS] = {
             server.log.path: server.log.position()
@@ -166,10 +167,10 @@ class ServerSession:
                         result = replace(result, reason=f"{death}\n{result.reason}")
                 result = expect_known_failure(report, result, self._settings.known_failures)
                 setattr(report, RESULT_ATTRIBUTE, result.to_dict())
-                item.stash.setdefault(_VERDICTS, []).append(result.verdict)
+                item.stash[_VERDICTS].append(result.verdict)
             if report.when == "teardown":
                 # The report from which JUnit's <properties> are written.
-                verdicts = item.stash.setdefault(_VERDICTS, [])
+                verdicts = item.stash[_VERDICTS]
                 report.user_properties.append(("verdict", combine(verdicts).value))
         return report
 

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +99,7 @@ class HttpClient:
         self.model = model
         self._transcript = transcript or Transcript()
         self._deadline = deadline
+        self._is_owner = True
         # Plain HTTP on a known address: no certificates to load, no proxies to consult.
         # Bodies are read as they come over the wire, so nothing may be compressed.
         self._client = httpx.Client(
@@ -115,11 +117,16 @@ class HttpClient:
         self.close()
 
     def close(self) -> None:
-        self._client.close()
+        """Close the connections. One of `for_model` leaves that to the client it comes from."""
+        if self._is_owner:
+            self._client.close()
 
     def for_model(self, model: str) -> HttpClient:
-        """A client of another model on the same server; it shares the transcript."""
-        return HttpClient(self.url, model, self._transcript, self._deadline)
+        """A client of another model on the same server; it shares transcript and connections."""
+        other = copy(self)
+        other.model = model
+        other._is_owner = False
+        return other
 
     def path(self, action: str, version: int | str | None = None) -> str:
         """``/v2/models/<model>[/versions/<version>]/<action>``."""

@@ -143,6 +143,14 @@ class Response:
             )
         return values[index]
 
+    def logprobs(self, index: int = 0) -> list[dict[str, dict[str, Any]]]:
+        """``logprobs`` of the sequence at this index, one object per token.
+
+        Raises:
+            Violation: they are not of that form.
+        """
+        return list(_logprob_entries(self.value("logprobs", index)))
+
     @property
     def text(self) -> str:
         """The first sequence's ``text_output``."""
@@ -224,8 +232,8 @@ class Generation:
             Violation: they are not of that form.
         """
         joined: list[dict[str, dict[str, Any]]] = []
-        for text in (r.value("logprobs") for r in self.ok().data):
-            joined.extend(_logprob_entries(text))
+        for response in self.ok().data:
+            joined.extend(response.logprobs())
         return joined
 
 
