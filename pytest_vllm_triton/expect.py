@@ -16,6 +16,10 @@ E = TypeVar("E", bound=BaseException)
 
 # Characters before the first difference of two long texts that are shown.
 _CONTEXT = 30
+# Characters on either side of what a text should not contain that are shown, and how long a text
+# may be to be shown whole.
+_SURROUNDINGS = 80
+_LONG = 1000
 # Python's own words that tell of its types rather than of the request. "codec can't decode" is none
 # of them: it is true of bytes that are no UTF-8, and a client can do something about it.
 _LEAKS = (
@@ -68,13 +72,14 @@ def different(what: str, actual: object, other: object) -> None:
 def contains(what: str, actual: str | Collection[Any] | None, part: Any) -> None:
     """The text contains the part, or the collection the element."""
     if actual is None or part not in actual:
-        raise Violation(what, Words(f"something that contains {_shown(part)}"), actual)
+        raise Violation(what, Words(f"something that contains {_shown(part)}"), _end_of(actual))
 
 
 def lacks(what: str, actual: str | Collection[Any] | None, part: Any) -> None:
     """The text does not contain the part, or the collection not the element."""
     if actual is not None and part in actual:
-        raise Violation(what, Words(f"something without {_shown(part)}"), actual)
+        found = _around(actual, part) if isinstance(actual, str) else actual
+        raise Violation(what, Words(f"something without {_shown(part)}"), found)
 
 
 def starts_with(what: str, actual: str | None, prefix: str) -> None:
@@ -86,7 +91,7 @@ def starts_with(what: str, actual: str | None, prefix: str) -> None:
 def matches(what: str, actual: str | None, pattern: str) -> None:
     """The regular expression is found in the text."""
     if actual is None or not re.search(pattern, actual):
-        raise Violation(what, Words(f"a text that matches /{pattern}/"), actual)
+        raise Violation(what, Words(f"a text that matches /{pattern}/"), _end_of(actual))
 
 
 def one_of(what: str, actual: object, choices: Collection[Any]) -> None:
@@ -148,6 +153,21 @@ def _common(one: str, other: str) -> int:
     """The number of characters that both texts begin with."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _around(text: str, part: str) -> object:
+    """Where the part is in a text, which may be a whole log."""
+    at = text.index(part)
+    start, end = max(0, at - _SURROUNDINGS), at + len(part) + _SURROUNDINGS
+    before, after = "…" if start else "", "…" if end < len(text) else ""
+    return Words(f"{before}{text[start:end]!r}{after}")
+
+
+def _end_of(value: object) -> object:
+    """Of a text that may be a whole log or page, in which something is missing: its end."""
+    if not isinstance(value, str) or len(value) <= _LONG:
+        return value
+    return Words(f"{len(value)} characters, which end with {value[-_LONG:]!r}")
 
 
 def _shown(value: object) -> str:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 # Long prompts and long streams must not make a report unreadable; the head says what it was.
 _MAX_CHARACTERS = 2_000
 _MAX_EXCHANGES = 12
+_MAX_EXCERPT = 12
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -25,6 +30,9 @@ class Exchange:
     request: str
     response: str = "(no answer)"
     seconds: float = 0.0
+
+    def asked(self, text: str) -> None:
+        self.request = shorten(text)
 
     def answered(self, text: str) -> None:
         self.response = shorten(text)
@@ -64,6 +72,32 @@ class Transcript:
             raise
         finally:
             exchange.seconds = time.monotonic() - started
+
+
+class Excerpt(Generic[T]):
+    """The first and the last of many things.
+
+    Attributes:
+        count: of all of them.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._first: list[T] = []
+        self._last: deque[T] = deque(maxlen=_MAX_EXCERPT // 2)
+
+    def add(self, thing: T) -> None:
+        self.count += 1
+        if len(self._first) < _MAX_EXCERPT // 2:
+            self._first.append(thing)
+        else:
+            self._last.append(thing)
+
+    def shown(self, show: Callable[[T], str]) -> str:
+        """What is kept, as text, and how many are left out between."""
+        left_out = self.count - len(self._first) - len(self._last)
+        middle = [f"…[{left_out} more]…"] if left_out else []
+        return "; ".join([*map(show, self._first), *middle, *map(show, self._last)])
 
 
 def shorten(text: str) -> str:

@@ -10,6 +10,7 @@ import queue
 import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import grpc
@@ -24,7 +25,7 @@ from pytest_vllm_triton.clients.messages import (
     Tensor,
     Unanswered,
 )
-from pytest_vllm_triton.transcript import Transcript
+from pytest_vllm_triton.transcript import Excerpt, Transcript
 
 _NUMPY_OF = {
     "BOOL": np.bool_,
@@ -96,16 +97,12 @@ class GrpcClient:
         Raises:
             Unanswered: the stream did not end within the deadline.
         """
-        request = request or GenerateRequest()
-        shown = "; ".join(_shown_message(message) for message in messages)
-        with self._transcript.record(f"gRPC ModelStreamInfer {shown}") as exchange:
-            with self.open() as stream:
-                for message in messages:
-                    stream.send(message)
-                stream.half_close()
-                responses = list(stream)
-            exchange.answered(_shown_responses(stream.status, responses))
-        return Generation(request, responses, stream.status, stream.seconds)
+        with self.open() as stream:
+            for message in messages:
+                stream.send(message)
+            stream.half_close()
+            responses = list(stream)
+        return Generation(request or GenerateRequest(), responses, stream.status, stream.seconds)
 
     def until_error(self, request: GenerateRequest) -> Generation:
         """Send one request in the mode in which an error ends the stream, with its gRPC status.
@@ -115,16 +112,13 @@ class GrpcClient:
         cancelled", then signal 11).
         """
         responses = []
-        shown = f"gRPC ModelStreamInfer (triton_grpc_error) {request.named_inputs()}"
         self._transcript.triton_may_crash = True
-        with self._transcript.record(shown) as exchange:
-            with self.open(metadata=[("triton_grpc_error", "true")]) as stream:
-                stream.send(request)
-                for response in stream:
-                    responses.append(response)
-                    if response.final:
-                        break
-            exchange.answered(_shown_responses(stream.status, responses))
+        with self.open(metadata=[("triton_grpc_error", "true")]) as stream:
+            stream.send(request)
+            for response in stream:
+                responses.append(response)
+                if response.final:
+                    break
         return Generation(request, responses, stream.status, stream.seconds)
 
     def open(
@@ -138,6 +132,8 @@ class GrpcClient:
 
 class GrpcStream:
     """One ModelStreamInfer call. Iterate it for responses; it ends when the server ends the stream.
+
+    It is a context manager, at whose end the call is cancelled and noted in the transcript.
 
     Attributes:
         status: "OK", or the gRPC status name with which the call ended, e.g. ``"CANCELLED"``.
@@ -156,6 +152,10 @@ class GrpcStream:
         self._deadline = deadline
         self._transcript = transcript
         self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._title = " ".join(["gRPC ModelStreamInfer", *(f"({name})" for name, _ in metadata)])
+        self._recording = ExitStack()
+        self._sent: Excerpt[Any] = Excerpt()
+        self._received: Excerpt[Response] = Excerpt()
         self._started = time.monotonic()
         self.status = "OK"
         self.detail = ""
@@ -164,11 +164,16 @@ class GrpcStream:
         )
 
     def __enter__(self) -> GrpcStream:
+        self._exchange = self._recording.enter_context(self._transcript.record(self._title))
         return self
 
     def __exit__(self, *_: object) -> None:
         self.half_close()
         self.cancel()
+        self._exchange.asked(f"{self._title} {self._sent.shown(_shown_message)}")
+        count, responses = self._received.count, self._received.shown(_shown_response)
+        self._exchange.answered(f"{self.status}, {count} response(s): {responses}")
+        self._recording.close()
 
     @property
     def seconds(self) -> float:
@@ -179,6 +184,7 @@ class GrpcStream:
         """Send a request (or a raw ModelInferRequest message)."""
         if isinstance(request, GenerateRequest):
             request = infer_request(self._model, request, **message_fields)
+        self._sent.add(request)
         self._outgoing.put(request)
 
     def half_close(self) -> None:
@@ -194,7 +200,9 @@ class GrpcStream:
     def __iter__(self) -> Iterator[Response]:
         try:
             for message in self._call:
-                yield to_response(message, self.seconds)
+                response = to_response(message, self.seconds)
+                self._received.add(response)
+                yield response
         except grpc.RpcError as error:
             self.status = error.code().name
             self.detail = str(error.details())
@@ -204,7 +212,9 @@ class GrpcStream:
                     "gRPC stream", f"its end within {self._deadline:.0f} s", self.detail
                 ) from None
             if self.status != "CANCELLED":
-                yield Response(outputs={}, error=self.detail, at=self.seconds)
+                response = Response(outputs={}, error=self.detail, at=self.seconds)
+                self._received.add(response)
+                yield response
 
 
 def infer_request(
@@ -312,9 +322,8 @@ def _shown_message(message: Any) -> str:
     return " ".join(parts)
 
 
-def _shown_responses(status: str, responses: Sequence[Response]) -> str:
-    shown = [
-        r.error if r.error is not None else {n: t.values for n, t in r.outputs.items()}
-        for r in responses
-    ]
-    return f"{status}, {len(responses)} response(s): {shown}"
+def _shown_response(response: Response) -> str:
+    id_ = f"id={response.id} " if response.id else ""
+    if response.error is not None:
+        return f"{id_}error: {response.error}"
+    return f"{id_}{ {name: tensor.values for name, tensor in response.outputs.items()} }"
