@@ -11,9 +11,9 @@ from pytest_vllm_triton import fixtures
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
-from pytest_vllm_triton.models import other_known_answer_model
 from pytest_vllm_triton.state import TRANSCRIPT
 
+from .alternate import Alternate, load_alternate
 from .experiments.bare_server import BareLife
 from .experiments.deaths import Deaths
 from .experiments.plain_server import PlainLife
@@ -22,14 +22,13 @@ from .extra_models import (
     ONE_TOKEN,
     ONE_VECTOR,
     ExtraModel,
-    config_with,
     embedding_spec,
     lora_spec,
     needs_owned,
     vision_spec,
 )
 from .record import Seen
-from .servers import ALTERNATE_MAX_MODEL_LEN, StrictServer
+from .servers import StrictServer
 
 # Again, so that fixtures of these names in a user's own conftest.py are not taken for them.
 generate = fixtures.generate
@@ -50,39 +49,16 @@ def repository(
 
 
 @pytest.fixture(scope="session")
-def alternate_model(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[str]:
-    """The name of a second model on the shared server, as different as a model can be.
+def alternate(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[Alternate]:
+    """A second model on the shared server, as different as a model can be."""
+    with closing(ModelRepository(needs_owned(vllm_server))) as opened:
+        yield load_alternate(vllm_harness, opened, several_gpus=len(vllm_server.gpus()) > 1)
 
-    Version 3 only, no instance_group (which would mean several instances where there are several
-    GPUs, so there it names one), another checkpoint (whose known answer tells another story),
-    another max_model_len, custom metrics, and one sequence at a time (so that a second request
-    shows when the first has left the engine): one boot of an engine serves several checks.
-    """
-    needs_owned(vllm_server)
-    other = other_known_answer_model()
-    group = "kind: KIND_GPU gpus: [ 0 ]" if len(vllm_server.gpus()) > 1 else None
-    spec = vllm_harness.model_spec(
-        "alternate_model",
-        {
-            "model": str(other.path),
-            "max_model_len": ALTERNATE_MAX_MODEL_LEN,
-            "max_num_seqs": 1,
-            # The next one is that of the lowest number.
-            "scheduling_policy": "priority",
-            # A long prompt takes many steps, so that it can be cancelled on the way.
-            "max_num_batched_tokens": 16,
-            # Not vLLM's default, and false to Python.
-            "max_logprobs": 0,
-            # A string, as users write it; LoRA stays off.
-            "enable_lora": "false",
-        },
-        config=config_with(group, REPORT_CUSTOM_METRICS="true"),
-        version=3,
-    )
-    with closing(ModelRepository(vllm_server)) as opened:
-        opened.add(spec)
-        opened.load(spec.name).ok()
-        yield spec.name
+
+@pytest.fixture(scope="session")
+def alternate_model(alternate: Alternate) -> str:
+    """The name of the alternate model, loaded."""
+    return alternate.name
 
 
 @pytest.fixture(scope="session")

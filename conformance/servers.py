@@ -14,10 +14,6 @@ from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.transcript import Transcript
 
-# Not the shared model's limit, and long enough to tell a cancelled request from one that ran on.
-ALTERNATE_MAX_MODEL_LEN = 4000
-
-
 # A model in the hub cache of the strict server: no more than a configuration.
 HUB_ID, HUB_ARCHITECTURE = "nobody/nothing", "NoSuchArchitecture"
 HUB_COMMIT = "0" * 40

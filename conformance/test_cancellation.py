@@ -35,11 +35,11 @@ from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.models import ModelUnderTest, other_known_answer_model
 from pytest_vllm_triton.verdicts import untested
 
+from .alternate import MAX_MODEL_LEN
 from .logs import log_of
 from .marks import UNARY_AND_STREAM
 from .metrics_page import MetricsPage, settled_page
 from .processes import is_engine, is_stub
-from .servers import ALTERNATE_MAX_MODEL_LEN
 from .traffic import STREAM_TOKENS, at_once, first_of, greedy
 from .waits import GONE_SECONDS, until
 
@@ -124,7 +124,7 @@ class OneAtATime(Pace):
 
 def prompt_that_fills_the_context(index: int) -> GenerateRequest:
     """Another index is another prompt, from its start on, or the prefix cache would have it."""
-    return SHORT.but(text_input=f"{index}" + " venus" * (ALTERNATE_MAX_MODEL_LEN - 100))
+    return SHORT.but(text_input=f"{index}" + " venus" * (MAX_MODEL_LEN - 100))
 
 
 @pytest.fixture(scope="module")

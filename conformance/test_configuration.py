@@ -19,9 +19,10 @@ from pytest_vllm_triton.models import known_answer_model, other_known_answer_mod
 from pytest_vllm_triton.transcript import Transcript
 from pytest_vllm_triton.verdicts import untested
 
+from .alternate import MAX_MODEL_LEN
 from .extra_models import config_with
 from .record import Seen
-from .servers import ALTERNATE_MAX_MODEL_LEN, HUB_ARCHITECTURE, HUB_ID, StrictServer
+from .servers import HUB_ARCHITECTURE, HUB_ID, StrictServer
 from .waits import until
 
 # Seconds that an engine may take to give its memory back.
@@ -165,11 +166,11 @@ def load_error(
 def test_engine_arguments_reach_the_engine(triton_http: HttpClient, alternate_model: str) -> None:
     """max_model_len is the alternate model's own: a prompt below it fits, one above does not."""
     client = triton_http.for_model(alternate_model)
-    fitting = " venus" * (ALTERNATE_MAX_MODEL_LEN - 10)
+    fitting = " venus" * (MAX_MODEL_LEN - 10)
     answer = client.generate(GenerateRequest(fitting, sampling={"max_tokens": 4}))
     expect.equal(f"HTTP status of a fitting prompt ({answer.error})", answer.status, 200)
-    long = client.generate(GenerateRequest(" venus" * (ALTERNATE_MAX_MODEL_LEN + 6)))
-    expect.matches("error", long.failed(), rf"(?i)length|{ALTERNATE_MAX_MODEL_LEN}")
+    long = client.generate(GenerateRequest(" venus" * (MAX_MODEL_LEN + 6)))
+    expect.matches("error", long.failed(), rf"(?i)length|{MAX_MODEL_LEN}")
     many = client.generate(GenerateRequest("venus", sampling={"logprobs": 1}))
     expect.matches("error with max_logprobs 0", many.failed(), "(?i)logprobs")
 

@@ -23,10 +23,11 @@ from pytest_vllm_triton.models import ModelUnderTest
 from pytest_vllm_triton.state import TRANSCRIPT
 from pytest_vllm_triton.transcript import Transcript
 
+from .alternate import MAX_MODEL_LEN
 from .marks import UNARY_AND_STREAM
 from .processes import is_engine, is_stub
 from .record import Seen
-from .servers import ALTERNATE_MAX_MODEL_LEN, EngineDeath, StrictServer
+from .servers import EngineDeath, StrictServer
 from .traffic import CLIENTS_MISTAKE
 
 PROMPT = "What is Triton Inference Server?"
@@ -212,15 +213,13 @@ def test_too_long_prompt(triton_grpc: GrpcClient, alternate_model: str, stream: 
     expected = client.generate(GOOD).text
     with client.open() as opened:
         opened.send(GOOD.but(id="before"))
-        opened.send(
-            GenerateRequest(" venus" * (ALTERNATE_MAX_MODEL_LEN + 9), stream=stream, id="long")
-        )
+        opened.send(GenerateRequest(" venus" * (MAX_MODEL_LEN + 9), stream=stream, id="long"))
         opened.send(GOOD.but(id="after"))
         opened.half_close()
         responses = list(opened)
     errors = [r.error for r in responses if r.error is not None]
     expect.equal("number of errors", len(errors), 1)
-    expect.matches("error", errors[0], rf"{TOO_LONG}|{ALTERNATE_MAX_MODEL_LEN}")
+    expect.matches("error", errors[0], rf"{TOO_LONG}|{MAX_MODEL_LEN}")
     texts = {r.id: r.text for r in responses if r.error is None}
     expect.equal("texts of the good requests", texts, {"before": expected, "after": expected})
 
@@ -328,7 +327,7 @@ def test_what_the_model_cannot_do_is_the_clients_mistake(
 def test_too_long_prompt_is_an_invalid_argument(
     triton_grpc: GrpcClient, alternate_model: str
 ) -> None:
-    request = GenerateRequest(" venus" * (ALTERNATE_MAX_MODEL_LEN + 9))
+    request = GenerateRequest(" venus" * (MAX_MODEL_LEN + 9))
     answer = triton_grpc.for_model(alternate_model).until_error(request)
     expect.equal(f"gRPC status ({answer.error})", answer.status, "INVALID_ARGUMENT")
 

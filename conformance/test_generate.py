@@ -19,6 +19,7 @@ from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.models import ModelUnderTest
 from pytest_vllm_triton.verdicts import not_applicable, untested
 
+from .alternate import ONLY_VERSION, Alternate
 from .context import needs_context
 from .logs import log_of
 from .marks import UNARY_AND_STREAM
@@ -719,8 +720,9 @@ def test_versioned_address(triton_http: HttpClient) -> None:
 
 
 @pytest.mark.requirement("GEN-023")
-def test_only_version_three(triton_http: HttpClient, alternate_model: str) -> None:
-    client = triton_http.for_model(alternate_model)
+def test_only_version_three(triton_http: HttpClient, alternate: Alternate) -> None:
+    expect.equal("version of the alternate model that loads", alternate.version, ONLY_VERSION)
+    client = triton_http.for_model(alternate.name)
     for version in (None, 3):
         answer = client.generate(ONE, version=version)
         expect.equal("HTTP status", answer.status, 200)

@@ -22,6 +22,7 @@ from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.paths import cache_home
 from pytest_vllm_triton.verdicts import untested
 
+from .alternate import NO_LORA, Alternate
 from .extra_models import (
     BASE,
     LARGE_ADAPTER,
@@ -151,9 +152,10 @@ def test_adapter_of_a_model_without_lora(triton_http: HttpClient, triton_grpc: G
 
 
 @pytest.mark.requirement("LOR-006")
-def test_false_as_a_word(triton_grpc: GrpcClient, alternate_model: str) -> None:
+def test_false_as_a_word(triton_grpc: GrpcClient, alternate: Alternate) -> None:
     """The alternate model's model.json says "enable_lora": "false"; it has no multi_lora.json."""
-    answer = triton_grpc.for_model(alternate_model).generate(asked("backwards"))
+    expect.equal("enable_lora of a model that loads", alternate.enable_lora, NO_LORA)
+    answer = triton_grpc.for_model(alternate.name).generate(asked("backwards"))
     expect.contains("error", answer.failed(), "LoRA feature is not enabled.")
 
 

@@ -20,6 +20,7 @@ from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.verdicts import untested
 
+from .alternate import Alternate
 from .experiments.second_model import SECOND
 from .extra_models import ExtraModel
 from .metered_traffic import Traffic, counted, on_the_page, sent, sent_at_once
@@ -159,18 +160,18 @@ def test_help_type_and_labels(traffic: Traffic, lora_model: str) -> None:
 
 @pytest.mark.requirement("MET-003")
 def test_label_is_the_version_that_is_served(
-    vllm_server: ServerHandle, triton_grpc: GrpcClient, alternate_model: str
+    vllm_server: ServerHandle, triton_grpc: GrpcClient, alternate: Alternate
 ) -> None:
     """The alternate model has a version 3 and no other."""
     # A family may begin with the first request.
-    triton_grpc.for_model(alternate_model).generate(GenerateRequest("venus")).ok()
-    page = page_with_lines(vllm_server, alternate_model)
+    triton_grpc.for_model(alternate.name).generate(GenerateRequest("venus")).ok()
+    page = page_with_lines(vllm_server, alternate.name)
     versions = {
         sample.labels.get("version")
-        for sample in page.samples_of(model=alternate_model)
+        for sample in page.samples_of(model=alternate.name)
         if sample.name.startswith("vllm:")
     }
-    expect.equal("versions of the alternate model", versions, {"3"})
+    expect.equal("versions of the alternate model", versions, {str(alternate.version)})
 
 
 @pytest.mark.requirement("MET-003")
