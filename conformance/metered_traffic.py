@@ -16,6 +16,7 @@ from pytest_vllm_triton.transcript import Transcript
 
 from .metrics_page import Growth, MetricsPage, grown_page, quiet_page
 
+LATENCIES = "vllm:e2e_request_latency_seconds_count"
 COUNTED = ("num_input_tokens", "num_output_tokens")
 
 
@@ -81,7 +82,7 @@ def on_the_page(
             ("vllm:generation_tokens_total", sum(outputs)),
             ("vllm:prompt_tokens_total", sum(inputs)),
             ("vllm:request_params_n_sum", n * len(answers)),
-            ("vllm:e2e_request_latency_seconds_count", len(answers)),
+            (LATENCIES, len(answers)),
             ("vllm:time_to_first_token_seconds_count", len(answers)),
             ("vllm:time_per_output_token_seconds_count", sum(outputs) - n * len(answers)),
             ("vllm:request_prompt_tokens_sum", sum(inputs)),

@@ -14,6 +14,7 @@ from pytest_vllm_triton.models import ModelUnderTest
 from pytest_vllm_triton.verdicts import untested
 
 from .experiments.second_model import QUEUE
+from .extra_models import ONE_VECTOR
 from .record import Seen
 from .traffic import at_once, first_of, greedy, text_or_error
 from .waits import until
@@ -27,6 +28,8 @@ ENGINE_CROWD = 48
 # time the work around that token may cost.
 HELD_BACK_SECONDS = 0.05
 TOKENS_WORTH = 10
+# The tiny encoder takes a few thousandths.
+ENCODER_SECONDS = 0.03
 
 
 @pytest.mark.requirement("CON-001")
@@ -195,6 +198,17 @@ def test_lone_request_is_not_held_back(triton_grpc: GrpcClient, triton_http: Htt
     two = greedy("alpha", 2, stream=True)
     first = min(triton_grpc.generate(two).ok().responses[0].at for _ in range(30))
     expect.between("seconds to the first response of a stream", first, 0, limit)
+
+
+@pytest.mark.requirement("CON-004")
+def test_lone_embedding_is_not_held_back(
+    triton_grpc: GrpcClient, triton_http: HttpClient, embedding_model: str
+) -> None:
+    client = triton_grpc.for_model(embedding_model)
+    road = min(triton_http.get("/v2/health/live").seconds for _ in range(5))
+    seconds = min(client.generate(ONE_VECTOR).ok().seconds for _ in range(20))
+    limit = HELD_BACK_SECONDS + road + ENCODER_SECONDS
+    expect.between("seconds of an embedding of one word", seconds, 0, limit)
 
 
 @pytest.mark.requirement("CON-003")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from pytest_vllm_triton.verdicts import untested
 
 from .extra_models import ENCODER, ENCODER_MAX_LEN, ExtraModel
 from .logs import nothing_in_the_log
+from .metered_traffic import LATENCIES
 from .metrics_page import grown_page, page_with_lines, quiet_page
 from .waits import UNLOAD_SECONDS, until
 
@@ -54,7 +56,7 @@ def vector_in(text: str) -> list[float]:
     numbers = isinstance(vector, list) and all(type(item) is float for item in vector)
     expect.that("text_output", vector, lambda _: numbers, "a list of numbers")
     # As a float32 has them: rounded ones would be shorter, and lose the order of near texts.
-    rounded = all(abs(item - round(item, 4)) < 1e-9 for item in vector)
+    rounded = all(abs(item - round(item, 7)) < 1e-12 for item in vector)
     expect.that("text_output", vector, lambda _: not rounded, "numbers with all their digits")
     return list(vector)
 
@@ -109,6 +111,21 @@ def test_token_counts(generate: Generate, text: str) -> None:
     expect.equal("num_output_tokens", answer.all_values("num_output_tokens"), [0])
 
 
+@pytest.mark.requirement("OUT-011")
+def test_shapes_of_an_embedding(triton_grpc: GrpcClient, embedding_model: str) -> None:
+    request = embedding(TEXT).but(returns=("num_input_tokens", "num_output_tokens"))
+    (response,) = triton_grpc.for_model(embedding_model).generate(request).ok().data
+    expect.equal(
+        "type and shape, by output",
+        {name: (tensor.datatype, tensor.shape) for name, tensor in response.outputs.items()},
+        {
+            "text_output": ("BYTES", (1,)),
+            "num_input_tokens": ("UINT32", (1,)),
+            "num_output_tokens": ("UINT32", (1,)),
+        },
+    )
+
+
 @pytest.mark.requirement("EMB-004")
 @pytest.mark.parametrize("dimensions", DIMENSIONS)
 @pytest.mark.parametrize("in_list", [False, True], ids=["number", "list"])
@@ -149,12 +166,12 @@ def test_bad_embedding_request(generate: Generate, content: str) -> None:
     "content",
     [
         *("{bad", "{}", '{"input": "a", "pooling_params": 5}'),
-        *(r'{"input": "\ud800"}', "[" * 100_000),
+        *(r'{"input": "\ud800"}', "[" * 100_000, b'{"input": "\xff"}'),
     ],
-    ids=["json", "no-input", "pooling", "half-a-character", "deep"],
+    ids=["json", "no-input", "pooling", "half-a-character", "deep", "utf-8"],
 )
 def test_bad_embedding_request_is_an_invalid_argument(
-    triton_grpc: GrpcClient, embedding_model: str, content: str
+    triton_grpc: GrpcClient, embedding_model: str, content: str | bytes
 ) -> None:
     request = GenerateRequest(inputs={"embedding_request": content})
     answer = triton_grpc.for_model(embedding_model).until_error(request)
@@ -224,11 +241,32 @@ def test_embeddings_are_counted(
         "vllm:prompt_tokens_total": tokens,
         "vllm:request_prompt_tokens_sum": tokens,
         "vllm:request_prompt_tokens_count": len(requests),
-        "vllm:e2e_request_latency_seconds_count": len(requests),
+        LATENCIES: len(requests),
     }
     growth = grown_page(vllm_server, before, [*expected.items()])
     for name, amount in expected.items():
         expect.equal(f"growth of {name}", growth.of(name), amount)
+
+
+@pytest.mark.requirement("MET-008")
+def test_buckets_reach_the_length_of_the_context(
+    vllm_server: ServerHandle, triton_grpc: GrpcClient, embedding_model: str
+) -> None:
+    """The encoder's, 200, is itself one of the bounds."""
+    name = "vllm:request_prompt_tokens"
+    triton_grpc.for_model(embedding_model).generate(embedding(TEXT)).ok()
+    page = page_with_lines(vllm_server, embedding_model).of(embedding_model)
+    bounds = [float(bound) for bound in page.buckets(name)]
+    if not bounds:
+        untested(f"the page has no {name} of a model that embeds")
+    expect.equal(f"bounds of {name}", bounds, [1, 2, 5, 10, 20, 50, 100, 200, math.inf])
+
+
+@pytest.mark.requirement("CAN-015")
+def test_timeout_of_an_embedding(generate: Generate) -> None:
+    """A microsecond, which no embedding takes."""
+    answer = generate(embedding(LONG_TEXT).but(parameters={"timeout": 1}))
+    expect.clean_error(answer.failed())
 
 
 @pytest.mark.requirement("GEN-030")

@@ -140,7 +140,11 @@ def test_unknown_model_version_and_method(triton_http: HttpClient) -> None:
 @pytest.mark.parametrize("name", ["foo", "größe"])
 def test_unknown_sampling_parameter_is_named(generate: Generate, name: str) -> None:
     """Among the request's own parameters a number is no forwarded header."""
-    for request in (GOOD.but(sampling={name: 1}), GOOD.but(sampling=None, parameters={name: 1})):
+    given = ({name: 1}, {name: 0.5})
+    for request in [
+        *(GOOD.but(sampling=one) for one in given),
+        *(GOOD.but(sampling=None, parameters=one) for one in given),
+    ]:
         error = generate(request).failed()
         expect.contains("error", error, name)
         expect.clean_error(error)
@@ -161,12 +165,17 @@ def test_out_of_range_value_is_explained(generate: Generate, name: str, value: f
 
 @pytest.mark.requirement("ERR-011")
 @pytest.mark.parametrize(
-    ("name", "value"), [("max_tokens", "abc"), ("temperature", "warm"), ("n", [1])]
+    ("name", "value"),
+    [("max_tokens", "abc"), ("temperature", "warm"), ("n", [1]), ("max_tokens", 7.5), ("n", 1.5)],
 )
 def test_unconvertible_value_is_named(generate: Generate, name: str, value: Any) -> None:
-    error = generate(GOOD.but(sampling={name: value})).failed()
-    expect.matches("error", error, as_a_word(name))
-    expect.clean_error(error)
+    requests = [GOOD.but(sampling={name: value})]
+    if not isinstance(value, list):
+        requests.append(GOOD.but(sampling=None, parameters={name: value}))
+    for request in requests:
+        error = generate(request).failed()
+        expect.matches("error", error, as_a_word(name))
+        expect.clean_error(error)
 
 
 @pytest.mark.requirement("ERR-011")
@@ -292,10 +301,15 @@ def test_an_error_is_one_final_response(
         GOOD.but(sampling="[1]"),
         GOOD.but(sampling={"structured_outputs": {"choice": ["a"], "regex": "a"}}),
         GOOD.but(sampling={"priority": 1 << 70}),
+        GOOD.but(sampling=b"\xff"),
+        # Longer than what gRPC takes of a status.
+        GOOD.but(sampling={"max_tokens": "x" * 20_000}),
+        GOOD.but(sampling={"x" * 20_000: 1}),
     ],
     ids=[
         *("unknown", "range", "json", "type", "engine", "echo", "prompt"),
-        *("utf-8", "list", "two-structures", "priority"),
+        *("utf-8", "list", "two-structures", "priority", "json-in-utf-8"),
+        *("long-value", "long-name"),
     ],
 )
 def test_client_mistakes_are_invalid_argument(
@@ -311,10 +325,11 @@ def test_client_mistakes_are_invalid_argument(
     "request_",
     [
         GOOD.but(sampling={"lora_name": "x"}),
+        GOOD.but(sampling={"lora_name": "x" * 20_000}),
         GenerateRequest(inputs={"embedding_request": '{"input": "a"}'}),
         GOOD.but(inputs={"image": ["no base64"]}),
     ],
-    ids=["lora", "embedding", "image"],
+    ids=["lora", "long-lora", "embedding", "image"],
 )
 def test_what_the_model_cannot_do_is_the_clients_mistake(
     triton_grpc: GrpcClient, request_: GenerateRequest
@@ -352,7 +367,8 @@ def test_forwarded_metadata(
     strict_server: StrictServer, transcript: Transcript, stream: bool
 ) -> None:
     """This server forwards every header of a gRPC call as a request parameter."""
-    with strict_server.grpc(transcript).open(metadata=FORWARDED.items()) as call:
+    metadata: list[tuple[str, str | bytes]] = [*FORWARDED.items(), ("x-trace-bin", b"\xff\xfe")]
+    with strict_server.grpc(transcript).open(metadata=metadata) as call:
         call.send(FIVE_TOKENS.but(stream=stream))
         call.half_close()
         responses = list(call)
@@ -401,8 +417,19 @@ def test_tensor_checks_of_the_server(bare_life: Seen, tensor: str, reason: str) 
 
 @pytest.mark.requirement("ERR-021")
 def test_parameters_that_are_the_servers(generate: Generate) -> None:
-    """Triton's own `timeout`, in microseconds, among the request's parameters: two minutes."""
-    parameters = {"temperature": 0.0, "max_tokens": 200, "ignore_eos": True, "timeout": 120_000_000}
+    """Triton's own `timeout` is in microseconds: two minutes. Of the others those over gRPC are
+    taken away by the server."""
+    parameters = {
+        "temperature": 0.0,
+        "max_tokens": 200,
+        "ignore_eos": True,
+        "timeout": 120_000_000,
+        "sequence_id": 7,
+        "sequence_start": True,
+        "sequence_end": True,
+        "triton_enable_empty_final_response": True,
+        "binary_data_output": False,
+    }
     request = GenerateRequest(PROMPT, parameters=parameters, returns=("num_output_tokens",))
     expect.equal("num_output_tokens", generate(request).last("num_output_tokens"), 200)
 

@@ -28,7 +28,7 @@ from .logs import nothing_in_the_log
 from .marks import UNARY_AND_STREAM
 from .metrics_page import NO_METRICS_SECONDS, page_with_lines
 from .processes import is_stub, kill_engine
-from .traffic import UNHEALTHY, at_once
+from .traffic import UNHEALTHY, at_once, first_of
 from .waits import GONE_SECONDS
 
 TOKENS = 6
@@ -248,13 +248,28 @@ def test_no_vllm_metrics_without_statistics(
     expect.equal("lines of the model", page.vllm_lines(vision_model), [])
 
 
-@pytest.mark.requirement("HLT-002")
+@pytest.mark.requirement("HLT-002", "GEN-030")
 def test_health_check_is_off_by_default(
-    vision_extra: ExtraModel, vision_model: str, triton_http: HttpClient
+    vision_extra: ExtraModel, vision_model: str, triton_http: HttpClient, triton_grpc: GrpcClient
 ) -> None:
-    """Its configuration does not name the check. Nothing needs this model any more."""
+    """Its configuration does not name the check. Nothing needs this model any more.
+
+    Nor does the log tell the prompt of a request that its engine takes with it.
+    """
     stubs = [p for p in vision_extra.server.processes() if is_stub(p, vision_model)]
-    kill_engine(stubs, GONE_SECONDS)
+    sampling = {"max_tokens": 3000, "ignore_eos": True}
+    doomed = GOOD.but(text_input="secret of the doomed", stream=True, sampling=sampling)
+    with (
+        nothing_in_the_log(vision_extra.server, "secret of the doomed"),
+        triton_grpc.for_model(vision_model).open() as call,
+    ):
+        call.send(doomed)
+        responses = iter(call)
+        first_of(responses)
+        kill_engine(stubs, GONE_SECONDS)
+        for response in responses:
+            if response.error is not None:
+                break
     # vLLM may take the first one before it has noticed.
     for _ in range(3):
         error = triton_http.for_model(vision_model).generate(GOOD).failed()

@@ -122,7 +122,9 @@ def test_unknown_adapter(
 
 @pytest.mark.requirement("LOR-004")
 @pytest.mark.parametrize(
-    "name", [5, ["backwards"], {"backwards": 1}], ids=["number", "list", "object"]
+    "name",
+    [5, ["backwards"], {"backwards": 1}, 0, False, [], {}],
+    ids=["number", "list", "object", "zero", "false", "empty-list", "empty-object"],
 )
 def test_name_that_is_no_text(generate: Generate, name: object) -> None:
     """It is no adapter's name, and the model without one is not what was asked for."""
@@ -313,6 +315,7 @@ def test_list_of_adapters_is_read_again(
     before = file.read_text(encoding="utf-8")
     paths = json.loads(before)
     paths["größe"] = paths.pop("leaps")
+    paths["nearby"] = paths["backwards"]
     try:
         file.write_text(before[: len(before) // 2], encoding="utf-8")
         text = client.generate(asked("leaps")).text
@@ -326,6 +329,8 @@ def test_list_of_adapters_is_read_again(
         expect.equal(
             "text with a new name", client.generate(asked("größe")).text, expected_text("leaps")
         )
+        text = client.generate(asked("nearby")).text
+        expect.equal("text with a name that leads elsewhere", text, expected_text("backwards"))
         error = client.generate(asked("leaps")).failed()
         expect.contains("error with the old name", error, "LoRA leaps is not supported")
     finally:

@@ -23,8 +23,9 @@ from pytest_vllm_triton.verdicts import untested
 from .alternate import Alternate
 from .experiments.second_model import SECOND
 from .extra_models import ExtraModel
-from .metered_traffic import Traffic, counted, on_the_page, sent, sent_at_once
+from .metered_traffic import LATENCIES, Traffic, counted, on_the_page, sent, sent_at_once
 from .metrics_page import (
+    Growth,
     MetricsPage,
     grown_page,
     metrics_page,
@@ -80,6 +81,8 @@ LONG_STREAM = GenerateRequest(
     stream=True,
     sampling={"temperature": 0, "ignore_eos": True, "max_tokens": 3900},
 )
+FINISHED = "vllm:request_success_total"
+ABORTED = 3
 CACHE_USAGE = "vllm:kv_cache_usage_perc"
 
 
@@ -185,6 +188,13 @@ def test_page_is_prometheus_text(traffic: Traffic) -> None:
         ) from None
     expect.that("number of families", len(families), bool, "at least 1")
     expect_declared_once(page)
+    unlabelled = {
+        sample.name
+        for family in families
+        for sample in family.samples
+        if sample.name.startswith("vllm:") and not {"model", "version"} <= sample.labels.keys()
+    }
+    expect.equal("vLLM's metrics without model or version", unlabelled, set())
 
 
 @pytest.mark.requirement("MET-004")
@@ -228,41 +238,49 @@ def test_tokens_are_counted_while_they_come(
 @pytest.mark.requirement("MET-017")
 def test_finished_requests_by_reason(traffic: Traffic) -> None:
     """All but the last ended at their max_tokens."""
-    name = "vllm:request_success_total"
-    reasons = {s.labels["finished_reason"] for s in samples(traffic) if s.name == name}
+    reasons = {s.labels["finished_reason"] for s in samples(traffic) if s.name == FINISHED}
     if not reasons:
-        untested(f"the page has no {name}")
-    grown = {reason: traffic.growth.of(name, finished_reason=reason) for reason in reasons}
+        untested(f"the page has no {FINISHED}")
+    grown = {reason: traffic.growth.of(FINISHED, finished_reason=reason) for reason in reasons}
     expect.equal(
-        f"growth of {name} by reason",
+        f"growth of {FINISHED} by reason",
         {reason: count for reason, count in grown.items() if count},
         {"length": traffic.requests - 1, "stop": 1},
     )
 
 
-@pytest.mark.requirement("MET-017")
-def test_aborted_requests(
+@pytest.fixture
+def aborted(
     vllm_server: ServerHandle, triton_grpc: GrpcClient, lora_model: str, traffic: Traffic
-) -> None:
-    """A request that is given up has not ended by itself."""
-    name = "vllm:request_success_total"
-    if "abort" not in {s.labels["finished_reason"] for s in samples(traffic) if s.name == name}:
-        untested(f"the page has no {name} of aborted requests")
+) -> Growth:
+    """What three requests that are given up add to the page, where it counts such at all."""
+    if "abort" not in {s.labels["finished_reason"] for s in samples(traffic) if s.name == FINISHED}:
+        untested(f"the page has no {FINISHED} of aborted requests")
     before = quiet_page(vllm_server, lora_model)
-    for _ in range(3):
+    for _ in range(ABORTED):
         with triton_grpc.for_model(lora_model).open() as stream:
             stream.send(LONG_STREAM.but(sampling={"max_tokens": 1400, "ignore_eos": True}))
             first_of(stream)
             stream.cancel()
 
-    def aborted(page: MetricsPage) -> float:
-        growth = before.growth_to(page)
-        return growth.of(name, finished_reason="abort")
+    def is_settled(page: MetricsPage) -> bool:
+        return before.growth_to(page).of(FINISHED, finished_reason="abort") >= ABORTED
 
-    page = settled_page(vllm_server, lambda page: aborted(page) >= 3)
-    growth = before.growth_to(page)
-    grown = {why: growth.of(name, finished_reason=why) for why in ("abort", "stop", "length")}
-    expect.equal(f"growth of {name} by reason", grown, {"abort": 3, "stop": 0, "length": 0})
+    return before.growth_to(settled_page(vllm_server, is_settled))
+
+
+@pytest.mark.requirement("MET-017")
+def test_aborted_requests(aborted: Growth) -> None:
+    """A request that is given up has not ended by itself."""
+    grown = {why: aborted.of(FINISHED, finished_reason=why) for why in ("abort", "stop", "length")}
+    expect.equal(
+        f"growth of {FINISHED} by reason", grown, {"abort": ABORTED, "stop": 0, "length": 0}
+    )
+
+
+@pytest.mark.requirement("MET-005")
+def test_aborted_requests_have_no_latency(aborted: Growth) -> None:
+    expect.equal(f"growth of {LATENCIES}", aborted.of(LATENCIES), 0)
 
 
 @pytest.mark.requirement("MET-017")
@@ -462,14 +480,22 @@ def test_reload(second_model_life: Seen) -> None:
         growth.of("vllm:generation_tokens_total"),
         sum(traffic.output_tokens),
     )
-    latencies = growth.of("vllm:e2e_request_latency_seconds_count")
-    expect.equal("growth of e2e_request_latency_seconds_count", latencies, traffic.requests)
+    expect.equal(f"growth of {LATENCIES}", growth.of(LATENCIES), traffic.requests)
     expect_declared_once(growth.after)
 
 
 def expect_declared_once(page: MetricsPage) -> None:
     types = Counter(line.split()[2] for line in page.text.splitlines() if line[:6] == "# TYPE")
     expect.equal("families declared twice", [name for name, n in types.items() if n > 1], [])
+
+
+@pytest.mark.requirement("MET-012")
+def test_nothing_is_lost_with_the_old_instance(second_model_life: Seen) -> None:
+    growth: Growth = second_model_life["growth while it is loaded anew"]
+    answers = second_model_life["answers while it is loaded anew"]
+    if growth.after.value(LATENCIES) < growth.before.value(LATENCIES):
+        untested("the counters begin again at 0")
+    expect.equal(f"growth of {LATENCIES}", growth.of(LATENCIES), answers)
 
 
 @pytest.mark.requirement("MET-013")
@@ -557,10 +583,8 @@ def test_latency_is_what_clients_see(traffic: Traffic) -> None:
     expect.that(LATENCY, total, lambda seconds: 0 < seconds <= high, f"above 0, at most {high:g}")
 
 
-@pytest.mark.requirement("MET-016")
-def test_latency_holds_the_wait_for_a_place(
-    vllm_server: ServerHandle, alternate_model: str
-) -> None:
+@pytest.fixture(scope="module")
+def queued(vllm_server: ServerHandle, alternate_model: str) -> Traffic:
     """The alternate model has one sequence at a time: most of what these clients see is waiting.
 
     More and more of it, until the busy host's part, which is in each client's wait, is small.
@@ -569,12 +593,25 @@ def test_latency_holds_the_wait_for_a_place(
         sampling = {"temperature": 0, "ignore_eos": True, "max_tokens": count}
         requests = [GenerateRequest("venus", sampling=sampling)] * 8
         traffic = sent_at_once(vllm_server, alternate_model, requests)
-        total, low, high = latency_and_bounds(traffic)
-        if low <= total <= high:
+        bounds = (latency_and_bounds(traffic), token_times_and_bounds(traffic))
+        if all(low <= total <= high for total, low, high in bounds):
             break
+    return traffic
+
+
+@pytest.mark.requirement("MET-016")
+def test_latency_holds_the_wait_for_a_place(queued: Traffic) -> None:
+    total, low, high = latency_and_bounds(queued)
     expect.between(LATENCY, total, low, high)
-    first = traffic.growth.of("vllm:time_to_first_token_seconds_sum")
+    first = queued.growth.of("vllm:time_to_first_token_seconds_sum")
     expect.between("seconds in time_to_first_token_seconds", first, 0.5 * total, total)
+
+
+@pytest.mark.requirement("MET-005")
+def test_times_between_tokens_are_seconds(queued: Traffic) -> None:
+    """One sequence at a time: those of all requests add up to what the last one waited."""
+    total, low, high = token_times_and_bounds(queued)
+    expect.between("seconds in time_per_output_token_seconds", total, low, high)
 
 
 LATENCY = "seconds in e2e_request_latency"
@@ -585,6 +622,13 @@ def latency_and_bounds(traffic: Traffic) -> tuple[float, float, float]:
     seen = sum(traffic.seconds)
     total = traffic.growth.of("vllm:e2e_request_latency_seconds_sum")
     return total, 0.5 * seen - 0.5, seen
+
+
+def token_times_and_bounds(traffic: Traffic) -> tuple[float, float, float]:
+    """The same for the times between tokens, where one request runs after the other."""
+    longest = max(traffic.seconds)
+    total = traffic.growth.of("vllm:time_per_output_token_seconds_sum")
+    return total, 0.5 * longest - 0.2, longest + 0.2
 
 
 def samples(traffic: Traffic) -> list[Sample]:

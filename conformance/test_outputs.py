@@ -36,6 +36,7 @@ ADDITIONAL = (
     "num_input_tokens",
     "num_output_tokens",
 )
+EMPTY_ANSWER_SECONDS = 20.0
 UNARY = GenerateRequest(
     PROMPT,
     sampling={"temperature": 0, "max_tokens": 10, "ignore_eos": True},
@@ -290,6 +291,21 @@ def test_logprobs_are_the_known_ones(
         previous = token
 
 
+@pytest.mark.requirement("CFG-009")
+@UNARY_AND_STREAM
+def test_logprobs_of_sampled_tokens_are_the_models(
+    generate: Generate, known_answer: KnownAnswer, stream: bool
+) -> None:
+    """Those of what was sampled from are another vLLM setting, `logprobs_mode`."""
+    request = asking(stream, "logprobs", logprobs=0, temperature=2.0, seed=5, max_tokens=24)
+    previous = known_answer.tokenize(PROMPT)[-1]
+    for entry in generate(request).logprobs():
+        ((token, value),) = entry.items()
+        expected = known_answer.expected_logprob(previous, int(token))
+        expect.between("logprob", value["logprob"], expected - 0.02, expected + 0.02)
+        previous = int(token)
+
+
 @pytest.mark.requirement("OUT-007")
 @UNARY_AND_STREAM
 def test_ranks_are_by_logprob(generate: Generate, stream: bool) -> None:
@@ -508,6 +524,18 @@ def test_only_requested_outputs(triton_grpc: GrpcClient, stream: bool) -> None:
     off = asking(stream).but(outputs=("text_output", "finish_reason"))
     for response in triton_grpc.generate(off).ok().data:
         expect.equal("outputs", tuple(response.outputs), ("text_output",))
+
+
+@pytest.mark.requirement("OUT-015")
+@UNARY_AND_STREAM
+def test_nothing_is_left_of_the_outputs(triton_grpc: GrpcClient, stream: bool) -> None:
+    """Only one is requested, and its flag is off: the request ends all the same."""
+    with triton_grpc.open(deadline=EMPTY_ANSWER_SECONDS) as call:
+        call.send(asking(stream).but(outputs=("finish_reason",)))
+        call.half_close()
+        responses = list(call)
+    expect.equal("errors", [response.error for response in responses if response.error], [])
+    expect.equal("outputs", {name for one in responses for name in one.outputs}, set())
 
 
 @pytest.mark.requirement("OUT-015")

@@ -143,7 +143,7 @@ def test_default_run(client: SampleClient, vllm_model: ModelUnderTest) -> None:
 @pytest.mark.requirement("CLI-001")
 def test_prompts_of_other_alphabets(client: SampleClient, vllm_model: ModelUnderTest) -> None:
     """Twice: the second run's results take the place of the first one's."""
-    prompts = ["Ünï", "你好", "Привет", "🙂 alpha"]
+    prompts = ["Ünï", "你好", "Привет", "🙂 alpha", *(f"{number} alpha" for number in range(8))]
     client.write("prompts.txt", "".join(f"{prompt}\n" for prompt in prompts))
     client.run().passed()
     sections = client.run().passed().sections
@@ -189,9 +189,13 @@ def test_flags(client: SampleClient, alternate_model: str) -> None:
 def test_without_prompts_in_the_answers(
     client: SampleClient, known_answer: KnownAnswer, streaming: bool
 ) -> None:
+    """After the last of these prompts there is nothing more to tell."""
     flags = ["-s"] if streaming else []
-    run = client.run(*flags, "--exclude-inputs-in-outputs").passed()
-    texts = [known_answer.answer(p, max_tokens=MAX_TOKENS).text.strip() for p in client.prompts]
+    prompts = [*client.prompts, "Say zulu"]
+    client.write("one_more.txt", "\n".join(prompts))
+    flags += ["--exclude-inputs-in-outputs", "--input-prompts", "one_more.txt"]
+    run = client.run(*flags).passed()
+    texts = [known_answer.answer(p, max_tokens=MAX_TOKENS).text.strip() for p in prompts]
     expect.equal("sections", run.sections, texts)
 
 
@@ -243,11 +247,11 @@ def test_adapter(client: SampleClient, lora_model: str) -> None:
 
 @pytest.mark.requirement("CLI-007")
 def test_prompts_without_line_breaks(client: SampleClient) -> None:
-    client.write("gaps.txt", "one\n\n  \ntwo\r\nthree")
+    client.write("gaps.txt", "one\n\n  \n two \r\nthree")
     with recorded(client) as seen:
         client.run("-u", seen.address, "--input-prompts", "gaps.txt").passed()
         prompts = [text_of(request, "text_input") for request in seen.requests()]
-    expect.equal("prompts as sent", prompts, ["one", "two", "three"])
+    expect.equal("prompts as sent", prompts, ["one", " two ", "three"])
 
 
 class Recorder(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]

@@ -10,6 +10,10 @@ from __future__ import annotations
 import enum
 from typing import Any
 
+# Characters. Where an error ends a gRPC stream its text travels in the trailers, of which a client
+# takes 16 KiB, and a character that is no ASCII takes up to twelve bytes there.
+_LONGEST = 1000
+
 
 class Code(enum.Enum):
     """Name of a `pb_utils.TritonError` code, of those that this backend answers with."""
@@ -49,9 +53,13 @@ UNHEALTHY = "Model is unavailable due to unhealthy vLLM engine"
 def to_triton(error: RequestError, pb_utils: Any) -> Any:
     """`error` as a `pb_utils.TritonError`.
 
-    A server whose `pb_utils` does not know the code gets the error without one (INTERNAL).
+    A server whose `pb_utils` does not know the code gets the error without one (INTERNAL). Of a
+    long text, which may quote what the client sent, the beginning is told.
     """
+    text = error.message
+    if len(text) > _LONGEST:
+        text = text[: _LONGEST - 1] + "…"
     code = getattr(pb_utils.TritonError, error.code.name, None)
     if code is None:
-        return pb_utils.TritonError(error.message)
-    return pb_utils.TritonError(error.message, code)
+        return pb_utils.TritonError(text)
+    return pb_utils.TritonError(text, code)

@@ -32,6 +32,10 @@ _RESERVED = frozenset(
 # Name before vLLM 0.11, still sent by clients; these keys of it have no successor.
 _OLD_STRUCTURED = "guided_decoding"
 _OLD_STRUCTURED_KEYS = frozenset({"backend", "disable_fallback"})
+# Source: Triton's "Parameters Extension", with the `id` of a `generate` request.
+_TRITONS_OWN = frozenset(
+    {"id", "sequence_id", "sequence_start", "sequence_end", "headers", "binary_data_output"}
+)
 _TRUE, _FALSE = ("true", "1"), ("false", "0")
 
 PREFIX = "Invalid sampling_parameters: "
@@ -89,10 +93,10 @@ class SamplingParser:
     def pick_request_parameters(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """The sampling parameters among Triton's request parameters.
 
-        Request parameters also carry forwarded HTTP and gRPC headers, the request's `id`, and
-        Triton's own `triton_*` keys. Headers are always strings and can be told apart by nothing
-        else, so an unknown *string* is dropped and an unknown number or boolean is refused. A
-        string whose name is nearly a parameter's ("temprature") is refused as well.
+        Request parameters also carry forwarded HTTP and gRPC headers, and those that Triton
+        reserves for itself, which `generate` hands on. Headers are always strings and can be told
+        apart by nothing else, so an unknown *string* is dropped and an unknown number or boolean
+        is refused. A string whose name is nearly a parameter's ("temprature") is refused as well.
 
         Raises:
             RequestError: INVALID_ARG naming the unknown parameter.
@@ -101,7 +105,7 @@ class SamplingParser:
         for name, value in parameters.items():
             if name in self._hints or name == _OLD_STRUCTURED:
                 picked[name] = value
-            elif name == "id" or name.startswith("triton_"):
+            elif name in _TRITONS_OWN or name.startswith("triton_"):
                 continue
             elif not isinstance(value, str) or self._close(name, cutoff=0.85):
                 raise self._unknown(name)

@@ -122,7 +122,7 @@ class GrpcClient:
         return Generation(request, responses, stream.status, stream.seconds)
 
     def open(
-        self, *, metadata: Iterable[tuple[str, str]] = (), deadline: float | None = None
+        self, *, metadata: Iterable[tuple[str, str | bytes]] = (), deadline: float | None = None
     ) -> GrpcStream:
         """A bidirectional stream that the caller drives."""
         return GrpcStream(
@@ -144,7 +144,7 @@ class GrpcStream:
         self,
         stub: Any,
         model: str,
-        metadata: tuple[tuple[str, str], ...],
+        metadata: tuple[tuple[str, str | bytes], ...],
         deadline: float,
         transcript: Transcript,
     ) -> None:
