@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_vllm_triton.errors import ModelUnavailable
 from pytest_vllm_triton.launcher_kinds import LauncherKind
-from pytest_vllm_triton.options import KNOWN_ANSWER, Settings
+from pytest_vllm_triton.option_values import KNOWN_ANSWER
 from pytest_vllm_triton.paths import cache_home
+from pytest_vllm_triton.settings import Settings
 from pytest_vllm_triton.suggest import nearest_sibling
 from pytest_vllm_triton.texts import cut, first_line
 

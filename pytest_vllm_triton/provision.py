@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 from pytest_vllm_triton import assets
 from pytest_vllm_triton.launcher_kinds import DEFAULT_IMAGE, LauncherKind
 from pytest_vllm_triton.launchers.base import Launcher, Progress
-from pytest_vllm_triton.options import BackendSource, Settings
+from pytest_vllm_triton.option_values import BackendSource
+from pytest_vllm_triton.settings import Settings
 
 if TYPE_CHECKING:
     import subprocess

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from pytest_vllm_triton.launcher_kinds import LauncherKind
-from pytest_vllm_triton.options import OPTIONS, BackendSource, Option, Settings
+from pytest_vllm_triton.option_table import OPTIONS, Option
+from pytest_vllm_triton.option_values import BackendSource
 from pytest_vllm_triton.requirements import Level
+from pytest_vllm_triton.settings import Settings
 from pytest_vllm_triton.state import SETTINGS
 
 # option -> (text, what it means, another text, what that means); paths are made by the test.
@@ -39,16 +41,6 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
     "--conformance-report": ("one.json,one.md", ("one.json", "one.md"), "b.html", ("b.html",)),
     "--conformance-require": ("gen,STR-001", ("GEN", "STR-001"), "can", ("CAN",)),
     "--known-failures": ("one.toml", ["GEN-001"], "two.toml", ["STR-001"]),
-}
-FIELDS = {
-    "--vllm-model": "model",
-    "--vllm-model-json": "model_json",
-    "--vllm-version": "vllm_version",
-    "--conformance-level": "level",
-    "--conformance-select": "select",
-    "--conformance-examples": "examples",
-    "--conformance-report": "reports",
-    "--conformance-require": "required",
 }
 every_option = pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.flag)
 
@@ -81,8 +73,7 @@ def refusal(pytester: pytest.Pytester, *args: str) -> str:
 
 
 def value_of(settings: Settings, option: Option, cwd: Path) -> Any:
-    name = FIELDS.get(option.flag, option.ini.removeprefix("triton_"))
-    value = getattr(settings, name)
+    value = getattr(settings, option.field)
     if option.flag == "--known-failures":
         return list(value)
     if isinstance(value, tuple):
@@ -330,7 +321,7 @@ def test_options_that_agree(pytester: pytest.Pytester, args: list[str]) -> None:
         ("triton_url = h:1", [IMAGE], LauncherKind.CONTAINER),
         ("triton_launcher = process\nvllm_version = 0.27.1", [IMAGE], LauncherKind.CONTAINER),
         ("triton_launcher = process", [URL], LauncherKind.ATTACH),
-        ("triton_url = h:1\ntriton_image = y", [BIN], LauncherKind.AUTO),
+        ("triton_url = h:1\ntriton_image = y", [BIN], LauncherKind.PROCESS),
     ],
 )
 def test_what_is_given_closer_wins(
