@@ -67,9 +67,10 @@ def load_settings(config: pytest.Config) -> Settings:
         pytest.UsageError: names the option, the offending value and, where one is close, the value
             that was probably meant.
     """
-    check_environment_names()
     found = (_find(config, option) for option in OPTIONS)
     given = {each.option.ini: each for each in found if each is not None}
+    if given:  # else the suite is not in use, as far as is known before the tests are
+        check_environment_names()
     defaults = {option.ini: option.default_value for option in OPTIONS}
     values = {**defaults, **{name: each.value() for name, each in given.items()}}
     selection = _select_launcher(values, defaults, given)

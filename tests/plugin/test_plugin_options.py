@@ -250,9 +250,68 @@ def test_mistyped_variable(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, name: str, meant: str
 ) -> None:
     monkeypatch.setenv(name, "x")
-    message = refusal(pytester)
+    message = refusal(pytester, "--vllm-model=a/b")
     assert name in message
     assert f"Did you mean '{meant}'?" in message
+
+
+MISTYPED = "PYTEST_VLLM_MODLE"
+
+
+def test_mistyped_variable_beside_an_option(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the option was given; and the name is said before a value is looked at."""
+    monkeypatch.setenv(MISTYPED, "x")
+    assert MISTYPED in refusal(pytester, "--conformance-level=no")
+    monkeypatch.setenv("PYTEST_TRITON_IPC", "host")
+    assert MISTYPED in refusal(pytester)
+    monkeypatch.delenv("PYTEST_TRITON_IPC")
+    pytester.makeini("[pytest]\ntriton_ipc = host\n")
+    assert MISTYPED in refusal(pytester)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "@pytest.mark.requirement('GEN-001')\ndef test_it(): pass\n",
+        "def test_it(vllm_server): pass\n",
+    ],
+    ids=["check", "own-test"],
+)
+def test_mistyped_variable_beside_a_test_of_a_server(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """No option is given, as the mistyped one was to be the only one."""
+    monkeypatch.setenv(MISTYPED, "x")
+    pytester.makepyfile(f"import pytest\n{source}")
+    result = pytester.runpytest()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*unknown environment variable {MISTYPED}. Did you mean *"])
+
+
+def test_mistyped_variable_beside_a_check_of_a_worker(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pytest-xdist's controller sees no tests, and a worker cannot end the run with a reason."""
+    monkeypatch.setenv(MISTYPED, "x")
+    pytester.makepyfile("import pytest\n@pytest.mark.requirement('GEN-001')\ndef test_it(): pass\n")
+    result = pytester.runpytest_subprocess("-n1")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(
+        [f"*test_it: UsageError: unknown environment variable {MISTYPED}.*"]
+    )
+
+
+def test_mistyped_variable_is_no_matter_of_other_runs(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(MISTYPED, "x")
+    assert settings_of(pytester).is_default
+    pytester.makepyfile("def test_it(): pass\n")
+    result = pytester.runpytest()
+    result.assert_outcomes(passed=1)
+    assert MISTYPED not in result.stdout.str() + result.stderr.str()
 
 
 def test_json_from_a_file(pytester: pytest.Pytester) -> None:
