@@ -208,7 +208,7 @@ class Harness:
         launch = partial(
             self.provision.launcher.launch,
             timeout=self._boot_timeout,
-            on_progress=self.provision.progress,
+            progress=self.provision.progress,
         )
         for _ in range(1, ATTEMPTS):
             try:

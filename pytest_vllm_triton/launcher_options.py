@@ -13,13 +13,12 @@ from enum import IntEnum
 from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.launcher_kinds import LauncherKind
 
-_AUTO = LauncherKind.AUTO.value
-_CONTAINER = LauncherKind.CONTAINER.value
-_PROCESS = LauncherKind.PROCESS.value
-_ATTACH = LauncherKind.ATTACH.value
+_CONTAINER = LauncherKind.CONTAINER
+_PROCESS = LauncherKind.PROCESS
+_ATTACH = LauncherKind.ATTACH
 
 #: Option -> the launchers that it applies to. Those that are not listed apply to all.
-APPLIES: Mapping[str, tuple[str, ...]] = {
+APPLIES: Mapping[str, tuple[LauncherKind, ...]] = {
     "triton_url": (_ATTACH,),
     "triton_grpc_url": (_ATTACH,),
     "triton_metrics_url": (_ATTACH,),
@@ -36,13 +35,13 @@ APPLIES: Mapping[str, tuple[str, ...]] = {
 #: Of the process launcher's, those of the server that this package makes.
 _EMBEDDED = ("vllm_version", "triton_accelerator")
 #: Options that select a launcher by being given, of equally close ones the first.
-_SELECTING: Mapping[str, str] = {
+_SELECTING: Mapping[str, LauncherKind] = {
     "triton_url": _ATTACH,
     "triton_image": _CONTAINER,
     "triton_server_bin": _PROCESS,
 }
 #: The same where none of those is given; but in the ini file they are mere defaults.
-_SELECTING_WHERE_NONE_DOES: Mapping[str, str] = {
+_SELECTING_WHERE_NONE_DOES: Mapping[str, LauncherKind] = {
     "vllm_version": _PROCESS,
     "triton_accelerator": _PROCESS,
     "triton_gpus": _CONTAINER,
@@ -82,13 +81,13 @@ class Selection:
         embedded: an option asks for the server that this package makes.
     """
 
-    launcher: str
+    launcher: LauncherKind
     by: str = ""
     ignored: frozenset[str] = frozenset()
     embedded: bool = False
 
 
-def select_launcher(given: Mapping[str, Origin], launcher: str) -> Selection:
+def select_launcher(given: Mapping[str, Origin], launcher: LauncherKind) -> Selection:
     """The launcher that the closest option selects.
 
     Args:
@@ -98,7 +97,7 @@ def select_launcher(given: Mapping[str, Origin], launcher: str) -> Selection:
     Raises:
         UserError: an option has no effect on it, or contradicts it; names both.
     """
-    by_name = {} if launcher == _AUTO else {"triton_launcher": launcher}
+    by_name = {} if launcher is LauncherKind.AUTO else {"triton_launcher": launcher}
     selecting = {**by_name, **_SELECTING, **_SELECTING_WHERE_NONE_DOES}
     candidates = [name for name in (*by_name, *_SELECTING) if name in given] or [
         name
@@ -107,13 +106,14 @@ def select_launcher(given: Mapping[str, Origin], launcher: str) -> Selection:
     ]
     embedded = given.keys() & set(_EMBEDDED)
     if not candidates:
-        return Selection(_AUTO, embedded=bool(embedded))
+        return Selection(LauncherKind.AUTO, embedded=bool(embedded))
     by = min(candidates, key=lambda name: given[name].distance)
     kind = selecting[by]
     ignored = set()
     for name, kinds in APPLIES.items():
         if name in given and kind not in kinds:
-            _refuse(given[name], f"launcher {' or '.join(kinds)}", given[by], f"selects {kind}")
+            meant_for = " or ".join(each.value for each in kinds)
+            _refuse(given[name], f"launcher {meant_for}", given[by], f"selects {kind.value}")
             ignored.add(name)
     if "triton_server_bin" in given and "triton_server_bin" not in ignored:
         server = given["triton_server_bin"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_vllm_triton.errors import ModelUnavailable
 from pytest_vllm_triton.launcher_kinds import LauncherKind
-from pytest_vllm_triton.options import KNOWN_ANSWER, Settings
+from pytest_vllm_triton.option_values import KNOWN_ANSWER
 from pytest_vllm_triton.paths import cache_home
+from pytest_vllm_triton.progress import Progress
+from pytest_vllm_triton.settings import Settings
 from pytest_vllm_triton.suggest import nearest_sibling
 from pytest_vllm_triton.texts import cut, first_line
 
@@ -77,7 +79,7 @@ class ModelUnderTest:
         return text if self.known_answer else text[:_SURE_CHARACTERS]
 
 
-def resolve_model(settings: Settings, progress: Callable[[str], None]) -> ModelUnderTest:
+def resolve_model(settings: Settings, progress: Progress) -> ModelUnderTest:
     """Find, generate or download the model that the user asked for.
 
     Raises:
@@ -171,7 +173,7 @@ def _json_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _downloaded(name: str, progress: Callable[[str], None]) -> Path:
+def _downloaded(name: str, progress: Progress) -> Path:
     """The snapshot of a model of the hub (or of HF_ENDPOINT), cached by the hub's own client."""
     # Read by huggingface_hub when it is imported; the user's own setting wins.
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(int(_HUB_TIMEOUT_SECONDS)))

@@ -15,6 +15,7 @@ import pytest
 
 from pytest_vllm_triton import options
 from pytest_vllm_triton.collected_checks import CollectedChecks
+from pytest_vllm_triton.environment_names import check_environment_names
 from pytest_vllm_triton.judge import Judge
 from pytest_vllm_triton.state import COLLECTED_CHECKS, JUDGE, SETTINGS
 
@@ -108,6 +109,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items
     ):
         return
+    # The mistyped variable may be the only option that was to be given. A worker of pytest-xdist
+    # cannot refuse the run: it refuses each test.
+    if not hasattr(config, "workerinput"):
+        check_environment_names()
     from pytest_vllm_triton.session import ServerSession
 
     session = ServerSession(config)

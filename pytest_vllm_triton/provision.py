@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from pytest_vllm_triton import assets
 from pytest_vllm_triton.launcher_kinds import DEFAULT_IMAGE, LauncherKind
-from pytest_vllm_triton.launchers.base import Launcher, Progress
-from pytest_vllm_triton.options import BackendSource, Settings
+from pytest_vllm_triton.launchers.base import Launcher
+from pytest_vllm_triton.option_values import BackendSource
+from pytest_vllm_triton.progress import Progress, silent
+from pytest_vllm_triton.settings import Settings
 
 if TYPE_CHECKING:
     import subprocess
@@ -58,7 +60,7 @@ class Provision:
 
     settings: Settings
     make_work_dir: Callable[[], Path]
-    progress: Progress = lambda line: None
+    progress: Progress = silent
     worker: int = 0
     workers: int = 1
     _launcher: Launcher | None = field(default=None, init=False, repr=False)

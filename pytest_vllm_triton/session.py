@@ -12,6 +12,7 @@ import pytest
 
 from pytest_vllm_triton import pytest_internals
 from pytest_vllm_triton.collected_checks import requirement_ids
+from pytest_vllm_triton.environment_names import check_environment_names
 from pytest_vllm_triton.errors import ServerFailed, UserError
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.provision import Provision
@@ -118,6 +119,8 @@ class ServerSession:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        if hasattr(self._config, "workerinput"):
+            check_environment_names()
         item.stash[TRANSCRIPT] = Transcript()
         item.stash[_VERDICTS] = []
         self._transcripts = (item.stash[TRANSCRIPT], self._transcripts[0])

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pytest_vllm_triton.collected_checks import CollectedChecks
     from pytest_vllm_triton.harness import Harness
     from pytest_vllm_triton.judge import Judge
-    from pytest_vllm_triton.options import Settings
+    from pytest_vllm_triton.settings import Settings
     from pytest_vllm_triton.transcript import Transcript
 
 SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()

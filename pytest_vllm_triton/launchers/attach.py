@@ -12,12 +12,12 @@ from pytest_vllm_triton.addresses import host_and_port, http_url, port_above
 from pytest_vllm_triton.errors import ServerFailed, UserError
 from pytest_vllm_triton.launchers.base import (
     Endpoints,
-    Progress,
     ServerHandle,
     ServerProcess,
     ServerSpec,
 )
 from pytest_vllm_triton.launchers.readiness import http_client, not_ready
+from pytest_vllm_triton.progress import Progress, silent
 
 if TYPE_CHECKING:
     import httpx
@@ -61,14 +61,14 @@ class AttachLauncher:
         spec: ServerSpec,
         *,
         timeout: float,
-        on_progress: Progress | None = None,
+        progress: Progress = silent,
     ) -> ServerHandle:
         """A handle on the running server, once it and the models of ``spec`` are ready.
 
         Raises UserError within seconds where there is no such server or model: one that runs is not
         waited for as one that boots is.
         """
-        del on_progress  # nothing takes long here
+        del progress  # nothing takes long here
         handle = AttachedHandle(endpoints=self.endpoints, owned=False)
         models = spec.started_models if self.model is None else (self.model,)
         deadline = time.monotonic() + min(timeout, ANSWER_SECONDS)

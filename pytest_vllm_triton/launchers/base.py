@@ -10,16 +10,16 @@ import re
 import secrets
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from pytest_vllm_triton.progress import Progress, silent
+
 if TYPE_CHECKING:
     from pytest_vllm_triton.gpus import Gpu
     from pytest_vllm_triton.launchers.load_slots import LoadSlots
-
-Progress = Callable[[str], None]
 
 #: The ``shm_domain`` of servers that use this host's own /dev/shm.
 HOST_SHM = "host"
@@ -32,7 +32,6 @@ __all__ = [
     "Endpoints",
     "Launcher",
     "ModelSpec",
-    "Progress",
     "ServerHandle",
     "ServerLog",
     "ServerProcess",
@@ -423,7 +422,7 @@ class Launcher(Protocol):
         spec: ServerSpec,
         *,
         timeout: float,
-        on_progress: Progress | None = None,
+        progress: Progress = silent,
     ) -> ServerHandle:
         """A server that is ready; raises ServerFailed or UserError, leaving nothing behind."""
         ...

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.gpus import host_has_gpu
 from pytest_vllm_triton.launcher_kinds import DEFAULT_IMAGE, LauncherKind
-from pytest_vllm_triton.options import Settings
+from pytest_vllm_triton.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,7 @@ def choose(
         find_image: whether an image is here; raises UserError where there is no Docker.
     """
     if settings.launcher is not LauncherKind.AUTO:
-        by_image = settings.launcher is LauncherKind.CONTAINER and settings.image is not None
-        return Choice(settings.launcher, "--triton-image" if by_image else "asked for")
-    if settings.server_bin is not None:
-        return Choice(LauncherKind.PROCESS, "auto: --triton-server-bin")
+        return Choice(settings.launcher, _why_asked(settings))
     if not has_gpu():
         return Choice(LauncherKind.PROCESS, "auto: no GPU on this host")
     try:
@@ -52,6 +49,15 @@ def choose(
     if not found:
         return Choice(LauncherKind.PROCESS, f"auto: a GPU, but not the image {DEFAULT_IMAGE}")
     return Choice(LauncherKind.CONTAINER, "auto: a GPU, Docker and NVIDIA's image")
+
+
+def _why_asked(settings: Settings) -> str:
+    if settings.launcher is LauncherKind.CONTAINER and settings.image is not None:
+        return "--triton-image"
+    # A tritonserver is no launcher: it only is why there is a process.
+    if settings.launcher_by == "triton_server_bin":
+        return "auto: --triton-server-bin"
+    return "asked for"
 
 
 def _find_image(name: str) -> bool:

@@ -20,7 +20,6 @@ from pytest_vllm_triton.launchers import docker_engine, leftovers
 from pytest_vllm_triton.launchers.base import (
     HOST_SHM,
     Endpoints,
-    Progress,
     ServerHandle,
     ServerLog,
     ServerSpec,
@@ -48,6 +47,7 @@ from pytest_vllm_triton.launchers.readiness import wait_ready
 from pytest_vllm_triton.launchers.redact import Redactor
 from pytest_vllm_triton.launchers.repository import ServerFolder
 from pytest_vllm_triton.launchers.supervised import Supervised
+from pytest_vllm_triton.progress import Progress, silent
 
 #: Where NVIDIA's images, and so all others, have the vLLM backend.
 BACKEND_PATH = "/opt/tritonserver/backends/vllm"
@@ -111,23 +111,22 @@ class ContainerLauncher:
         notes = "".join(f"; {note}" for note in self.notes)
         return f"{self.options.image}, GPUs: {gpus}, /dev/shm: {shm}{notes}"
 
-    def prepare(self, progress: Progress | None = None) -> None:
+    def prepare(self, progress: Progress = silent) -> None:
         """Reach Docker, remove what earlier runs left, get the image; harmless when called again.
 
         Raises UserError for whatever of it is not to be had.
         """
-        tell = progress or (lambda _: None)
         if self._client is None:
-            self._client = self._connect(tell)
+            self._client = self._connect(progress)
         if self._guard is None:
             self._guard = self._start_guard()
 
-    def _connect(self, tell: Progress) -> Any:
+    def _connect(self, progress: Progress) -> Any:
         client = docker_engine.connect()
         try:
             for name in leftovers.sweep(client):
-                tell(f"removed {name}, which an earlier run had left")
-            docker_engine.ensure_image(client, self.options.image, tell)
+                progress(f"removed {name}, which an earlier run had left")
+            docker_engine.ensure_image(client, self.options.image, progress)
             self._gpus = docker_engine.gpu_request(
                 self.options.gpus, client.info(), has_gpu=host_has_gpu()
             )
@@ -150,20 +149,20 @@ class ContainerLauncher:
         spec: ServerSpec,
         *,
         timeout: float,
-        on_progress: Progress | None = None,
+        progress: Progress = silent,
     ) -> ServerHandle:
         check_spec(spec)
-        self.prepare(on_progress)
+        self.prepare(progress)
         start = time.monotonic()
         folder = ServerFolder.create(self.work_dir, spec)
-        container, run = self._start(self._server_run(spec, folder), on_progress)
+        container, run = self._start(self._server_run(spec, folder), progress)
         try:
             handle = self._handle(container, run, spec, folder)
         except BaseException:
             leftovers.remove(container)
             raise
         try:
-            wait_ready(handle, spec.started_models, timeout=timeout, on_progress=on_progress)
+            wait_ready(handle, spec.started_models, timeout=timeout, progress=progress)
         except ServerFailed as failure:
             handle.kill()
             raise self._explained(failure, handle) from None
@@ -185,7 +184,7 @@ class ContainerLauncher:
 
         self.prepare()
         run = self._run(("-c", script, *args), entrypoint="python3")
-        container, run = self._start(run, None)
+        container, run = self._start(run, silent)
         try:
             status = container.wait(timeout=timeout)["StatusCode"]
             output, errors = (
@@ -248,7 +247,7 @@ class ContainerLauncher:
 
     # starting
 
-    def _start(self, run: ContainerRun, tell: Progress | None) -> tuple[Any, ContainerRun]:
+    def _start(self, run: ContainerRun, progress: Progress) -> tuple[Any, ContainerRun]:
         """A started container, and what it was started as."""
         from docker.errors import APIError
 
@@ -266,9 +265,8 @@ class ContainerLauncher:
             if run.memlock and docker_engine.refused_limit(said) == "memlock":
                 self._memlock = False
                 self.notes.append("without --ulimit memlock=-1, which this host refuses")
-                if tell is not None:
-                    tell(f"containers are started {self.notes[-1]}")
-                return self._start(replace(run, memlock=False), tell)
+                progress(f"containers are started {self.notes[-1]}")
+                return self._start(replace(run, memlock=False), progress)
             raise UserError(docker_engine.no_start(run.image, said)) from None
         except BaseException:
             if container is not None:

@@ -12,8 +12,8 @@ import psutil
 
 from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.launcher_kinds import DEFAULT_IMAGE
-from pytest_vllm_triton.launchers.base import Progress
 from pytest_vllm_triton.launchers.docker_run import GpuRequest
+from pytest_vllm_triton.progress import Progress
 from pytest_vllm_triton.texts import cut_start, first_line
 
 #: For one answer of the daemon's, which may be busy with a pull or a removal.
@@ -67,7 +67,7 @@ def has_image(client: Any, name: str) -> bool:
     return True
 
 
-def ensure_image(client: Any, name: str, tell: Progress) -> None:
+def ensure_image(client: Any, name: str, progress: Progress) -> None:
     """Pull the image if it is not here; raises UserError where it cannot be had."""
     from docker.errors import APIError
     from docker.utils import parse_repository_tag
@@ -76,13 +76,13 @@ def ensure_image(client: Any, name: str, tell: Progress) -> None:
     try:
         if has_image(client, name):
             return
-        tell(f"pulling {name}")
+        progress(f"pulling {name}")
         repository, tag = parse_repository_tag(name)
-        progress = PullProgress(name, tell)
+        pull = PullProgress(name, progress)
         for event in client.api.pull(repository, tag=tag or "latest", stream=True, decode=True):
             if "error" in event:
                 raise UserError(no_image(name, str(event["error"])))
-            progress.note(event)
+            pull.note(event)
     except APIError as error:
         raise UserError(no_image(name, str(error.explanation or error))) from None
     except RequestException as error:  # the SDK passes on what its HTTP library raises
@@ -106,9 +106,9 @@ def no_image(name: str, error: str) -> str:
 class PullProgress:
     """Tells now and then how far a pull is."""
 
-    def __init__(self, name: str, tell: Progress) -> None:
+    def __init__(self, name: str, progress: Progress) -> None:
         self.name = name
-        self.tell = tell
+        self.progress = progress
         self.layers: dict[str, tuple[int, int]] = {}
         self.told_at = time.monotonic()
 
@@ -123,7 +123,7 @@ class PullProgress:
             self.layers[layer] = (total, total)
         if time.monotonic() - self.told_at >= TELL_SECONDS:
             self.told_at = time.monotonic()
-            self.tell(self._so_far())
+            self.progress(self._so_far())
 
     def _so_far(self) -> str:
         if not self.layers:  # the registry takes its time to tell what there is

@@ -18,7 +18,6 @@ from pytest_vllm_triton.launchers import supervisor
 from pytest_vllm_triton.launchers.base import (
     HOST_SHM,
     Endpoints,
-    Progress,
     ServerHandle,
     ServerLog,
     ServerProcess,
@@ -37,6 +36,7 @@ from pytest_vllm_triton.launchers.ports import LOOPBACK, reserved_ports
 from pytest_vllm_triton.launchers.readiness import PortTaken, wait_ready
 from pytest_vllm_triton.launchers.repository import ServerFolder
 from pytest_vllm_triton.launchers.supervised import Supervised
+from pytest_vllm_triton.progress import Progress, silent
 
 if TYPE_CHECKING:
     import psutil
@@ -81,19 +81,18 @@ class ProcessLauncher:
         spec: ServerSpec,
         *,
         timeout: float,
-        on_progress: Progress | None = None,
+        progress: Progress = silent,
     ) -> ServerHandle:
         self._check(spec)
         start = time.monotonic()
         for attempt in range(1, PORT_ATTEMPTS + 1):
             try:
                 left = max(1.0, timeout - (time.monotonic() - start))
-                handle = self._launch_once(spec, left, on_progress)
+                handle = self._launch_once(spec, left, progress)
             except PortTaken as taken:
                 if attempt == PORT_ATTEMPTS:
                     raise
-                if on_progress is not None:
-                    on_progress(f"{taken.reason} Starting again with other ports")
+                progress(f"{taken.reason} Starting again with other ports")
             else:
                 handle.boot_seconds = time.monotonic() - start
                 return handle
@@ -108,9 +107,7 @@ class ProcessLauncher:
         if spec.backend_dir is None:
             raise UserError("The backend of an image is tested with --triton-launcher container.")
 
-    def _launch_once(
-        self, spec: ServerSpec, timeout: float, on_progress: Progress | None
-    ) -> ProcessHandle:
+    def _launch_once(self, spec: ServerSpec, timeout: float, progress: Progress) -> ProcessHandle:
         folder = ServerFolder.create(self.work_dir, spec)
         (folder.backends / "python").symlink_to((self.backends / "python").resolve())
         metrics = not metrics_off(spec.args)
@@ -160,7 +157,7 @@ class ProcessLauncher:
             )
             try:
                 handle.process.wait_started()
-                wait_ready(handle, spec.started_models, timeout=timeout, on_progress=on_progress)
+                wait_ready(handle, spec.started_models, timeout=timeout, progress=progress)
             except BaseException:
                 handle.kill()
                 raise

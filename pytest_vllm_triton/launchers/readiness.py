@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_vllm_triton.errors import ServerFailed
-from pytest_vllm_triton.launchers.base import Progress, ServerHandle
+from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.launchers.death import ended_by_itself, last_lines
 from pytest_vllm_triton.launchers.stalled_stub import LOCK_DESTROYED, NOT_HEALTHY, StalledStubWatch
+from pytest_vllm_triton.progress import Progress, silent
 
 if TYPE_CHECKING:
     import httpx
@@ -55,7 +56,7 @@ def wait_ready(
     models: Sequence[str],
     *,
     timeout: float,
-    on_progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> None:
     """Return when the server and these models are ready.
 
@@ -64,7 +65,7 @@ def wait_ready(
     """
     with StalledStubWatch(handle) as load:
         try:
-            _wait_ready(handle, models, timeout, on_progress)
+            _wait_ready(handle, models, timeout, progress)
         except ServerFailed as failure:
             gave_up = load.ended_one or NOT_HEALTHY.search(failure.reason)
             if gave_up or LOCK_DESTROYED in failure.log_tail:
@@ -73,10 +74,10 @@ def wait_ready(
 
 
 def _wait_ready(
-    handle: ServerHandle, models: Sequence[str], timeout: float, on_progress: Progress | None
+    handle: ServerHandle, models: Sequence[str], timeout: float, progress: Progress
 ) -> None:
     deadline = time.monotonic() + timeout
-    watch = _LogWatch(handle, models, on_progress)
+    watch = _LogWatch(handle, models, progress)
     with http_client() as client:
         while True:
             running = handle.is_running()  # before the log is read: the last lines count
@@ -142,12 +143,10 @@ def _raise_if_unavailable(client: httpx.Client, handle: ServerHandle, model: str
 class _LogWatch:
     """Reads what is new in a server's log: progress, and failures that decide the matter."""
 
-    def __init__(
-        self, handle: ServerHandle, models: Sequence[str], on_progress: Progress | None
-    ) -> None:
+    def __init__(self, handle: ServerHandle, models: Sequence[str], progress: Progress) -> None:
         self.handle = handle
         self.models = set(models)
-        self.on_progress = on_progress
+        self.progress = progress
         self.position = 0
         self.partial = b""
         self.stub_said = ""
@@ -182,11 +181,10 @@ class _LogWatch:
             raise PortTaken(f"Port {busy['port']} is already in use.", line)
 
     def tell(self, line: str) -> None:
-        if self.on_progress is not None:
-            for pattern, words in _STAGES:
-                found = pattern.search(line)
-                if found:
-                    self.on_progress(words.format(**found.groupdict()))
+        for pattern, words in _STAGES:
+            found = pattern.search(line)
+            if found:
+                self.progress(words.format(**found.groupdict()))
 
 
 def _load_failed(handle: ServerHandle, model: str, reason: str) -> ServerFailed:

@@ -17,10 +17,11 @@ from pathlib import Path
 from packaging.utils import parse_wheel_filename
 
 from pytest_vllm_triton.errors import UserError
+from pytest_vllm_triton.progress import Progress
 from pytest_vllm_triton.runtime import recipe
 from pytest_vllm_triton.runtime.environment import Environment
 from pytest_vllm_triton.runtime.pieces import PieceReader, StoredFile
-from pytest_vllm_triton.runtime.pip import Pip, Tell
+from pytest_vllm_triton.runtime.pip import Pip
 from pytest_vllm_triton.runtime.recipe import Accelerator
 from pytest_vllm_triton.runtime.source import PINS, Step
 
@@ -138,10 +139,10 @@ class Bundle:
     def pip(self, environment: Environment) -> Pip:
         return Pip(environment.python, environment.root, wheels=self._wheels(environment))
 
-    def prepare(self, environment: Environment, tell: Tell) -> None:
+    def prepare(self, environment: Environment, progress: Progress) -> None:
         """See that all files are whole, and unpack them where they are pieces."""
         for file in self.files:
-            tell(file.name)
+            progress(file.name)
             file.check(self.folder)
         if self.in_pieces:
             self._unpack(self._wheels(environment))

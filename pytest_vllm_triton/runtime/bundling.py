@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pytest_vllm_triton.errors import UserError
+from pytest_vllm_triton.progress import Progress, silent
 from pytest_vllm_triton.runtime.bundle import Bundle, oldest_glibc
-from pytest_vllm_triton.runtime.create import Progress, explained, first_that_works
+from pytest_vllm_triton.runtime.create import explained, first_that_works
 from pytest_vllm_triton.runtime.environment import Environment
 from pytest_vllm_triton.runtime.host import GLIBC, check_platform
 from pytest_vllm_triton.runtime.interpreter import Interpreter, find_interpreters
@@ -25,7 +26,7 @@ STEPS = 5
 def make_bundle(
     output: Path,
     vllm_version: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     *,
     accelerator: Accelerator = CPU,
     python: str | None = None,
@@ -55,23 +56,22 @@ def make_bundle(
             raise UserError(f"{output} is not empty: name a new folder for the bundle.")
     except OSError as error:
         raise UserError(f"The bundle cannot be kept in {output}: {error}.") from None
-    tell = progress or (lambda _: None)
     index = Index(accelerator, version)
 
     def make(interpreter: Interpreter) -> Bundle:
         # In the result's own folder: several gigabytes would be copied from another disk.
         with tempfile.TemporaryDirectory(prefix=".making-", dir=output) as scratch:
             environment = Environment(Path(scratch), interpreter)
-            return _make(index, environment, output.absolute(), tell, host_torch, piece_size)
+            return _make(index, environment, output.absolute(), progress, host_torch, piece_size)
 
-    return first_that_works(find_interpreters(python), tell, make)
+    return first_that_works(find_interpreters(python), progress, make)
 
 
 def _make(
     index: Index,
     environment: Environment,
     output: Path,
-    tell: Progress,
+    progress: Progress,
     host_torch: bool,
     piece_size: int | None,
 ) -> Bundle:
@@ -82,9 +82,9 @@ def _make(
         nonlocal number
         number += 1
         label = f"[{number}/{STEPS}] {title}"
-        tell(label)
+        progress(label)
         with explained(title):
-            yield lambda what: tell(f"{label}: {what}")
+            yield lambda what: progress(f"{label}: {what}")
 
     with step("making the virtual environment"):
         environment.make()

@@ -16,6 +16,7 @@ from typing import TypeVar
 from pytest_vllm_triton.errors import RuntimeUnavailable
 from pytest_vllm_triton.launchers.supervised import FILES as SUPERVISORS
 from pytest_vllm_triton.paths import HOME_VARIABLE
+from pytest_vllm_triton.progress import Progress, silent
 from pytest_vllm_triton.runtime import recipe
 from pytest_vllm_triton.runtime.bundle import UNPACKED, Bundle
 from pytest_vllm_triton.runtime.environment import Environment
@@ -35,7 +36,6 @@ from pytest_vllm_triton.runtime.store import (
     runtimes_folder,
 )
 
-Progress = Callable[[str], None]
 T = TypeVar("T")
 
 LOCK_POLL_SECONDS = 0.5
@@ -43,7 +43,7 @@ LOCK_POLL_SECONDS = 0.5
 
 def create_runtime(
     vllm_version: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     *,
     accelerator: Accelerator = CPU,
     python: str | None = None,
@@ -59,17 +59,16 @@ def create_runtime(
         if found is not None:
             return found
     check_platform()
-    tell = progress or (lambda _: None)
 
     def create(interpreter: Interpreter) -> Runtime:
-        return _create(index, interpreter, None, tell)
+        return _create(index, interpreter, None, progress)
 
     _make_folder(runtimes_folder())
-    return first_that_works(find_interpreters(python), tell, create)
+    return first_that_works(find_interpreters(python), progress, create)
 
 
 def install_runtime(
-    folder: Path, progress: Progress | None = None, *, python: str | None = None
+    folder: Path, progress: Progress = silent, *, python: str | None = None
 ) -> Runtime:
     """The runtime whose packages the bundle in this folder holds: the finished one, or a new one.
 
@@ -90,7 +89,6 @@ def install_runtime(
         if found is not None:
             return found
     check_platform(bundle.glibc)
-    tell = progress or (lambda _: None)
     there = list(find_interpreters(python))
     suitable = [each for each in there if each.minor == bundle.python]
     if not suitable:
@@ -104,11 +102,11 @@ def install_runtime(
     if bundle.host_torch:
         host_torch = find_host_torch(bundle.host_torch, bundle.python, python)
     _make_folder(runtimes_folder())
-    return _create(bundle, suitable[0], host_torch, tell)
+    return _create(bundle, suitable[0], host_torch, progress)
 
 
 def first_that_works(
-    interpreters: Iterable[Interpreter], tell: Progress, make: Callable[[Interpreter], T]
+    interpreters: Iterable[Interpreter], progress: Progress, make: Callable[[Interpreter], T]
 ) -> T:
     """What is made with the first Python for which pip's sources have all packages.
 
@@ -120,7 +118,7 @@ def first_that_works(
         if interpreter.minor in tried:
             continue
         if tried:
-            tell(f"trying Python {interpreter.version} instead")
+            progress(f"trying Python {interpreter.version} instead")
         try:
             return make(interpreter)
         except NotForThisPython as failure:
@@ -143,7 +141,7 @@ def explained(title: str) -> Iterator[None]:
 
 
 def _create(
-    source: Source, interpreter: Interpreter, host_torch: HostTorch | None, tell: Progress
+    source: Source, interpreter: Interpreter, host_torch: HostTorch | None, progress: Progress
 ) -> Runtime:
     from filelock import FileLock, Timeout
 
@@ -158,10 +156,10 @@ def _create(
     try:
         held = lock.acquire(timeout=0)
     except Timeout:
-        tell(f"waiting for another process that makes {key}")
+        progress(f"waiting for another process that makes {key}")
         held = lock.acquire(poll_interval=LOCK_POLL_SECONDS)
     with held:
-        creation = _Creation(key, source, interpreter, host_torch, runtimes_folder(), tell)
+        creation = _Creation(key, source, interpreter, host_torch, runtimes_folder(), progress)
         try:
             return creation.run()
         except NotForThisPython:
@@ -176,7 +174,7 @@ class _Creation:
     interpreter: Interpreter
     host_torch: HostTorch | None
     folder: Path
-    tell: Progress
+    progress: Progress
     done: dict[str, bool] = field(default_factory=dict)
 
     @property
@@ -207,7 +205,7 @@ class _Creation:
             label = f"[{number}/{len(steps)}] {title}"
             if self.done.get(title):
                 continue
-            self.tell(label)
+            self.progress(label)
             with explained(title):
                 step(self.environment, self._under(label))
             self._record(title)
@@ -251,7 +249,7 @@ class _Creation:
         except (OSError, ValueError):
             return {}
         if recorded:
-            self.tell("going on with an interrupted creation")
+            self.progress("going on with an interrupted creation")
         return {str(title): True for title in recorded}
 
     def _record(self, title: str) -> None:
@@ -273,19 +271,19 @@ class _Creation:
 
     # steps
 
-    def install(self, environment: Environment, tell: Progress) -> None:
+    def install(self, environment: Environment, progress: Progress) -> None:
         pins: list[str] = json.loads((self.root / PINS).read_text())
         self._forget_half_installed()
         told = -1
 
-        def progress(_: str) -> None:
+        def tell_count() -> None:
             nonlocal told
             count = len(list(self.site_packages.glob("*.dist-info/INSTALLER")))
             if count not in (told, 0):
                 told = count
-                tell(f"{count} of {len(pins)} installed")
+                progress(f"{count} of {len(pins)} installed")
 
-        self.source.pip(environment).install(pins, tell, progress)
+        self.source.pip(environment).install(pins, progress, tell_count)
 
     def lay_out_triton(self, *_: object) -> None:
         triton = self.site_packages / "pytriton" / "tritonserver"
@@ -338,7 +336,7 @@ class _Creation:
     # details
 
     def _under(self, label: str) -> Progress:
-        return lambda what: self.tell(f"{label}: {what}")
+        return lambda what: self.progress(f"{label}: {what}")
 
     def _forget_half_installed(self) -> None:
         """Let pip install anew what an interruption left incomplete.

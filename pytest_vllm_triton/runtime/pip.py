@@ -13,6 +13,7 @@ from typing import Any
 
 from pytest_vllm_triton.errors import RuntimeUnavailable
 from pytest_vllm_triton.launchers.supervised import Supervised
+from pytest_vllm_triton.progress import Progress
 from pytest_vllm_triton.texts import cut
 
 POLL_SECONDS = 0.25
@@ -30,8 +31,6 @@ _NO_MATCH = re.compile(r"No matching distribution found for (?P<what>[^\s;]+)")
 _AT_WORK = re.compile(
     r"^\s*(Collecting|Downloading|Building wheel for|Using cached|Processing) (?P<what>[^\s;(]+)"
 )
-
-Tell = Callable[[str], None]
 
 
 class NotForThisPython(RuntimeUnavailable):
@@ -62,7 +61,7 @@ class Pip:
         self.folder = folder
         self.wheels = wheels
 
-    def resolve(self, requirements: Sequence[str], tell: Tell) -> list[dict[str, Any]]:
+    def resolve(self, requirements: Sequence[str], progress: Progress) -> list[dict[str, Any]]:
         """What pip would install for these requirements, as its report lists it."""
         report = self.folder / "pip-report.json"
         report.unlink(missing_ok=True)
@@ -74,40 +73,47 @@ class Pip:
                 f"--report={report}",
                 *requirements,
             ],
-            tell,
+            progress,
         )
         installs: list[dict[str, Any]] = json.loads(report.read_text())["install"]
         return installs
 
-    def reach(self, requirements: Sequence[str], tell: Tell) -> None:
+    def reach(self, requirements: Sequence[str], progress: Progress) -> None:
         """Fail soon, should these be out of reach: few retries, short time limits."""
         self.run(
             ["install", "--dry-run", "--no-deps", "--retries=1", "--timeout=10", *requirements],
-            tell,
+            progress,
         )
 
-    def install(self, pins: Sequence[str], tell: Tell, progress: Tell) -> None:
+    def install(
+        self, pins: Sequence[str], progress: Progress, now_and_then: Callable[[], None]
+    ) -> None:
         """Install exactly these, and nothing with them."""
         listed = self.folder / "pins.txt"
         listed.write_text("".join(f"{pin}\n" for pin in pins))
         # Compiled later, all at once: see the step of that name.
         self.run(
             ["install", "--no-deps", "--no-compile", f"--requirement={listed}"],
-            tell,
             progress,
+            now_and_then,
         )
 
-    def build(self, pins: Sequence[str], folder: Path, tell: Tell) -> None:
+    def build(self, pins: Sequence[str], folder: Path, progress: Progress) -> None:
         """Put wheels of exactly these into a folder."""
         listed = self.folder / "pins.txt"
         listed.write_text("".join(f"{pin}\n" for pin in pins))
         self.run(
             ["wheel", "--no-deps", f"--wheel-dir={folder}", f"--requirement={listed}"],
-            tell,
+            progress,
         )
 
-    def run(self, words: Sequence[str], tell: Tell, idle: Tell | None = None) -> str:
-        """Run pip; ``tell`` hears of the package at hand, ``idle`` is called now and then."""
+    def run(
+        self,
+        words: Sequence[str],
+        progress: Progress,
+        now_and_then: Callable[[], None] = lambda: None,
+    ) -> str:
+        """Run pip; ``progress`` hears of the package at hand."""
         log = self.folder / "pip.log"
         log.write_bytes(b"")
         command = [
@@ -137,9 +143,8 @@ class Pip:
                 for line in new.decode("utf-8", "replace").splitlines():
                     found = _AT_WORK.match(line)
                     if found:
-                        tell(_package_name(found["what"]))
-                if idle is not None:
-                    idle("")
+                        progress(_package_name(found["what"]))
+                now_and_then()
                 time.sleep(POLL_SECONDS)
         finally:
             # After a normal end nothing is left to kill; after Ctrl-C pip itself is.

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from pytest_vllm_triton.progress import Progress
 from pytest_vllm_triton.runtime import recipe
 from pytest_vllm_triton.runtime.environment import Environment
-from pytest_vllm_triton.runtime.pip import Pip, Tell
+from pytest_vllm_triton.runtime.pip import Pip
 from pytest_vllm_triton.runtime.recipe import Accelerator
 from pytest_vllm_triton.runtime.resolution import Resolution
 
@@ -17,7 +18,7 @@ from pytest_vllm_triton.runtime.resolution import Resolution
 PINS = "pins.json"
 
 #: The title of a step, and what does it.
-Step = tuple[str, Callable[[Environment, Tell], None]]
+Step = tuple[str, Callable[[Environment, Progress], None]]
 
 
 class Source(Protocol):
@@ -63,19 +64,19 @@ class Index:
     def pip(self, environment: Environment) -> Pip:
         return Pip(environment.python, environment.root)
 
-    def reach(self, environment: Environment, tell: Tell) -> None:
+    def reach(self, environment: Environment, progress: Progress) -> None:
         """Fail soon where the packages are out of reach."""
-        self.pip(environment).reach([self._vllm_pin, recipe.TRITON_PIN], tell)
+        self.pip(environment).reach([self._vllm_pin, recipe.TRITON_PIN], progress)
 
-    def resolve(self, environment: Environment, tell: Tell) -> Resolution:
+    def resolve(self, environment: Environment, progress: Progress) -> Resolution:
         """What vLLM needs."""
         return Resolution.of(
-            self.accelerator, self.pip(environment).resolve([self._vllm_pin], tell)
+            self.accelerator, self.pip(environment).resolve([self._vllm_pin], progress)
         )
 
-    def pin(self, environment: Environment, tell: Tell) -> None:
+    def pin(self, environment: Environment, progress: Progress) -> None:
         """Write down what to install."""
-        pins = self.resolve(environment, tell).pins()
+        pins = self.resolve(environment, progress).pins()
         (environment.root / PINS).write_text(json.dumps(pins))
 
     @property

@@ -34,7 +34,7 @@ def main() -> None:
             print(json.dumps(facts), flush=True)
 
     try:
-        server = launcher.launch(spec, timeout=120, on_progress=booting)
+        server = launcher.launch(spec, timeout=120, progress=booting)
         assert isinstance(server, ContainerHandle)
         print(json.dumps(facts), flush=True)
         if given["when"] != "exit":

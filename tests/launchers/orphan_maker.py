@@ -24,7 +24,7 @@ def main() -> None:
     model = ModelSpec("m", None, given["config"], files=(("1/model.py", given["code"].encode()),))
     spec = ServerSpec((model,), Path(given["backend_dir"]))
     if given["when"] == "booting":
-        launcher.launch(spec, timeout=600, on_progress=lambda _: print("booting", flush=True))
+        launcher.launch(spec, timeout=600, progress=lambda _: print("booting", flush=True))
     server: ServerHandle = launcher.launch(spec, timeout=60)
     assert isinstance(server, ProcessHandle)
     forked = 0

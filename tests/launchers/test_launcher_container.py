@@ -27,7 +27,8 @@ from pytest_vllm_triton.launchers.container_probe import ContainerSnapshot
 from pytest_vllm_triton.launchers.docker_run import ContainerRun, GpuRequest, Mount
 from pytest_vllm_triton.launchers.leftovers import Owner
 from pytest_vllm_triton.launchers.redact import Redactor, is_secret
-from pytest_vllm_triton.options import BackendSource, Settings
+from pytest_vllm_triton.option_values import BackendSource
+from pytest_vllm_triton.settings import Settings
 from pytest_vllm_triton.state import SETTINGS
 
 SECRET = "hf_1234567890"
@@ -110,6 +111,7 @@ def test_gpus(gpus: GpuRequest, words: list[str], requests: list[tuple[Any, ...]
 
 NVIDIA = {"Runtimes": {"nvidia": {}, "runc": {}}}
 CDI = {"Runtimes": {"runc": {}}, "DiscoveredDevices": [{"ID": "nvidia.com/gpu=0"}]}
+BIN = f"--triton-server-bin={sys.executable}"
 
 
 @pytest.mark.parametrize(
@@ -492,7 +494,7 @@ def settings(pytester: pytest.Pytester) -> Callable[..., Settings]:
         (["--triton-shm-size=1T"], "is not a size"),
         (["--triton-shm-size=0"], "is not a size"),
         (["--triton-shm-size=much"], "is not a size"),
-        (["--triton-image=x", f"--triton-server-bin={sys.executable}"], "is for launcher process"),
+        (["--triton-image=x", BIN], "is for launcher process"),
         (["--triton-backend-dir=image"], "needs an image: --triton-image"),
         (["--triton-backend-dir=image", "--triton-launcher=process"], "needs an image"),
     ],
@@ -531,6 +533,8 @@ def auto(settings: Settings, *, gpu: bool, image: bool | None) -> tuple[Launcher
         (["--triton-launcher=container"], False, None, LauncherKind.CONTAINER, "asked for"),
         (["--triton-launcher=process"], True, True, LauncherKind.PROCESS, "asked for"),
         (["--triton-url=h:1"], True, True, LauncherKind.ATTACH, "asked for"),
+        ([BIN], True, True, LauncherKind.PROCESS, "auto: --triton-server-bin"),
+        ([BIN, "--triton-launcher=process"], True, True, LauncherKind.PROCESS, "asked for"),
     ],
 )
 def test_which_launcher(

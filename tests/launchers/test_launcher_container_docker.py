@@ -31,6 +31,7 @@ from pytest_vllm_triton.launchers.base import ModelSpec, ServerSpec
 from pytest_vllm_triton.launchers.container import ContainerLauncher, ContainerOptions
 from pytest_vllm_triton.launchers.container_handle import ContainerHandle
 from pytest_vllm_triton.launchers.repository import copy_backend
+from pytest_vllm_triton.progress import silent
 
 #: Where this is set, a missing Docker or image is a failure: CI must not skip in silence.
 REQUIRED = "CONTAINER_TESTS_REQUIRED"
@@ -114,9 +115,9 @@ def launch(launcher: ContainerLauncher, backend_dir: Path, docker_client: Any) -
 
     def start(*models: ModelSpec, of: ContainerLauncher = launcher, **fields: Any) -> Any:
         timeout = fields.pop("timeout", 60.0)
-        progress = fields.pop("on_progress", None)
+        progress = fields.pop("progress", silent)
         spec = ServerSpec(models, fields.pop("backend_dir", backend_dir), **fields)
-        handle = of.launch(spec, timeout=timeout, on_progress=progress)
+        handle = of.launch(spec, timeout=timeout, progress=progress)
         assert isinstance(handle, ContainerHandle)
         handles.append(handle)
         return handle
@@ -325,7 +326,7 @@ def test_dies_while_loading(
 
     start = time.monotonic()
     with pytest.raises(ServerFailed) as caught:
-        launch(model("slow", SLOW_LOAD), on_progress=kill)
+        launch(model("slow", SLOW_LOAD), progress=kill)
 
     assert time.monotonic() - start < 20
     assert "was killed by signal 9 before it was ready" in str(caught.value)

@@ -361,7 +361,7 @@ def test_control_mode_none_loads_all_and_allows_no_loading(launch: Launch) -> No
 def test_progress_is_told(launcher: ProcessLauncher, backend_dir: Path) -> None:
     told: list[str] = []
     spec = ServerSpec((model("echo"),), backend_dir)
-    with launcher.launch(spec, timeout=60, on_progress=told.append):
+    with launcher.launch(spec, timeout=60, progress=told.append):
         assert "loading model echo" in told
         assert "model echo loaded" in told
 
@@ -372,7 +372,7 @@ def test_ctrl_c_while_booting_leaves_nothing(launcher: ProcessLauncher, backend_
 
     with pytest.raises(KeyboardInterrupt):
         launcher.launch(
-            ServerSpec((model("engine", ENGINE),), backend_dir), timeout=60, on_progress=interrupt
+            ServerSpec((model("engine", ENGINE),), backend_dir), timeout=60, progress=interrupt
         )
     assert _nothing_left(launcher)
 

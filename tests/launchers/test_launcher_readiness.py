@@ -261,7 +261,7 @@ def test_progress_tells_each_stage(server: Server) -> None:
         "I1 model_lifecycle.cc:839] \"successfully loaded 'm'\"\n"
     )
     told: list[str] = []
-    wait_ready(server.handle, ["m"], timeout=10, on_progress=told.append)
+    wait_ready(server.handle, ["m"], timeout=10, progress=told.append)
     assert told == [
         "loading model m",
         "vLLM engine starting",

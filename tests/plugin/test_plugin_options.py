@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from pytest_vllm_triton.launcher_kinds import LauncherKind
-from pytest_vllm_triton.options import OPTIONS, BackendSource, Option, Settings
+from pytest_vllm_triton.option_table import OPTIONS, Option
+from pytest_vllm_triton.option_values import BackendSource
 from pytest_vllm_triton.requirements import Level
+from pytest_vllm_triton.settings import Settings
 from pytest_vllm_triton.state import SETTINGS
 
 # option -> (text, what it means, another text, what that means); paths are made by the test.
@@ -39,16 +41,6 @@ VALUES: dict[str, tuple[str, Any, str, Any]] = {
     "--conformance-report": ("one.json,one.md", ("one.json", "one.md"), "b.html", ("b.html",)),
     "--conformance-require": ("gen,STR-001", ("GEN", "STR-001"), "can", ("CAN",)),
     "--known-failures": ("one.toml", ["GEN-001"], "two.toml", ["STR-001"]),
-}
-FIELDS = {
-    "--vllm-model": "model",
-    "--vllm-model-json": "model_json",
-    "--vllm-version": "vllm_version",
-    "--conformance-level": "level",
-    "--conformance-select": "select",
-    "--conformance-examples": "examples",
-    "--conformance-report": "reports",
-    "--conformance-require": "required",
 }
 every_option = pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.flag)
 
@@ -81,8 +73,7 @@ def refusal(pytester: pytest.Pytester, *args: str) -> str:
 
 
 def value_of(settings: Settings, option: Option, cwd: Path) -> Any:
-    name = FIELDS.get(option.flag, option.ini.removeprefix("triton_"))
-    value = getattr(settings, name)
+    value = getattr(settings, option.field)
     if option.flag == "--known-failures":
         return list(value)
     if isinstance(value, tuple):
@@ -259,9 +250,68 @@ def test_mistyped_variable(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, name: str, meant: str
 ) -> None:
     monkeypatch.setenv(name, "x")
-    message = refusal(pytester)
+    message = refusal(pytester, "--vllm-model=a/b")
     assert name in message
     assert f"Did you mean '{meant}'?" in message
+
+
+MISTYPED = "PYTEST_VLLM_MODLE"
+
+
+def test_mistyped_variable_beside_an_option(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the option was given; and the name is said before a value is looked at."""
+    monkeypatch.setenv(MISTYPED, "x")
+    assert MISTYPED in refusal(pytester, "--conformance-level=no")
+    monkeypatch.setenv("PYTEST_TRITON_IPC", "host")
+    assert MISTYPED in refusal(pytester)
+    monkeypatch.delenv("PYTEST_TRITON_IPC")
+    pytester.makeini("[pytest]\ntriton_ipc = host\n")
+    assert MISTYPED in refusal(pytester)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "@pytest.mark.requirement('GEN-001')\ndef test_it(): pass\n",
+        "def test_it(vllm_server): pass\n",
+    ],
+    ids=["check", "own-test"],
+)
+def test_mistyped_variable_beside_a_test_of_a_server(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """No option is given, as the mistyped one was to be the only one."""
+    monkeypatch.setenv(MISTYPED, "x")
+    pytester.makepyfile(f"import pytest\n{source}")
+    result = pytester.runpytest()
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*unknown environment variable {MISTYPED}. Did you mean *"])
+
+
+def test_mistyped_variable_beside_a_check_of_a_worker(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pytest-xdist's controller sees no tests, and a worker cannot end the run with a reason."""
+    monkeypatch.setenv(MISTYPED, "x")
+    pytester.makepyfile("import pytest\n@pytest.mark.requirement('GEN-001')\ndef test_it(): pass\n")
+    result = pytester.runpytest_subprocess("-n1")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(
+        [f"*test_it: UsageError: unknown environment variable {MISTYPED}.*"]
+    )
+
+
+def test_mistyped_variable_is_no_matter_of_other_runs(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(MISTYPED, "x")
+    assert settings_of(pytester).is_default
+    pytester.makepyfile("def test_it(): pass\n")
+    result = pytester.runpytest()
+    result.assert_outcomes(passed=1)
+    assert MISTYPED not in result.stdout.str() + result.stderr.str()
 
 
 def test_json_from_a_file(pytester: pytest.Pytester) -> None:
@@ -330,7 +380,7 @@ def test_options_that_agree(pytester: pytest.Pytester, args: list[str]) -> None:
         ("triton_url = h:1", [IMAGE], LauncherKind.CONTAINER),
         ("triton_launcher = process\nvllm_version = 0.27.1", [IMAGE], LauncherKind.CONTAINER),
         ("triton_launcher = process", [URL], LauncherKind.ATTACH),
-        ("triton_url = h:1\ntriton_image = y", [BIN], LauncherKind.AUTO),
+        ("triton_url = h:1\ntriton_image = y", [BIN], LauncherKind.PROCESS),
     ],
 )
 def test_what_is_given_closer_wins(

@@ -100,6 +100,15 @@ def test_with_settings_of_the_user(project: Path, args: list[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_with_a_variable_that_looks_like_one_of_ours(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other tools may have theirs, and a mistyped one matters only where it was to act."""
+    monkeypatch.setenv("PYTEST_VLLM_MODLE", "x")
+    done = run(project)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_autoload_off(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     assert run(project).returncode == 0

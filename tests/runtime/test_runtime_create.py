@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from pytest_vllm_triton.errors import RuntimeUnavailable, UserError
+from pytest_vllm_triton.progress import Progress
 from pytest_vllm_triton.runtime import (
     create,
     create_runtime,
@@ -30,7 +31,7 @@ from pytest_vllm_triton.runtime import (
 )
 from pytest_vllm_triton.runtime.environment import Environment
 from pytest_vllm_triton.runtime.interpreter import find_interpreters
-from pytest_vllm_triton.runtime.pip import PipFailed, Tell
+from pytest_vllm_triton.runtime.pip import PipFailed
 from pytest_vllm_triton.runtime.source import Index
 from pytest_vllm_triton.runtime.store import MANIFEST, list_partial
 
@@ -341,10 +342,10 @@ def test_another_python_is_tried_where_a_wheel_is_missing_for_the_first(
     monkeypatch.setattr(create, "find_interpreters", lambda _: iter([first, real]))
     reach = Index.reach
 
-    def reaching(index: Index, environment: Environment, tell: Tell) -> None:
+    def reaching(index: Index, environment: Environment, progress: Progress) -> None:
         if environment.interpreter == first:
             raise PipFailed("ERROR: No matching distribution found for torch==2.13.0+cpu; x > 1")
-        reach(index, environment, tell)
+        reach(index, environment, progress)
 
     monkeypatch.setattr(Index, "reach", reaching)
     told: list[str] = []
