@@ -24,7 +24,7 @@ from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle, ServerLog, ServerSpec
 from pytest_vllm_triton.launchers.ports import LOOPBACK, reserved_ports
 from pytest_vllm_triton.launchers.process import ProcessLauncher
-from pytest_vllm_triton.launchers.supervised import Supervised
+from pytest_vllm_triton.supervision.client import Supervised
 
 MODEL_NAME = "vllm_model"
 STOP_SECONDS = 20.0

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from pytest_vllm_triton.supervision.stop_report import StopReport
+
 if TYPE_CHECKING:
     from pytest_vllm_triton.gpus import Gpu
     from pytest_vllm_triton.launchers.load_slots import LoadSlots
@@ -37,7 +39,6 @@ __all__ = [
     "ServerLog",
     "ServerProcess",
     "ServerSpec",
-    "StopReport",
 ]
 
 
@@ -178,23 +179,6 @@ class ServerLog:
         told = [line.rstrip() for line in text.splitlines()]
         told = [line for line in told if line and not noise.match(line)]
         return "\n".join(told[-lines:])
-
-
-@dataclass(frozen=True)
-class StopReport:
-    """What was found when a server had stopped.
-
-    Attributes:
-        exit_code: of tritonserver; -N where signal N ended it, None where it is not known.
-        forced: the server did not end by itself in time and was killed.
-        orphans: processes of the server that outlived it and were killed, as "pid command".
-        swept: names of shared-memory regions that the server left behind and that were removed.
-    """
-
-    exit_code: int | None
-    forced: bool = False
-    orphans: tuple[str, ...] = ()
-    swept: tuple[str, ...] = ()
 
 
 class ProcessorTime(Protocol):

@@ -47,7 +47,7 @@ from pytest_vllm_triton.launchers.ports import LOOPBACK
 from pytest_vllm_triton.launchers.readiness import wait_ready
 from pytest_vllm_triton.launchers.redact import Redactor
 from pytest_vllm_triton.launchers.repository import ServerFolder
-from pytest_vllm_triton.launchers.supervised import Supervised
+from pytest_vllm_triton.supervision.client import Supervised
 
 #: Where NVIDIA's images, and so all others, have the vLLM backend.
 BACKEND_PATH = "/opt/tritonserver/backends/vllm"

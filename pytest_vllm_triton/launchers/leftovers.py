@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pytest_vllm_triton.launchers import supervisor
 from pytest_vllm_triton.launchers.container_probe import ContainerProbe
+from pytest_vllm_triton.supervision.standalone.shared_memory import list_regions, remove_unused
 
 RUN_LABEL = "pytest-vllm-triton.run"
 OWNER_LABEL = "pytest-vllm-triton.owner"
@@ -120,8 +120,8 @@ def sweep_regions(used: Iterable[str] | None, prefix: str) -> list[str]:
     """
     if used is None:
         return []
-    named = {name for name in supervisor.list_regions() if prefix and name.startswith(prefix)}
-    return supervisor.remove_unused(named.union(used))
+    named = {name for name in list_regions() if prefix and name.startswith(prefix)}
+    return remove_unused(named.union(used))
 
 
 def _ours(client: Any, label: str) -> list[Any]:
