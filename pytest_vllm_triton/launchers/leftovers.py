@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pytest_vllm_triton.launchers.container_probe import ContainerProbe
+from pytest_vllm_triton.supervision.standalone.proc_stat import read_process
 from pytest_vllm_triton.supervision.standalone.shared_memory import list_regions, remove_unused
 
 RUN_LABEL = "pytest-vllm-triton.run"
@@ -132,9 +133,9 @@ def _ours(client: Any, label: str) -> list[Any]:
 def _started(pid: int) -> str:
     """When the process started, in clock ticks since the boot; "" if it is gone or a zombie."""
     with contextlib.suppress(OSError, IndexError):
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        if fields[0] not in (b"Z", b"X"):
-            return fields[19].decode()
+        process = read_process(pid)
+        if process.lives:
+            return str(process.started)
     return ""
 
 

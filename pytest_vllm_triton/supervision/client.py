@@ -245,4 +245,4 @@ class Supervised:
 
 def lives(pid: int) -> bool:
     process = all_processes().get(pid)
-    return process is not None and process.state not in "ZX"
+    return process is not None and process.lives

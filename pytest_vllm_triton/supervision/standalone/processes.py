@@ -7,14 +7,8 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
-
-class Process(NamedTuple):
-    pid: int
-    parent: int
-    state: str
-    session: int
+from .proc_stat import Process, read_process
 
 
 def all_processes() -> dict[int, Process]:
@@ -22,11 +16,7 @@ def all_processes() -> dict[int, Process]:
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError, IndexError):
-                # The second field is "(name)", and the name may hold spaces and brackets.
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    fields = file.read().rpartition(b")")[2].split()
-                pid, state = int(name), fields[0].decode()
-                found[pid] = Process(pid, int(fields[1]), state, int(fields[3]))
+                found[int(name)] = read_process(name)
     return found
 
 
@@ -43,7 +33,7 @@ def session_family(session: int) -> list[int]:
     """
     processes = all_processes()
     members = [process.pid for process in processes.values() if process.session == session]
-    living = {pid for pid in members if processes[pid].state not in "ZX"}
+    living = {pid for pid in members if processes[pid].lives}
     return sorted(living.union(family(processes, members)))
 
 
@@ -56,7 +46,7 @@ def family(processes: dict[int, Process], roots: list[int]) -> list[int]:
     while queue:
         pid = queue.pop()
         queue.extend(children.get(pid, ()))
-        if processes[pid].state not in "ZX":
+        if processes[pid].lives:
             found.append(pid)
     return found
 

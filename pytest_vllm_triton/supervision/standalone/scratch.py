@@ -88,6 +88,6 @@ def a_tritonserver_runs() -> bool:
     """Whether there is such a process on this host, whoever started it."""
     for process in all_processes().values():
         with contextlib.suppress(OSError), open(f"/proc/{process.pid}/comm") as file:
-            if file.read().strip() == "tritonserver" and process.state not in "ZX":
+            if file.read().strip() == "tritonserver" and process.lives:
                 return True
     return False
