@@ -119,7 +119,7 @@ class TritonServer(Server):
         spec = ServerSpec(
             models=(ModelSpec.create(MODEL_NAME, engine_args, config),),
             backend_dir=self.backend_dir,
-            env=tuple(self.env.items()),
+            env=self.env,
         )
         self.handle = launcher.launch(spec, timeout=self.bench.boot_timeout)
 

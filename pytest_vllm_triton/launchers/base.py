@@ -52,14 +52,14 @@ class ModelSpec:
             such file is written.
         config: the text of ``config.pbtxt``. "": no such file is written.
         version: the version folder.
-        files: more files, as (path relative to the model's folder, content).
+        files: more files, by their paths relative to the model's folder.
     """
 
     name: str
     model_json: str | None = None
     config: str = ""
     version: int = 1
-    files: tuple[tuple[str, bytes], ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
     @classmethod
     def create(
@@ -71,13 +71,13 @@ class ModelSpec:
         version: int = 1,
         files: Mapping[str, bytes] | None = None,
     ) -> ModelSpec:
-        """A model whose model.json holds these engine arguments, in one canonical spelling."""
+        """A model whose model.json holds these engine arguments."""
         return cls(
             name=name,
-            model_json=canonical_json(engine_args),
+            model_json=json.dumps(engine_args, indent=2, ensure_ascii=False) + "\n",
             config=config,
             version=version,
-            files=tuple(sorted((files or {}).items())),
+            files=files or {},
         )
 
     @property
@@ -89,14 +89,9 @@ class ModelSpec:
         return value
 
 
-def canonical_json(value: Mapping[str, Any]) -> str:
-    """Equal dictionaries give equal texts, so that their specs are equal and share a server."""
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-
-
 @dataclass(frozen=True)
 class ServerSpec:
-    """All that decides what a server is. Equal specs may share one server.
+    """All that decides what a server is.
 
     Attributes:
         models: the model repository's content.
@@ -114,7 +109,7 @@ class ServerSpec:
     models: tuple[ModelSpec, ...]
     backend_dir: Path | None
     args: tuple[str, ...] = ()
-    env: tuple[tuple[str, str], ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
     load: tuple[str, ...] | None = None
     control_mode: Literal["explicit", "none"] = "explicit"
     shm_prefix: str | None = None

@@ -209,7 +209,7 @@ class ContainerLauncher:
             *python_backend_flags(folder.shm_prefix),
             *spec.args,
         )
-        run = self._run(command, prefix=folder.shm_prefix, environment=dict(spec.env))
+        run = self._run(command, prefix=folder.shm_prefix, environment=spec.env)
         mounts = run.mounts
         if folder.backend is not None:
             mounts = (*mounts, Mount(folder.backend, BACKEND_PATH))

@@ -88,7 +88,7 @@ class ContainerHandle(ServerHandle):
     def gpus(self) -> tuple[Gpu, ...]:
         # Docker hands over GPUs in the host's order, in whichever they were asked for.
         given = visible_gpus(self.given_gpus, list_gpus())
-        own = dict(self.spec.env).get(VISIBLE_DEVICES) if self.spec is not None else None
+        own = self.spec.env.get(VISIBLE_DEVICES) if self.spec is not None else None
         return visible_gpus(own, sorted(given, key=lambda gpu: gpu.index))
 
     def gpu_names(self) -> list[str]:

@@ -169,7 +169,7 @@ class ProcessLauncher:
 
     def _environment(self, spec: ServerSpec) -> dict[str, str]:
         ours = {k: v for k, v in os.environ.items() if not DROPPED_VARIABLES.match(k)}
-        return {**ours, **self.environment, **dict(spec.env)}
+        return {**ours, **self.environment, **spec.env}
 
 
 @dataclass(kw_only=True, eq=False)

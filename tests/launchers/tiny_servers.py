@@ -75,7 +75,7 @@ class TritonPythonModel:
 
 
 def model(name: str, code: str = ECHO, config: str = CONFIG) -> ModelSpec:
-    return ModelSpec(name, None, config, files=(("1/model.py", textwrap.dedent(code).encode()),))
+    return ModelSpec(name, None, config, files={"1/model.py": textwrap.dedent(code).encode()})
 
 
 def stalling_model(marker: Path) -> ModelSpec:
