@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from pytest_vllm_triton.boots import Boot
 from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.launcher_kinds import LauncherKind
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle, ServerSpec
+from pytest_vllm_triton.launchers.redact import Redactor
 from pytest_vllm_triton.provision import Provision
 
 if TYPE_CHECKING:
@@ -245,7 +247,8 @@ class Harness:
         done = python.run_python(script, [json.dumps(job)], timeout=self._boot_timeout)
         told = [line for line in done.stdout.splitlines() if line.startswith(_REFERENCE)]
         if done.returncode != 0 or not told:
-            raise ServerFailed("vLLM without Triton failed", done.stderr[-4000:])
+            said = Redactor(os.environ).text(done.stderr)
+            raise ServerFailed("vLLM without Triton failed", said[-4000:])
         return list(json.loads(told[-1].removeprefix(_REFERENCE)))
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from pytest_vllm_triton.launchers.redact import MASK, Redactor, is_secret
 from pytest_vllm_triton.supervision.stop_report import StopReport
 
 if TYPE_CHECKING:
@@ -144,10 +145,15 @@ class Endpoints:
 
 
 class ServerLog:
-    """A server's log file, readable while it grows."""
+    """A server's log file, readable while it grows.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        redactor: takes secrets out of what is read; None: the file has none.
+    """
+
+    def __init__(self, path: Path, redactor: Redactor | None = None) -> None:
         self.path = path
+        self.redactor = redactor or Redactor()
 
     def position(self) -> int:
         """The log's present length in bytes: pass it to :meth:`read` later."""
@@ -161,7 +167,7 @@ class ServerLog:
         try:
             with self.path.open("rb") as file:
                 file.seek(since)
-                return file.read().decode("utf-8", "replace")
+                return self.redactor.text(file.read().decode("utf-8", "replace"))
         except FileNotFoundError:
             return ""
 
@@ -261,6 +267,7 @@ class ServerHandle(ABC):
         shm_domain: equal for servers that share one /dev/shm; "" where it is not known.
         command: the command line that started it; empty for attached servers.
         environment: what its environment adds to ours (None: taken out), to reproduce it by hand.
+        redactor: takes the server's secrets out of what is shown.
         stop_report: what :meth:`stop` or :meth:`kill` found; None while it runs.
         load_slots: for loads of models, of which others wait for one; None: no load waits.
         load_seconds: that the load or unload of a model may take: it boots an engine.
@@ -279,6 +286,7 @@ class ServerHandle(ABC):
     shm_domain: str = ""
     command: list[str] = field(default_factory=list)
     environment: dict[str, str | None] = field(default_factory=dict)
+    redactor: Redactor = field(default_factory=Redactor)
     stop_report: StopReport | None = None
     load_slots: LoadSlots | None = None
     load_seconds: float = 240.0
@@ -374,18 +382,17 @@ class ServerHandle(ABC):
         """
         import shlex
 
-        from pytest_vllm_triton.launchers.redact import MASK, is_secret
-
         if not self.command:
             return ""
         unset = [f"-u {shlex.quote(k)}" for k, v in self.environment.items() if v is None]
         added = [
-            f"{name}={MASK if is_secret(name) else shlex.quote(value)}"
+            f"{name}={MASK if is_secret(name) else shlex.quote(self.redactor.text(value))}"
             for name, value in self.environment.items()
             if value is not None
         ]
         prefix = ["env", *unset, *added] if unset or added else []
-        return " ".join([*prefix, *(shlex.quote(word) for word in self.command)])
+        words = [shlex.quote(self.redactor.text(word)) for word in self.command]
+        return " ".join([*prefix, *words])
 
     def __enter__(self) -> ServerHandle:
         return self

@@ -196,9 +196,7 @@ class ContainerLauncher:
             raise subprocess.TimeoutExpired(["python3"], timeout or 0) from None
         finally:
             leftovers.remove(container)
-        return subprocess.CompletedProcess(
-            run.command_line(), exit_code(status), output, self._redactor().text(errors)
-        )
+        return subprocess.CompletedProcess(run.command_line(), exit_code(status), output, errors)
 
     # what is run
 
@@ -279,12 +277,8 @@ class ContainerLauncher:
     def _handle(
         self, container: Any, run: ContainerRun, spec: ServerSpec, folder: ServerFolder
     ) -> ContainerHandle:
-        log = LogFollower(
-            docker_engine.connect,
-            container.id,
-            folder.log,
-            self._redactor(run.environment),
-        )
+        redactor = self._redactor(run.environment)
+        log = LogFollower(docker_engine.connect, container.id, folder.log, redactor)
         log.start()
         container.reload()
         network = container.attrs["NetworkSettings"]
@@ -318,6 +312,7 @@ class ContainerLauncher:
             shm_prefix=folder.shm_prefix,
             shm_domain=_shm_domain(run, container),
             command=line,
+            redactor=redactor,
             container=container,
             probe=ContainerProbe(container),
             shm=self._shm_of(run),

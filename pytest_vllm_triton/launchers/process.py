@@ -34,6 +34,7 @@ from pytest_vllm_triton.launchers.flags import (
 )
 from pytest_vllm_triton.launchers.ports import LOOPBACK, reserved_ports
 from pytest_vllm_triton.launchers.readiness import PortTaken, wait_ready
+from pytest_vllm_triton.launchers.redact import Redactor
 from pytest_vllm_triton.launchers.repository import ServerFolder
 from pytest_vllm_triton.supervision.client import Supervised
 from pytest_vllm_triton.supervision.standalone import shared_memory
@@ -131,6 +132,7 @@ class ProcessLauncher:
                 *spec.args,
             ]
             environment = self._environment(spec)
+            redactor = Redactor(os.environ, environment)
             process = Supervised.start(
                 command,
                 environment,
@@ -145,7 +147,7 @@ class ProcessLauncher:
                     grpc=f"{LOOPBACK}:{grpc}",
                     metrics=f"http://{LOOPBACK}:{metrics_port}/metrics" if metrics else None,
                 ),
-                log=ServerLog(folder.log),
+                log=ServerLog(folder.log, redactor),
                 spec=spec,
                 model_repository=folder.models,
                 backend_folder=folder.backend,
@@ -155,6 +157,7 @@ class ProcessLauncher:
                 shm_domain=HOST_SHM,
                 command=command,
                 environment=_difference(environment),
+                redactor=redactor,
                 visible_gpus=environment.get(VISIBLE_DEVICES),
                 process=process,
                 exit_timeout=exit_timeout(spec.args),
