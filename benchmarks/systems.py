@@ -24,7 +24,8 @@ from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle, ServerLog, ServerSpec
 from pytest_vllm_triton.launchers.ports import LOOPBACK, reserved_ports
 from pytest_vllm_triton.launchers.process import ProcessLauncher
-from pytest_vllm_triton.launchers.supervised import Supervised
+from pytest_vllm_triton.launchers.redact import Redactor
+from pytest_vllm_triton.supervision.client import Supervised
 
 MODEL_NAME = "vllm_model"
 STOP_SECONDS = 20.0
@@ -119,7 +120,7 @@ class TritonServer(Server):
         spec = ServerSpec(
             models=(ModelSpec.create(MODEL_NAME, engine_args, config),),
             backend_dir=self.backend_dir,
-            env=tuple(self.env.items()),
+            env=self.env,
         )
         self.handle = launcher.launch(spec, timeout=self.bench.boot_timeout)
 
@@ -169,7 +170,7 @@ class SupervisedServer(Server):
             self.arguments, environment, folder, log=log, orphan_grace=4.0
         )
         self.process.wait_started()
-        return ServerLog(log)
+        return ServerLog(log, Redactor(environment))
 
     def wait(self, ready: Callable[[], bool], log: ServerLog) -> None:
         assert self.process is not None

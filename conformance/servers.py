@@ -50,7 +50,7 @@ class StrictServer:
                     "--http-header-forward-pattern=.*",
                     "--grpc-header-forward-pattern=.*",
                 ),
-                env=(("HF_HUB_CACHE", str(self._hub_cache())), ("HF_HUB_OFFLINE", "1")),
+                env={"HF_HUB_CACHE": str(self._hub_cache()), "HF_HUB_OFFLINE": "1"},
                 load=(),
                 shm_domain=shared.shm_domain,
             )

@@ -373,7 +373,7 @@ def test_model_json_is_utf_8(repository: ModelRepository, vllm_harness: Harness)
     ids=["missing", "malformed", "not-an-object"],
 )
 def test_bad_model_json_is_named(repository: ModelRepository, text: str | None, cause: str) -> None:
-    files = () if text is not None else (("1/README", b"no model.json here\n"),)
+    files = {} if text is not None else {"1/README": b"no model.json here\n"}
     config = 'backend: "vllm"\ninstance_group [{ kind: KIND_MODEL }]\n'
     repository.add(ModelSpec("unreadable", model_json=text, config=config, files=files))
     error = repository.load("unreadable").failed()

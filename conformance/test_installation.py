@@ -64,7 +64,7 @@ def single_file(
     text = bundle(backend) if ours else (backend / "model.py").read_text(encoding="utf-8")
     (folder / "model.py").write_text(text, encoding="utf-8")
     model = vllm_harness.model_spec()
-    locale = (("LC_ALL", "C"), ("LANG", "C")) if ours else ()
+    locale = {"LC_ALL": "C", "LANG": "C"} if ours else {}
     spec = vllm_harness.server_spec(model, load=(), env=locale)
     handle = vllm_harness.boot(replace(spec, backend_dir=folder), "a backend of a single file")
     try:
@@ -179,7 +179,7 @@ def server_without_vllm(vllm_harness: Harness, vllm_server: ServerHandle) -> Ite
         untested("the suite did not choose the Python of this server")
     # In the work folder, which servers in containers see too.
     path = bare_python(provision.server_python, provision.work_dir / "bare")
-    spec = vllm_harness.server_spec(env=(("PATH", path),), load=())
+    spec = vllm_harness.server_spec(env={"PATH": path}, load=())
     handle = vllm_harness.boot(spec, "vLLM is not installed")
     yield handle
     handle.stop()

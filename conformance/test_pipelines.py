@@ -116,7 +116,7 @@ def pipelines(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[Mode
     opened.add(ModelSpec(ENSEMBLE, config=_ENSEMBLE % model))
     code = (_CALLER % model).encode()
     for name in CALLERS:
-        opened.add(ModelSpec(name, config=_CALLER_CONFIG, files=(("1/model.py", code),)))
+        opened.add(ModelSpec(name, config=_CALLER_CONFIG, files={"1/model.py": code}))
     yield opened
     opened.close()
 

@@ -83,7 +83,7 @@ def vllm_server_factory(vllm_harness: Harness) -> Iterator[ServerFactory]:
         spec = vllm_harness.server_spec(
             vllm_harness.model_spec(engine_args=engine_args, config=config),
             args=args,
-            env=tuple(sorted((env or {}).items())),
+            env=env or {},
         )
         handle = vllm_harness.boot(spec, "asked for by a test")
         started.callback(vllm_harness.forget, handle)

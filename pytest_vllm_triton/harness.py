@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from pytest_vllm_triton.boots import Boot
 from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.launcher_kinds import LauncherKind
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle, ServerSpec
+from pytest_vllm_triton.launchers.redact import Redactor
 from pytest_vllm_triton.provision import Provision
 
 if TYPE_CHECKING:
@@ -253,7 +255,8 @@ class Harness:
             ) from None
         results = [line for line in done.stdout.splitlines() if line.startswith(_REFERENCE)]
         if done.returncode != 0 or not results:
-            raise ServerFailed("vLLM without Triton failed", done.stderr[-4000:])
+            said = Redactor(os.environ).text(done.stderr)
+            raise ServerFailed("vLLM without Triton failed", said[-4000:])
         return list(json.loads(results[-1].removeprefix(_REFERENCE)))
 
     def close(self) -> None:

@@ -44,7 +44,7 @@ class BareLife:
     def run(self) -> Seen:
         harness, seen = self.harness, self.seen
         config = config_with(REPORT_CUSTOM_METRICS="true", ENABLE_VLLM_HEALTH_CHECK="true")
-        echo = ModelSpec(ECHO, config=_ECHO_CONFIG, files=(("1/model.py", _ECHO_CODE.encode()),))
+        echo = ModelSpec(ECHO, config=_ECHO_CONFIG, files={"1/model.py": _ECHO_CODE.encode()})
         spec = harness.server_spec(
             harness.model_spec(config=config),
             echo,

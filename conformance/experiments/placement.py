@@ -243,7 +243,7 @@ class ManyGpus:
         gpus = self.server.gpus()
         spec = harness.server_spec(
             placed_spec(harness, FIRST_GPU, Placement("kind: KIND_GPU gpus: [ 0 ]")),
-            env=((VISIBLE_DEVICES, self.server.gpu_names()[1]),),
+            env={VISIBLE_DEVICES: self.server.gpu_names()[1]},
         )
         handle = harness.boot(spec, "sees the second GPU only")
         try:

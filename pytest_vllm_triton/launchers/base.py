@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from pytest_vllm_triton.launchers.redact import MASK, Redactor, is_secret
 from pytest_vllm_triton.progress import Progress, silent
+from pytest_vllm_triton.supervision.stop_report import StopReport
 
 if TYPE_CHECKING:
     from pytest_vllm_triton.gpus import Gpu
@@ -36,7 +38,6 @@ __all__ = [
     "ServerLog",
     "ServerProcess",
     "ServerSpec",
-    "StopReport",
 ]
 
 
@@ -50,14 +51,14 @@ class ModelSpec:
             such file is written.
         config: the text of ``config.pbtxt``. "": no such file is written.
         version: the version folder.
-        files: more files, as (path relative to the model's folder, content).
+        files: more files, by their paths relative to the model's folder.
     """
 
     name: str
     model_json: str | None = None
     config: str = ""
     version: int = 1
-    files: tuple[tuple[str, bytes], ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
     @classmethod
     def create(
@@ -69,13 +70,13 @@ class ModelSpec:
         version: int = 1,
         files: Mapping[str, bytes] | None = None,
     ) -> ModelSpec:
-        """A model whose model.json holds these engine arguments, in one canonical spelling."""
+        """A model whose model.json holds these engine arguments."""
         return cls(
             name=name,
-            model_json=canonical_json(engine_args),
+            model_json=json.dumps(engine_args, indent=2, ensure_ascii=False) + "\n",
             config=config,
             version=version,
-            files=tuple(sorted((files or {}).items())),
+            files=files or {},
         )
 
     @property
@@ -87,14 +88,9 @@ class ModelSpec:
         return value
 
 
-def canonical_json(value: Mapping[str, Any]) -> str:
-    """Equal dictionaries give equal texts, so that their specs are equal and share a server."""
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-
-
 @dataclass(frozen=True)
 class ServerSpec:
-    """All that decides what a server is. Equal specs may share one server.
+    """All that decides what a server is.
 
     Attributes:
         models: the model repository's content.
@@ -112,7 +108,7 @@ class ServerSpec:
     models: tuple[ModelSpec, ...]
     backend_dir: Path | None
     args: tuple[str, ...] = ()
-    env: tuple[tuple[str, str], ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
     load: tuple[str, ...] | None = None
     control_mode: Literal["explicit", "none"] = "explicit"
     shm_prefix: str | None = None
@@ -147,10 +143,15 @@ class Endpoints:
 
 
 class ServerLog:
-    """A server's log file, readable while it grows."""
+    """A server's log file, readable while it grows.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        redactor: takes secrets out of what is read; None: the file has none.
+    """
+
+    def __init__(self, path: Path, redactor: Redactor | None = None) -> None:
         self.path = path
+        self.redactor = redactor or Redactor()
 
     def position(self) -> int:
         """The log's present length in bytes: pass it to :meth:`read` later."""
@@ -164,7 +165,7 @@ class ServerLog:
         try:
             with self.path.open("rb") as file:
                 file.seek(since)
-                return file.read().decode("utf-8", "replace")
+                return self.redactor.text(file.read().decode("utf-8", "replace"))
         except FileNotFoundError:
             return ""
 
@@ -177,23 +178,6 @@ class ServerLog:
         told = [line.rstrip() for line in text.splitlines()]
         told = [line for line in told if line and not noise.match(line)]
         return "\n".join(told[-lines:])
-
-
-@dataclass(frozen=True)
-class StopReport:
-    """What was found when a server had stopped.
-
-    Attributes:
-        exit_code: of tritonserver; -N where signal N ended it, None where it is not known.
-        forced: the server did not end by itself in time and was killed.
-        orphans: processes of the server that outlived it and were killed, as "pid command".
-        swept: names of shared-memory regions that the server left behind and that were removed.
-    """
-
-    exit_code: int | None
-    forced: bool = False
-    orphans: tuple[str, ...] = ()
-    swept: tuple[str, ...] = ()
 
 
 class ProcessorTime(Protocol):
@@ -281,6 +265,7 @@ class ServerHandle(ABC):
         shm_domain: equal for servers that share one /dev/shm; "" where it is not known.
         command: the command line that started it; empty for attached servers.
         environment: what its environment adds to ours (None: taken out), to reproduce it by hand.
+        redactor: takes the server's secrets out of what is shown.
         stop_report: what :meth:`stop` or :meth:`kill` found; None while it runs.
         load_slots: for loads of models, of which others wait for one; None: no load waits.
         load_seconds: that the load or unload of a model may take: it boots an engine.
@@ -299,6 +284,7 @@ class ServerHandle(ABC):
     shm_domain: str = ""
     command: list[str] = field(default_factory=list)
     environment: dict[str, str | None] = field(default_factory=dict)
+    redactor: Redactor = field(default_factory=Redactor)
     stop_report: StopReport | None = None
     load_slots: LoadSlots | None = None
     load_seconds: float = 240.0
@@ -394,18 +380,17 @@ class ServerHandle(ABC):
         """
         import shlex
 
-        from pytest_vllm_triton.launchers.redact import MASK, is_secret
-
         if not self.command:
             return ""
         unset = [f"-u {shlex.quote(k)}" for k, v in self.environment.items() if v is None]
         added = [
-            f"{name}={MASK if is_secret(name) else shlex.quote(value)}"
+            f"{name}={MASK if is_secret(name) else shlex.quote(self.redactor.text(value))}"
             for name, value in self.environment.items()
             if value is not None
         ]
         prefix = ["env", *unset, *added] if unset or added else []
-        return " ".join([*prefix, *(shlex.quote(word) for word in self.command)])
+        words = [shlex.quote(self.redactor.text(word)) for word in self.command]
+        return " ".join([*prefix, *words])
 
     def __enter__(self) -> ServerHandle:
         return self

@@ -46,8 +46,8 @@ from pytest_vllm_triton.launchers.ports import LOOPBACK
 from pytest_vllm_triton.launchers.readiness import wait_ready
 from pytest_vllm_triton.launchers.redact import Redactor
 from pytest_vllm_triton.launchers.repository import ServerFolder
-from pytest_vllm_triton.launchers.supervised import Supervised
 from pytest_vllm_triton.progress import Progress, silent
+from pytest_vllm_triton.supervision.client import Supervised
 
 #: Where NVIDIA's images, and so all others, have the vLLM backend.
 BACKEND_PATH = "/opt/tritonserver/backends/vllm"
@@ -195,9 +195,7 @@ class ContainerLauncher:
             raise subprocess.TimeoutExpired(["python3"], timeout or 0) from None
         finally:
             leftovers.remove(container)
-        return subprocess.CompletedProcess(
-            run.command_line(), exit_code(status), output, self._redactor().text(errors)
-        )
+        return subprocess.CompletedProcess(run.command_line(), exit_code(status), output, errors)
 
     # what is run
 
@@ -208,7 +206,7 @@ class ContainerLauncher:
             *python_backend_flags(folder.shm_prefix),
             *spec.args,
         )
-        run = self._run(command, prefix=folder.shm_prefix, environment=dict(spec.env))
+        run = self._run(command, prefix=folder.shm_prefix, environment=spec.env)
         mounts = run.mounts
         if folder.backend is not None:
             mounts = (*mounts, Mount(folder.backend, BACKEND_PATH))
@@ -277,12 +275,8 @@ class ContainerLauncher:
     def _handle(
         self, container: Any, run: ContainerRun, spec: ServerSpec, folder: ServerFolder
     ) -> ContainerHandle:
-        log = LogFollower(
-            docker_engine.connect,
-            container.id,
-            folder.log,
-            self._redactor(run.environment),
-        )
+        redactor = self._redactor(run.environment)
+        log = LogFollower(docker_engine.connect, container.id, folder.log, redactor)
         log.start()
         container.reload()
         network = container.attrs["NetworkSettings"]
@@ -316,6 +310,7 @@ class ContainerLauncher:
             shm_prefix=folder.shm_prefix,
             shm_domain=_shm_domain(run, container),
             command=line,
+            redactor=redactor,
             container=container,
             probe=ContainerProbe(container),
             shm=self._shm_of(run),

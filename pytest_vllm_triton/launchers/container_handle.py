@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_vllm_triton.gpus import VISIBLE_DEVICES, Gpu, list_gpus, visible_gpus
-from pytest_vllm_triton.launchers import leftovers, supervisor
-from pytest_vllm_triton.launchers.base import HOST_SHM, ServerHandle, ServerProcess, StopReport
+from pytest_vllm_triton.launchers import leftovers
+from pytest_vllm_triton.launchers.base import HOST_SHM, ServerHandle, ServerProcess
 from pytest_vllm_triton.launchers.container_log import LogFollower
 from pytest_vllm_triton.launchers.container_probe import ContainerProbe, ContainerProcess
 from pytest_vllm_triton.launchers.flags import EXIT_TIMEOUT_SECONDS, STOP_MARGIN_SECONDS
 from pytest_vllm_triton.launchers.host_proc import pid_inside
+from pytest_vllm_triton.supervision.standalone.shared_memory import list_regions
+from pytest_vllm_triton.supervision.stop_report import StopReport
 
 #: The last lines of a log may come after the container's end.
 DRAIN_SECONDS = 10.0
@@ -79,14 +81,14 @@ class ContainerHandle(ServerHandle):
 
     def all_regions(self) -> set[str]:
         if self.shm_domain == HOST_SHM:
-            return supervisor.list_regions()
+            return list_regions()
         owner = self.probe if self.shm is None else self.shm
         return set(owner.look().shm)
 
     def gpus(self) -> tuple[Gpu, ...]:
         # Docker hands over GPUs in the host's order, in whichever they were asked for.
         given = visible_gpus(self.given_gpus, list_gpus())
-        own = dict(self.spec.env).get(VISIBLE_DEVICES) if self.spec is not None else None
+        own = self.spec.env.get(VISIBLE_DEVICES) if self.spec is not None else None
         return visible_gpus(own, sorted(given, key=lambda gpu: gpu.index))
 
     def gpu_names(self) -> list[str]:

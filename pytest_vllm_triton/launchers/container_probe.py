@@ -6,6 +6,7 @@ may run in a virtual machine. Process ids are those within the container.
 
 from __future__ import annotations
 
+import inspect
 import json
 import signal
 import threading
@@ -14,11 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from pytest_vllm_triton.supervision.standalone import proc_stat
+
 #: How old the snapshot may be that single processes are looked up in.
 FRESH_SECONDS = 0.1
 MAIN_PROCESS = 1
 
-#: Prints, of every process, what /proc tells. Runs in the image's python3, with nothing but it.
+#: Prints, of every process, what /proc tells. Runs in the image's python3, with nothing but it and
+#: the text of `proc_stat`, which is sent before it.
 _LOOK = r"""
 import json, os
 SHM = b"/dev/shm/"
@@ -41,25 +45,23 @@ def regions(pid):
 found = []
 for pid in filter(str.isdigit, os.listdir("/proc")):
     try:
-        with open("/proc/%s/stat" % pid, "rb") as file:
-            head, _, rest = file.read().rpartition(b")")
+        process = read_process(pid)
         with open("/proc/%s/cmdline" % pid, "rb") as file:
             words = file.read().decode("utf-8", "replace").rstrip("\0").split("\0")
-        fields = rest.split()
-    except OSError:
+    except (OSError, IndexError):
         continue
     names, count = [], 0
-    if fields[0] not in (b"Z", b"X"):
+    if process.lives:
         try:
             names, count = regions(pid)
         except OSError:
             pass
     found.append({
-        "pid": int(pid), "parent": int(fields[1]), "state": fields[0].decode(),
-        "started": int(fields[19]), "name": head.partition(b"(")[2].decode("utf-8", "replace"),
-        "words": words, "regions": names, "files": count, "threads": int(fields[17]),
-        "rss": int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
-        "cpu": [int(ticks) / os.sysconf("SC_CLK_TCK") for ticks in fields[11:13]],
+        "pid": process.pid, "parent": process.parent, "state": process.state,
+        "started": process.started, "name": process.name,
+        "words": words, "regions": names, "files": count, "threads": process.threads,
+        "rss": process.pages * os.sysconf("SC_PAGE_SIZE"),
+        "cpu": [ticks / os.sysconf("SC_CLK_TCK") for ticks in (process.user, process.system)],
     })
 try:
     listing = os.listdir("/dev/shm")
@@ -170,7 +172,7 @@ class ContainerProbe:
         """What is there now, or was at most ``max_age`` seconds ago."""
         with self._lock:
             if time.monotonic() - self._last_seen > max_age:
-                answer = self._run(_LOOK)
+                answer = self._run(inspect.getsource(proc_stat) + _LOOK)
                 self._last = (
                     ContainerSnapshot()
                     if answer is None

@@ -15,8 +15,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pytest_vllm_triton.launchers import supervisor
 from pytest_vllm_triton.launchers.container_probe import ContainerProbe
+from pytest_vllm_triton.supervision.standalone.proc_stat import read_process
+from pytest_vllm_triton.supervision.standalone.shared_memory import list_regions, remove_unused
 
 RUN_LABEL = "pytest-vllm-triton.run"
 OWNER_LABEL = "pytest-vllm-triton.owner"
@@ -120,8 +121,8 @@ def sweep_regions(used: Iterable[str] | None, prefix: str) -> list[str]:
     """
     if used is None:
         return []
-    named = {name for name in supervisor.list_regions() if prefix and name.startswith(prefix)}
-    return supervisor.remove_unused(named.union(used))
+    named = {name for name in list_regions() if prefix and name.startswith(prefix)}
+    return remove_unused(named.union(used))
 
 
 def _ours(client: Any, label: str) -> list[Any]:
@@ -132,9 +133,9 @@ def _ours(client: Any, label: str) -> list[Any]:
 def _started(pid: int) -> str:
     """When the process started, in clock ticks since the boot; "" if it is gone or a zombie."""
     with contextlib.suppress(OSError, IndexError):
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        if fields[0] not in (b"Z", b"X"):
-            return fields[19].decode()
+        process = read_process(pid)
+        if process.lives:
+            return str(process.started)
     return ""
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.gpus import VISIBLE_DEVICES, Gpu, list_gpus, visible_gpus
-from pytest_vllm_triton.launchers import supervisor
 from pytest_vllm_triton.launchers.base import (
     HOST_SHM,
     Endpoints,
@@ -34,9 +33,12 @@ from pytest_vllm_triton.launchers.flags import (
 )
 from pytest_vllm_triton.launchers.ports import LOOPBACK, reserved_ports
 from pytest_vllm_triton.launchers.readiness import PortTaken, wait_ready
+from pytest_vllm_triton.launchers.redact import Redactor
 from pytest_vllm_triton.launchers.repository import ServerFolder
-from pytest_vllm_triton.launchers.supervised import Supervised
 from pytest_vllm_triton.progress import Progress, silent
+from pytest_vllm_triton.supervision.client import Supervised
+from pytest_vllm_triton.supervision.standalone import shared_memory
+from pytest_vllm_triton.supervision.standalone.processes import send
 
 if TYPE_CHECKING:
     import psutil
@@ -127,6 +129,7 @@ class ProcessLauncher:
                 *spec.args,
             ]
             environment = self._environment(spec)
+            redactor = Redactor(os.environ, environment)
             process = Supervised.start(
                 command,
                 environment,
@@ -141,7 +144,7 @@ class ProcessLauncher:
                     grpc=f"{LOOPBACK}:{grpc}",
                     metrics=f"http://{LOOPBACK}:{metrics_port}/metrics" if metrics else None,
                 ),
-                log=ServerLog(folder.log),
+                log=ServerLog(folder.log, redactor),
                 spec=spec,
                 model_repository=folder.models,
                 backend_folder=folder.backend,
@@ -151,6 +154,7 @@ class ProcessLauncher:
                 shm_domain=HOST_SHM,
                 command=command,
                 environment=_difference(environment),
+                redactor=redactor,
                 visible_gpus=environment.get(VISIBLE_DEVICES),
                 process=process,
                 exit_timeout=exit_timeout(spec.args),
@@ -165,7 +169,7 @@ class ProcessLauncher:
 
     def _environment(self, spec: ServerSpec) -> dict[str, str]:
         ours = {k: v for k, v in os.environ.items() if not DROPPED_VARIABLES.match(k)}
-        return {**ours, **self.environment, **dict(spec.env)}
+        return {**ours, **self.environment, **spec.env}
 
 
 @dataclass(kw_only=True, eq=False)
@@ -214,19 +218,19 @@ class ProcessHandle(ServerHandle):
 
     def send_signal(self, number: signal.Signals) -> None:
         if self.server_pid is not None and self.is_running():
-            supervisor.send(self.server_pid, number)
+            send(self.server_pid, number)
 
     def regions_of(self, processes: Iterable[ServerProcess]) -> set[str]:
-        named = supervisor.identities(supervisor.list_regions())
+        named = shared_memory.identities(shared_memory.list_regions())
         names: set[str] = set()
         for process in processes:
             with contextlib.suppress(OSError):
-                used = supervisor.regions_of(process.pid)
+                used = shared_memory.regions_of(process.pid)
                 names |= {named[key] for key in used if key in named}
         return names
 
     def all_regions(self) -> set[str]:
-        return supervisor.list_regions()
+        return shared_memory.list_regions()
 
     def gpus(self) -> tuple[Gpu, ...]:
         return visible_gpus(self.visible_gpus, list_gpus())

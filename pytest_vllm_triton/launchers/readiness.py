@@ -159,8 +159,8 @@ class _LogWatch:
             new = file.read()
         self.position += len(new)
         *complete, self.partial = (self.partial + new).split(b"\n")
-        lines = [line.decode("utf-8", "replace") for line in complete]
-        for line in lines:
+        for content in complete:
+            line = self.handle.redactor.text(content.decode("utf-8", "replace"))
             self.judge(line)
             self.tell(line)
 
@@ -188,5 +188,5 @@ class _LogWatch:
 
 
 def _load_failed(handle: ServerHandle, model: str, reason: str) -> ServerFailed:
-    reason = reason.replace("\\n", "\n").strip()
+    reason = handle.redactor.text(reason).replace("\\n", "\n").strip()
     return ServerFailed(f"Model {model!r} failed to load: {reason}", last_lines(handle))

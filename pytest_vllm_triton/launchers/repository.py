@@ -93,7 +93,7 @@ def _files(model: ModelSpec) -> Iterator[tuple[PurePosixPath, bytes]]:
         files[PurePosixPath("config.pbtxt")] = model.config.encode()
     if model.model_json is not None:
         files[PurePosixPath(str(model.version), "model.json")] = model.model_json.encode()
-    for name, content in model.files:
+    for name, content in model.files.items():
         path = _checked(name, "file")
         if path in files:
             raise ValueError(f"model {model.name!r} has the file {name!r} twice")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from pytest_vllm_triton.errors import RuntimeUnavailable
-from pytest_vllm_triton.launchers.supervised import FILES as SUPERVISORS
 from pytest_vllm_triton.paths import HOME_VARIABLE
 from pytest_vllm_triton.progress import Progress, silent
 from pytest_vllm_triton.runtime import recipe
@@ -35,6 +34,7 @@ from pytest_vllm_triton.runtime.store import (
     folder_size,
     runtimes_folder,
 )
+from pytest_vllm_triton.supervision.client import FILES as SUPERVISORS
 
 T = TypeVar("T")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_vllm_triton.errors import RuntimeUnavailable
-from pytest_vllm_triton.launchers.supervised import Supervised
 from pytest_vllm_triton.progress import Progress
+from pytest_vllm_triton.supervision.client import Supervised
 from pytest_vllm_triton.texts import cut
 
 POLL_SECONDS = 0.25

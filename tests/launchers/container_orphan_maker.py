@@ -17,7 +17,7 @@ def main() -> None:
     given: dict[str, Any] = json.loads(sys.stdin.readline())
     options = ContainerOptions(given["image"], "none", given["ipc"])
     launcher = ContainerLauncher(options, Path(given["work_dir"]))
-    model = ModelSpec("m", None, given["config"], files=(("1/model.py", given["code"].encode()),))
+    model = ModelSpec("m", None, given["config"], files={"1/model.py": given["code"].encode()})
     prefix = new_shm_prefix()
     spec = ServerSpec((model,), Path(given["backend_dir"]), shm_prefix=prefix)
     launcher.prepare()

@@ -21,7 +21,7 @@ def main() -> None:
         given["environment"],
         Path(given["work_dir"]),
     )
-    model = ModelSpec("m", None, given["config"], files=(("1/model.py", given["code"].encode()),))
+    model = ModelSpec("m", None, given["config"], files={"1/model.py": given["code"].encode()})
     spec = ServerSpec((model,), Path(given["backend_dir"]))
     if given["when"] == "booting":
         launcher.launch(spec, timeout=600, progress=lambda _: print("booting", flush=True))

@@ -16,17 +16,6 @@ from pytest_vllm_triton.launchers.ports import reserved_ports
 from pytest_vllm_triton.launchers.repository import ServerFolder, write_repository
 
 
-def test_equal_specifications_are_one_key() -> None:
-    one = ModelSpec.create("m", {"model": "x", "dtype": "auto"}, "config")
-    two = ModelSpec.create("m", {"dtype": "auto", "model": "x"}, "config")
-    assert one == two
-    backend = Path("/backend")
-    servers = {ServerSpec((one,), backend): 1, ServerSpec((two,), backend): 2}
-    assert len(servers) == 1
-    assert ServerSpec((one,), backend, args=("--a",)) not in servers
-    assert one.engine_args == {"model": "x", "dtype": "auto"}
-
-
 def test_started_models() -> None:
     models = (ModelSpec("a"), ModelSpec("b"))
     assert ServerSpec(models, Path()).started_models == ("a", "b")
@@ -38,7 +27,7 @@ def test_started_models() -> None:
 def test_a_repository_is_written_byte_for_byte(tmp_path: Path) -> None:
     models = (
         ModelSpec("one", '{"model": ', 'backend: "vllm"\n', version=3),
-        ModelSpec("two", None, "", files=(("1/model.py", b"\xff\r\n"), ("lora/a.json", b"{}"))),
+        ModelSpec("two", None, "", files={"1/model.py": b"\xff\r\n", "lora/a.json": b"{}"}),
         ModelSpec("empty"),
     )
     root = write_repository(models, tmp_path / "repository")
@@ -59,10 +48,10 @@ def test_a_repository_is_written_byte_for_byte(tmp_path: Path) -> None:
         ModelSpec("../up"),
         ModelSpec("a/b"),
         ModelSpec(""),
-        ModelSpec("m", files=(("/etc/x", b""),)),
-        ModelSpec("m", files=(("1/../../x", b""),)),
-        ModelSpec("m", "{}", files=(("1/model.json", b""),)),
-        ModelSpec("m", files=(("a", b""), ("a", b""))),
+        ModelSpec("m", files={"/etc/x": b""}),
+        ModelSpec("m", files={"1/../../x": b""}),
+        ModelSpec("m", "{}", files={"1/model.json": b""}),
+        ModelSpec("m", files={"a": b"", "./a": b""}),
     ],
 )
 def test_a_repository_that_makes_no_sense_is_refused(model: ModelSpec, tmp_path: Path) -> None:

@@ -10,20 +10,23 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import requests
+from waiting import eventually
 
 from pytest_vllm_triton.errors import ServerFailed, UserError
 from pytest_vllm_triton.gpus import host_has_gpu
 from pytest_vllm_triton.launcher_kinds import DEFAULT_IMAGE, LauncherKind
-from pytest_vllm_triton.launchers import docker_engine, leftovers
+from pytest_vllm_triton.launchers import container_probe, docker_engine, leftovers
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerSpec
 from pytest_vllm_triton.launchers.choice import choose
 from pytest_vllm_triton.launchers.container import ContainerLauncher, ContainerOptions
 from pytest_vllm_triton.launchers.container_log import exit_code
-from pytest_vllm_triton.launchers.container_probe import ContainerSnapshot
+from pytest_vllm_triton.launchers.container_probe import ContainerProbe, ContainerSnapshot
 from pytest_vllm_triton.launchers.docker_run import ContainerRun, GpuRequest, Mount
 from pytest_vllm_triton.launchers.leftovers import Owner
 from pytest_vllm_triton.launchers.redact import Redactor, is_secret
@@ -412,6 +415,36 @@ def test_the_looker_is_no_process_of_the_server() -> None:
     snapshot = ContainerSnapshot.of({"processes": processes, "shm": ["r2"]})
     assert set(snapshot.processes) == {1, 2, 3}
     assert snapshot.shm == {"r2"}
+
+
+class ThisHost:
+    """A container as far as `ContainerProbe` runs scripts in it; they run here."""
+
+    def exec_run(self, command: list[str], **_: Any) -> Any:
+        assert command[0] == "python3"
+        done = subprocess.run([sys.executable, *command[1:]], capture_output=True, check=False)
+        return SimpleNamespace(exit_code=done.returncode, output=(done.stdout, done.stderr))
+
+
+def test_what_the_looker_tells_of_a_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(container_probe, "MAIN_PROCESS", os.getpid())
+    program = tmp_path / "a) R 1 (b"
+    program.symlink_to("/bin/sleep")
+    with subprocess.Popen([str(program), "600"]) as sleeping:
+        assert eventually(lambda: psutil.Process(sleeping.pid).cmdline()[:1] == [str(program)])
+        processes = ContainerProbe(ThisHost()).look().processes
+        sleeping.kill()
+    us, child, there = processes[os.getpid()], processes[sleeping.pid], psutil.Process()
+    assert child.parent == us.pid
+    assert (child.name, child.words) == (program.name, (str(program), "600"))
+    assert us.name == there.name()
+    assert us.threads == there.num_threads()
+    assert us.rss > 2**20
+    assert 0 < us.cpu.user <= there.cpu_times().user
+    assert us.started < child.started
+    assert str(us.started) == Owner.of(us.pid).started
 
 
 def test_nothing_is_seen_of_an_ended_container() -> None:

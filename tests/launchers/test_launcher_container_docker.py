@@ -381,7 +381,7 @@ def test_a_wrong_flag(launch: Launch) -> None:
 
 def test_an_image_without_tritonserver(launch: Launch) -> None:
     with pytest.raises(UserError, match="has no tritonserver on its PATH"):
-        launch(model("echo"), env=(("PATH", "/usr/bin:/bin"),))
+        launch(model("echo"), env={"PATH": "/usr/bin:/bin"})
 
 
 @contextlib.contextmanager

@@ -304,7 +304,7 @@ def test_environment_and_flags_reach_the_server(
     monkeypatch.setenv("PYTHONPATH", "/nowhere")
     server = launch(
         model("echo"),
-        env=(("COLOUR", "green"),),
+        env={"COLOUR": "green"},
         args=("--metrics-interval-ms=500", "--allow-metrics=false"),
         shm_prefix="pvt_chosen_",
     )

@@ -18,9 +18,10 @@ from tiny_servers import SHM, Launch, model, regions
 from waiting import eventually, gone
 
 from pytest_vllm_triton.errors import ServerFailed
-from pytest_vllm_triton.launchers import supervisor
 from pytest_vllm_triton.launchers.process import ProcessHandle
-from pytest_vllm_triton.launchers.supervised import Supervised
+from pytest_vllm_triton.supervision import client
+from pytest_vllm_triton.supervision.client import Supervised
+from pytest_vllm_triton.supervision.standalone import processes, scratch, shared_memory
 
 Start = Callable[..., Supervised]
 
@@ -208,9 +209,7 @@ def test_stop_after_the_supervisor_was_killed_still_ends_all(launch: Launch) -> 
 def test_a_hanging_supervisor_does_not_hang_the_stop(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pytest_vllm_triton.launchers import supervised
-
-    monkeypatch.setattr(supervised, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(client, "PATIENCE_SECONDS", 0.5)
     process = start("import time; time.sleep(600)")
     os.kill(process.supervisor.pid, signal.SIGSTOP)
 
@@ -322,10 +321,10 @@ def test_in_a_container_only_what_was_seen_in_use_is_swept(
     region: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Others may share its /dev/shm whose processes cannot be seen from inside."""
-    found = supervisor.Regions("pvt_mine_", supervisor.list_regions())
+    found = shared_memory.Regions("pvt_mine_", shared_memory.list_regions())
     unknown, prefixed, ours = region("psm_t"), region("pvt_mine_"), region("psm_t")
     found.ours.add(ours.name)
-    monkeypatch.setattr(supervisor, "FIRST_PID_NAMESPACE", "another")
+    monkeypatch.setattr(shared_memory, "FIRST_PID_NAMESPACE", "another")
 
     assert set(found.sweep()) == {prefixed.name, ours.name}
     assert unknown.exists()
@@ -335,11 +334,11 @@ def test_regions_are_recognized_by_identity_not_by_name(region: Callable[[str], 
     path = region("psm_t")
     status = path.stat()
     with path.open("r+b") as file:
-        assert (status.st_dev, status.st_ino) in supervisor.regions_of(os.getpid())
+        assert (status.st_dev, status.st_ino) in shared_memory.regions_of(os.getpid())
         mapping = mmap.mmap(file.fileno(), 4096)
-    assert (status.st_dev, status.st_ino) in supervisor.regions_of(os.getpid())
+    assert (status.st_dev, status.st_ino) in shared_memory.regions_of(os.getpid())
     mapping.close()
-    assert (status.st_dev, status.st_ino) not in supervisor.regions_of(os.getpid())
+    assert (status.st_dev, status.st_ino) not in shared_memory.regions_of(os.getpid())
 
 
 def test_processes_with_awkward_names_are_read(kill_later: list[int], tmp_path: Path) -> None:
@@ -347,8 +346,8 @@ def test_processes_with_awkward_names_are_read(kill_later: list[int], tmp_path: 
     program.symlink_to("/bin/sleep")
     with subprocess.Popen([str(program), "600"]) as sleeping:
         kill_later.append(sleeping.pid)
-        assert eventually(lambda: supervisor.command_line(sleeping.pid).startswith(str(program)))
-        found = supervisor.all_processes()[sleeping.pid]
+        assert eventually(lambda: processes.command_line(sleeping.pid).startswith(str(program)))
+        found = processes.all_processes()[sleeping.pid]
         assert found.parent == os.getpid()
         assert found.session == os.getsid(0)
         sleeping.kill()
@@ -370,10 +369,10 @@ def test_a_region_of_a_process_that_has_just_been_started_is_ours() -> None:
         with subprocess.Popen(
             [sys.executable, "-c", script, str(SHM / name)], stdin=subprocess.PIPE
         ) as child:
-            found = supervisor.Regions("", set())
+            found = shared_memory.Regions("", set())
             status = (SHM / name).stat()
             assert eventually(
-                lambda: (status.st_dev, status.st_ino) in supervisor.regions_of(child.pid)
+                lambda: (status.st_dev, status.st_ino) in shared_memory.regions_of(child.pid)
             )
             found.observe({name}, [os.getpid()])
             child.kill()
@@ -453,8 +452,8 @@ def environments(tmp_path: Path) -> Path:
 def test_folders_of_killed_servers_go_if_empty(
     environments: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "a_tritonserver_runs", lambda: False)
-    supervisor.remove_environments(str(environments))
+    monkeypatch.setattr(scratch, "a_tritonserver_runs", lambda: False)
+    scratch.remove_environments(str(environments))
     names = sorted(path.name for path in environments.iterdir())
     assert names == ["python_env_0123Zz", "python_env_of_somebody"]
 
@@ -464,5 +463,5 @@ def test_folders_stay_while_any_server_runs(environments: Path, start: Start) ->
     code = "open('/proc/self/comm', 'w').write('tritonserver'); print('ready', flush=True)"
     process = start(f"{code}; import time; time.sleep(60)")
     assert eventually(lambda: said(process, "ready"))
-    supervisor.remove_environments(str(environments))
+    scratch.remove_environments(str(environments))
     assert sorted(environments.iterdir()) == before

@@ -73,9 +73,38 @@ class TritonPythonModel:
         return [pb_utils.InferenceResponse([]) for _ in requests]
 """
 
+#: No Triton, but says what a tritonserver might, its token too; $THEN is what it does then.
+TALKATIVE = """
+import http.server, json, os, sys, time
+
+token, then = os.environ["HF_TOKEN"], os.environ["THEN"]
+print("the token is", token, flush=True)
+if then == "end":
+    sys.exit(f"error: no access with {token}")
+if then == "fail":
+    said = f"failed to load 'm' version 1: Internal: no access with {token}"
+    print(f"E1 x.cc:642] {json.dumps(said)}", flush=True)
+if then == "wait":
+    time.sleep(600)
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(400 if then == "answer" and "/models/" in self.path else 200)
+        self.end_headers()
+
+    def do_POST(self):
+        self.send_response(200)
+        self.end_headers()
+        state = {"name": "m", "state": "UNAVAILABLE", "reason": f"no access with {token}"}
+        self.wfile.write(json.dumps([state]).encode())
+
+(port,) = (word.partition("=")[2] for word in sys.argv if word.startswith("--http-port="))
+http.server.HTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
+"""
+
 
 def model(name: str, code: str = ECHO, config: str = CONFIG) -> ModelSpec:
-    return ModelSpec(name, None, config, files=(("1/model.py", textwrap.dedent(code).encode()),))
+    return ModelSpec(name, None, config, files={"1/model.py": textwrap.dedent(code).encode()})
 
 
 def stalling_model(marker: Path) -> ModelSpec:

@@ -47,6 +47,7 @@ def lying_server(tmp_path: Path) -> Path:
         "  --backend-directory=*) tail -n 1 ${word#*=}/vllm/model.py;;\n"
         "esac; done\n"
         'echo "arguments: $@"\n'
+        'echo "token: $HF_TOKEN"\n'
         'if [ -n "$LIE_SLEEP" ]; then exec sleep "$LIE_SLEEP"; fi\n'
         "exit 3\n"
     )

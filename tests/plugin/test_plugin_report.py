@@ -281,6 +281,18 @@ def test_failure_text(judged: Judged, model: str, lying_server: Path, style: str
     assert check["server_log"] == "of the second test\n"
 
 
+def test_a_token_that_the_server_says_is_not_shown(
+    judged: Judged, model: str, lying_server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_1234567890")
+    test = "@requirement('GEN-001')\ndef test_it(vllm_server_factory): vllm_server_factory()\n"
+    options = (f"--vllm-model={model}", f"--triton-server-bin={lying_server}")
+    result, report = judged(test, *options)
+    for text in (result.stdout.str(), json.dumps(report)):
+        assert "token: ***" in text
+        assert "hf_1234567890" not in text
+
+
 def test_plain_assert_keeps_its_traceback(judged: Judged) -> None:
     result, _ = judged("@requirement('GEN-001')\ndef test_it():\n    assert 1 == 2\n")
     result.stdout.fnmatch_lines(["*assert 1 == 2", "*- requirement -*", "GEN-001 MUST *"])

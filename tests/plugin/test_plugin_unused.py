@@ -32,6 +32,7 @@ HEAVY = (
     "pytest_vllm_triton.report.html",
     "pytest_vllm_triton.report.markdown",
     "pytest_vllm_triton.runtime",
+    "pytest_vllm_triton.supervision",
 )
 TRIVIAL = """
 import atexit, json, sys

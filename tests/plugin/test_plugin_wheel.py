@@ -22,6 +22,8 @@ SHIPPED = (
     "pytest_vllm_triton/report/templates/report.html.jinja",
     "pytest_vllm_triton/report/templates/report.css",
     "pytest_vllm_triton/report/templates/report.js",
+    "pytest_vllm_triton/supervision/__main__.py",
+    "pytest_vllm_triton/supervision/standalone/supervisor.py",
     "pytest_vllm_triton/_assets/fixtures/known-failures/upstream.toml",
     "pytest_vllm_triton/conformance/conftest.py",
     "pytest_vllm_triton/conformance/test_generate.py",

@@ -15,9 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from pytest_vllm_triton.errors import ServerFailed
-from pytest_vllm_triton.launchers import supervisor
-from pytest_vllm_triton.launchers.base import ServerLog, StopReport
+from pytest_vllm_triton.supervision.standalone.processes import (
+    all_processes,
+    command_line,
+    descendants,
+    kill_all,
+    session_family,
+)
+from pytest_vllm_triton.supervision.standalone.scratch import remove_environments, remove_folder
+from pytest_vllm_triton.supervision.standalone.shared_memory import Regions, list_regions
+from pytest_vllm_triton.supervision.standalone.supervisor import Config
+from pytest_vllm_triton.supervision.stop_report import StopReport
 
+#: What is run as the supervisor.
+PROGRAM = Path(__file__).parent
 #: The supervisor's own files, in the folder that it is given.
 FILES = CONFIG_FILE, STATE_FILE, LOG_FILE = (
     "supervisor.json",
@@ -25,6 +36,8 @@ FILES = CONFIG_FILE, STATE_FILE, LOG_FILE = (
     "supervisor.log",
 )
 START_SECONDS = 30.0
+#: Of what the supervisor itself said, should it fail.
+LAST_LINES = 30
 #: How long the supervisor may take beyond the grace before its work is done from here.
 PATIENCE_SECONDS = 60.0
 
@@ -41,7 +54,7 @@ class Supervised:
 
     def __init__(
         self,
-        config: supervisor.Config,
+        config: Config,
         process: subprocess.Popen[bytes],
         connection: socket.socket,
         folder: Path,
@@ -70,13 +83,13 @@ class Supervised:
         orphan_grace: float = 0.0,
     ) -> Supervised:
         """Start the command with its output in ``log`` and the supervisor's files in ``folder``."""
-        config = supervisor.Config(
+        config = Config(
             command=command,
             environment=environment,
             log=str(log),
             state=str(folder / STATE_FILE),
             shm_prefix=shm_prefix,
-            shm_before=sorted(supervisor.list_regions()),
+            shm_before=sorted(list_regions()),
             parent=os.getpid(),
             orphan_grace=orphan_grace,
         )
@@ -86,7 +99,8 @@ class Supervised:
         ours, theirs = socket.socketpair()
         with theirs, (folder / LOG_FILE).open("wb") as own_log:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", supervisor.__file__, str(path)],
+                # -B: it leaves no compiled files where the user's own Python may leave none.
+                [sys.executable, "-I", "-S", "-B", str(PROGRAM), str(path)],
                 stdin=theirs.fileno(),
                 stdout=own_log,
                 stderr=own_log,
@@ -102,8 +116,9 @@ class Supervised:
         program = self.config.command[0]
         reason = self.facts.get("reason", "its supervisor did not start")
         self.end(0.0)
-        own_log = ServerLog(self.folder / LOG_FILE).tail()
-        raise ServerFailed(f"{program} could not be started: {reason}.", own_log)
+        own_log = (self.folder / LOG_FILE).read_text("utf-8", "replace")
+        last_lines = [line for line in own_log.splitlines() if line.strip()][-LAST_LINES:]
+        raise ServerFailed(f"{program} could not be started: {reason}.", "\n".join(last_lines))
 
     @property
     def pid(self) -> int | None:
@@ -127,8 +142,8 @@ class Supervised:
         if self.report is not None:
             return []
         if self.connected:
-            return supervisor.descendants(self.supervisor.pid)
-        return supervisor.session_family(self.pid) if self.pid is not None else []
+            return descendants(self.supervisor.pid)
+        return session_family(self.pid) if self.pid is not None else []
 
     def end(self, grace: float) -> StopReport:
         """SIGTERM, then SIGKILL of the whole tree after ``grace`` seconds; 0: SIGKILL at once."""
@@ -202,18 +217,18 @@ class Supervised:
         while lives(server) and time.monotonic() < deadline:
             time.sleep(0.05)
         forced = lives(server)
-        left = supervisor.session_family(server)
-        orphans = tuple(f"{pid} {supervisor.command_line(pid)}" for pid in left if pid != server)
+        left = session_family(server)
+        orphans = tuple(f"{pid} {command_line(pid)}" for pid in left if pid != server)
         regions = self._regions()
         regions.observe(regions.unknown(), left)
-        supervisor.kill_all(lambda: supervisor.session_family(server), 40.0)
+        kill_all(lambda: session_family(server), 40.0)
         swept = tuple(regions.sweep())
-        supervisor.remove_folder(self._state().get("scratch", ""))
-        supervisor.remove_environments()
+        remove_folder(self._state().get("scratch", ""))
+        remove_environments()
         return StopReport(self.facts.get("code"), forced, () if forced else orphans, swept)
 
-    def _regions(self) -> supervisor.Regions:
-        regions = supervisor.Regions(self.config.shm_prefix, set(self.config.shm_before))
+    def _regions(self) -> Regions:
+        regions = Regions(self.config.shm_prefix, set(self.config.shm_before))
         state = self._state()
         regions.ours.update(state.get("ours", ()))
         regions.foreign.update(state.get("foreign", ()))
@@ -229,5 +244,5 @@ class Supervised:
 
 
 def lives(pid: int) -> bool:
-    process = supervisor.all_processes().get(pid)
-    return process is not None and process.state not in "ZX"
+    process = all_processes().get(pid)
+    return process is not None and process.lives

@@ -1,0 +1,239 @@
+"""The process between pytest and a server, so that nothing outlives pytest.
+
+Its standard input is one end of a socket pair.
+
+* It starts the server's command and becomes the subreaper of all that comes from it, so that
+  orphans and processes in other sessions stay its descendants and can be found.
+* When pytest dies, in whatever way, the other end of that pair closes (and the pidfd of pytest
+  fires, should a forked child of pytest still hold a copy): the server is asked to stop, then
+  killed with its whole tree, then its shared memory is swept.
+* If the supervisor itself is killed, the kernel sends SIGTERM to the server (PDEATHSIG).
+* The server has a folder for temporary files of its own, which goes when it is gone: vLLM's
+  processes leave sockets and files there. Triton's Python backend makes another one in /tmp, and
+  leaves it when it is killed.
+* It notes which regions of /dev/shm the server's processes and which other processes use, so that
+  the sweep knows its own.
+
+CONFIG is a JSON file: see :class:`Config`. Messages on the socket are JSON lines. To pytest:
+``{"event": "started" | "failed" | "exited" | "done", ...}``; from pytest: ``{"do": "stop",
+"grace": SECONDS}`` and ``{"do": "kill"}``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .processes import command_line, descendants, kill_all, reap, send
+from .scratch import Scratch, remove_environments
+from .shared_memory import Regions
+
+POLL_SECONDS = 0.5
+#: How long the server's own children may take to end after it.
+AFTER_EXIT_SECONDS = 3.0
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+
+
+class Config(NamedTuple):
+    """What CONFIG holds."""
+
+    command: list[str]
+    environment: dict[str, str]
+    log: str
+    state: str
+    shm_prefix: str
+    shm_before: list[str]
+    parent: int
+    """The process whose death ends the server."""
+    orphan_grace: float
+    """Seconds between SIGTERM and SIGKILL when that process died."""
+
+
+class Supervisor:
+    def __init__(self, config: Config, control: socket.socket, libc: ctypes.CDLL) -> None:
+        self.config = config
+        self.control: socket.socket | None = control
+        self.libc = libc
+        self.regions = Regions(config.shm_prefix, set(config.shm_before))
+        self.scratch = Scratch(config.environment.get("TMPDIR") or "/tmp")
+        self.server = 0
+        self.exit_code: int | None = None
+        self.received = b""
+        self.state: dict[str, Any] = {"supervisor": os.getpid(), "scratch": self.scratch.path}
+
+    # talking to pytest
+
+    def tell(self, event: str, **content: Any) -> None:
+        self.remember(event=event, **content)
+        if self.control is not None:
+            try:
+                self.control.sendall(json.dumps({"event": event, **content}).encode() + b"\n")
+            except OSError:
+                self.control = None
+
+    def remember(self, **content: Any) -> None:
+        """Keep the state in a file too: it survives us, should we be killed."""
+        self.state.update(content)
+        self.state.update(ours=sorted(self.regions.ours), foreign=sorted(self.regions.foreign))
+        temporary = self.config.state + ".new"
+        with contextlib.suppress(OSError):
+            with open(temporary, "w") as file:
+                json.dump(self.state, file)
+            os.replace(temporary, self.config.state)
+
+    # the life of the server
+
+    def start(self) -> None:
+        us, libc = os.getpid(), self.libc
+
+        def in_child() -> None:
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+            if os.getppid() != us:
+                os._exit(125)
+
+        with open(self.config.log, "ab") as log, open(os.devnull, "rb") as nothing:
+            self.server = subprocess.Popen(
+                self.config.command,
+                env=self.scratch.environment(self.config.environment),
+                stdin=nothing,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=in_child,  # safe: this process has one thread
+            ).pid
+        self.tell("started", pid=self.server)
+
+    def note_ended(self) -> None:
+        ended = reap()
+        if self.server in ended and self.exit_code is None:
+            self.exit_code = ended[self.server]
+            self.tell("exited", code=self.exit_code)
+
+    def run(self, wakeup: int, stopping: list[int]) -> None:
+        """Watch until pytest wants the server ended, or died, or we are told to end (SIGTERM)."""
+        us = os.getpid()
+        poll = select.poll()
+        poll.register(wakeup, select.POLLIN)
+        if self.control is not None:
+            poll.register(self.control, select.POLLIN)
+        parent = -1
+        with contextlib.suppress(OSError):
+            parent = os.pidfd_open(self.config.parent)
+            poll.register(parent, select.POLLIN)
+        while True:
+            ready = [number for number, _ in poll.poll(POLL_SECONDS * 1000)]
+            if wakeup in ready:
+                os.read(wakeup, 4096)
+            self.note_ended()
+            names = self.regions.due()
+            if names and self.regions.observe(names, descendants(us)):
+                self.remember()
+            # The second test is for a death before the pidfd was made.
+            if parent in ready or os.getppid() != self.config.parent or stopping:
+                return self.finish(self.config.orphan_grace)
+            if self.control is not None and self.control.fileno() in ready:
+                order = self.next_order()
+                if order is not None:
+                    return self.finish(order)
+
+    def next_order(self) -> float | None:
+        """Seconds of grace before SIGKILL, once we are to end the server."""
+        assert self.control is not None
+        try:
+            data = self.control.recv(4096)
+        except OSError:
+            data = b""
+        if not data:
+            self.control = None
+            return self.config.orphan_grace
+        self.received += data
+        line, newline, self.received = self.received.partition(b"\n")
+        if not newline:
+            self.received = line
+            return None
+        order = json.loads(line)
+        return 0.0 if order["do"] == "kill" else float(order["grace"])
+
+    def finish(self, grace: float) -> None:
+        """Ask the server to stop, wait, then kill all that is left, and sweep."""
+        us = os.getpid()
+        deadline = time.monotonic() + grace
+        if self.exit_code is None and grace > 0:
+            send(self.server, signal.SIGTERM)
+            self.wait(lambda: self.exit_code is not None, deadline)
+        forced = self.exit_code is None
+        if not forced and grace > 0:
+            # Engine processes may still be on their way out: that is no leak.
+            soon = time.monotonic() + AFTER_EXIT_SECONDS
+            self.wait(lambda: not descendants(us), min(soon, max(deadline, soon - 2.0)))
+        self.regions.observe(self.regions.unknown(), descendants(us))
+        orphans = [f"{pid} {command_line(pid)}" for pid in descendants(us) if pid != self.server]
+        immortal = kill_all(lambda: descendants(us), 5.0)
+        swept = self.regions.sweep()
+        if immortal:
+            # Killed, but the kernel still takes their memory apart: what counts is gone by now.
+            immortal = kill_all(lambda: descendants(us), 40.0)
+            swept += self.regions.sweep()
+        self.scratch.remove()
+        remove_environments()
+        self.note_ended()
+        if self.exit_code is None and self.server not in immortal:
+            self.exit_code = -signal.SIGKILL
+        self.tell(
+            "done",
+            code=self.exit_code,
+            forced=forced,
+            orphans=[] if forced else orphans,
+            swept=swept,
+        )
+
+    def wait(self, done: Callable[[], bool], deadline: float) -> None:
+        """Until done, or the deadline; pytest may shorten it (a kill, or its death)."""
+        while not done():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            if self.control is None:
+                time.sleep(min(left, 0.02))
+            elif select.select([self.control], [], [], min(left, 0.02))[0]:
+                order = self.next_order()
+                if order is not None:
+                    deadline = min(deadline, time.monotonic() + order)
+            self.note_ended()
+
+
+def main(arguments: list[str]) -> int:
+    control = socket.socket(fileno=0)
+    control.set_inheritable(False)  # the server must not keep the connection open
+    with open(arguments[0]) as file:
+        config = Config(**json.load(file))
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    # Handlers, not SIG_IGN: an ignored signal stays ignored in the server after exec.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE, signal.SIGCHLD):
+        signal.signal(number, lambda *_: None)
+    stopping: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
+    wakeup, wakeup_write = os.pipe()
+    os.set_blocking(wakeup_write, False)
+    signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
+    supervisor = Supervisor(config, control, libc)
+    try:
+        supervisor.start()
+    except OSError as error:
+        supervisor.scratch.remove()
+        supervisor.tell("failed", reason=str(error))
+        return 1
+    supervisor.run(wakeup, stopping)
+    return 0
