@@ -16,12 +16,20 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from vllm_triton_backend import config
 from vllm_triton_backend.adapter import Engine, Vllm, stat_logger_factory
 from vllm_triton_backend.claims import Claim
 from vllm_triton_backend.errors import Code, LoadError, RequestError, invalid
 from vllm_triton_backend.lora import Adapter, LoraRegistry
 from vllm_triton_backend.metrics import MetricsExporter, Stats
+from vllm_triton_backend.model_files import pop_bool, read_engine_args, read_lora_paths
+from vllm_triton_backend.parameters import Parameters
+from vllm_triton_backend.placement import (
+    Instance,
+    count_gpus,
+    environment_devices,
+    shares_engine,
+    visible_devices,
+)
 from vllm_triton_backend.requests import EmbedRequest, GenerateRequest, parse
 from vllm_triton_backend.responses import EmbedFormatter, GenerateFormatter
 from vllm_triton_backend.runner import EventLoop, RequestRunner
@@ -29,6 +37,7 @@ from vllm_triton_backend.sampling import SamplingParser
 from vllm_triton_backend.server import can_unload, has_metrics, socket_name
 from vllm_triton_backend.sharing import Alone, EngineGuest, EngineHost, EngineShare, FrontEnd
 from vllm_triton_backend.streams import Formatter, ResponseStream, SenderPool
+from vllm_triton_backend.tensors import check_completed
 from vllm_triton_backend.watchdog import Watchdog, stub_shm_regions
 
 _STOP_SECONDS = 5.0
@@ -87,9 +96,9 @@ class Settings:
     model_version: str
     instance_name: str
     version_dir: Path
-    parameters: config.Parameters
+    parameters: Parameters
     engine_args: dict[str, Any]
-    instance: config.Instance
+    instance: Instance
     shared: bool
     devices: str | None
     enable_lora: bool
@@ -103,26 +112,26 @@ class Settings:
             LoadError: one of the files is missing, or something in them makes no sense.
         """
         model_config = json.loads(args["model_config"])
-        config.check_completed(model_config)
+        check_completed(model_config)
         version_dir = Path(pb_utils.get_model_dir())
-        parameters = config.Parameters.from_model_config(model_config)
-        engine_args = config.read_engine_args(version_dir)
-        visible = config.environment_devices()
-        instance = config.Instance.from_args(args, model_config)
-        shared = config.shares_engine(instance, parameters, engine_args)
+        parameters = Parameters.from_model_config(model_config)
+        engine_args = read_engine_args(version_dir)
+        visible = environment_devices()
+        instance = Instance.from_args(args, model_config)
+        shared = shares_engine(instance, parameters, engine_args)
         if shared:
             engine_args["mm_processor_cache_gb"] = 0
-        devices = config.visible_devices(
+        devices = visible_devices(
             instance.as_only_one() if shared else instance,
             engine_args,
             parameters,
             visible,
-            config.count_gpus(visible),
+            count_gpus(visible),
         )
-        enable_lora = config.pop_bool(engine_args, "enable_lora")
+        enable_lora = pop_bool(engine_args, "enable_lora")
         if enable_lora:
-            config.read_lora_paths(version_dir)
-        log_stats = not config.pop_bool(engine_args, "disable_log_stats")
+            read_lora_paths(version_dir)
+        log_stats = not pop_bool(engine_args, "disable_log_stats")
         # vLLM's own loggers would do work for every token that nobody reads here.
         engine_args["disable_log_stats"] = True
         return cls(
