@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from vllm_triton_backend import placement
 from vllm_triton_backend.errors import LoadError
-from vllm_triton_backend.parameters import Parameters, parse_gpu_device_ids
+from vllm_triton_backend.parameters import Parameters
 from vllm_triton_backend.placement import Instance
 
 
@@ -22,7 +22,7 @@ def _devices(
     **engine: object,
 ) -> str | None:
     instance = Instance(kind, device, device, count)
-    parameters = Parameters(gpu_device_ids=parse_gpu_device_ids(ids))
+    parameters = Parameters.from_model_config({"parameters": {"GPU_DEVICE_IDS": ids}})
     return placement.visible_devices(instance, engine, parameters, visible, gpus)
 
 
