@@ -11,7 +11,8 @@ cheap. The modules, each with one duty:
 * `sampling`     client values -> vLLM's SamplingParams, through vLLM's own type hints
 * `responses`    vLLM outputs -> response tensors
 * `streams`      the FIFO of one request, and the threads that send
-* `runner`       the event-loop thread, live requests, cancellation, drain
+* `event_loop`   the engine's asyncio loop and its thread
+* `runner`       live requests, cancellation, drain
 * `service`      puts the parts together at load, and takes them apart
 * `adapter`      the only module that imports vLLM
 * `sharing`      several instances in front of one engine (SHARED_ENGINE)

@@ -1,26 +1,23 @@
-"""The event-loop thread, the live requests, cancellation, drain and shutdown."""
+"""The live requests: how they get to the engine and out of it, cancellation and drain."""
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-import contextlib
-import importlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from vllm_triton_backend.adapter import Engine, Handle, Vllm, new_request_id
 from vllm_triton_backend.errors import CANCELLED, SHUTTING_DOWN, UNHEALTHY, Code, RequestError
+from vllm_triton_backend.event_loop import EventLoop
 from vllm_triton_backend.images import decode_images
 from vllm_triton_backend.lora import Adapter, LoraRegistry
 from vllm_triton_backend.requests import EmbedRequest, GenerateRequest
 from vllm_triton_backend.streams import ResponseStream
 
-T = TypeVar("T")
 Log = Callable[[str], None]
 
 # One round over all live requests costs about 40 µs each (a round trip to the server); at most an
@@ -28,51 +25,6 @@ Log = Callable[[str], None]
 _POLL_SECONDS = 0.05
 _POLL_SHARE = 8
 _ABORT_SECONDS = 5.0
-
-
-class EventLoop:
-    """An asyncio loop in a thread of its own. uvloop is used where it is installed."""
-
-    def __init__(self, name: str) -> None:
-        self.loop = _new_loop()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
-
-    def call(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-        """Run a coroutine on the loop and wait for it (never from the loop itself)."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout)
-
-    def stop(self, timeout: float) -> None:
-        """End the loop and its thread; tasks that still run are cancelled."""
-        if not self._thread.is_alive():
-            return
-        with contextlib.suppress(
-            concurrent.futures.TimeoutError, concurrent.futures.CancelledError
-        ):
-            self.call(_cancel_all(), timeout)
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(timeout)
-        if not self._thread.is_alive():
-            self.loop.close()
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    try:
-        loop: asyncio.AbstractEventLoop = importlib.import_module("uvloop").new_event_loop()
-    except ImportError:
-        return asyncio.new_event_loop()
-    return loop
-
-
-async def _cancel_all() -> None:
-    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks, timeout=1) if tasks else None
 
 
 @dataclass(eq=False, slots=True)

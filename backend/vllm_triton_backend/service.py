@@ -19,6 +19,7 @@ import triton_python_backend_utils as pb_utils
 from vllm_triton_backend.adapter import Engine, Vllm, stat_logger_factory
 from vllm_triton_backend.claims import Claim
 from vllm_triton_backend.errors import Code, LoadError, RequestError, invalid
+from vllm_triton_backend.event_loop import EventLoop
 from vllm_triton_backend.lora import Adapter, LoraRegistry
 from vllm_triton_backend.metrics import MetricsExporter, Stats
 from vllm_triton_backend.model_files import pop_bool, read_engine_args, read_lora_paths
@@ -32,7 +33,7 @@ from vllm_triton_backend.placement import (
 )
 from vllm_triton_backend.requests import EmbedRequest, GenerateRequest, parse
 from vllm_triton_backend.responses import EmbedFormatter, GenerateFormatter
-from vllm_triton_backend.runner import EventLoop, RequestRunner
+from vllm_triton_backend.runner import RequestRunner
 from vllm_triton_backend.sampling import SamplingParser
 from vllm_triton_backend.server import can_unload, has_metrics, socket_name
 from vllm_triton_backend.sharing import Alone, EngineGuest, EngineHost, EngineShare, FrontEnd

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm_triton_backend.event_loop import EventLoop
 from vllm_triton_backend.requests import GenerateRequest, Wanted
-from vllm_triton_backend.runner import EventLoop, RequestRunner
+from vllm_triton_backend.runner import RequestRunner
 
 REQUEST = GenerateRequest("", "p", True, False, Wanted(), {})
 

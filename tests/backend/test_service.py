@@ -15,7 +15,7 @@ import pytest
 import triton_python_backend_utils as pb_utils
 from vllm_triton_backend import service
 from vllm_triton_backend.errors import LoadError
-from vllm_triton_backend.runner import EventLoop
+from vllm_triton_backend.event_loop import EventLoop
 from vllm_triton_backend.service import Service
 from vllm_triton_backend.sharing import Alone
 
