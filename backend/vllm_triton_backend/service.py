@@ -20,6 +20,7 @@ from vllm_triton_backend.adapter import Engine, Vllm, stat_logger_factory
 from vllm_triton_backend.claims import Claim
 from vllm_triton_backend.errors import Code, LoadError, RequestError, invalid
 from vllm_triton_backend.event_loop import EventLoop
+from vllm_triton_backend.live_requests import LiveRequests
 from vllm_triton_backend.lora import Adapter, LoraRegistry
 from vllm_triton_backend.metrics import MetricsExporter, Stats
 from vllm_triton_backend.model_files import pop_bool, read_engine_args, read_lora_paths
@@ -241,12 +242,13 @@ class Service:
         self._share = booted.share
         self._relay = booted.relay
         self._engine = booted.engine
+        self._live = LiveRequests(parameters.max_inflight_requests)
         self._runner = RequestRunner(
             vllm,
             booted.engine,
             booted.loop,
+            self._live,
             loras=loras,
-            max_inflight=parameters.max_inflight_requests,
             health_check=parameters.health_check,
             on_unhealthy=self._unload,
             on_given_up=booted.relay.count_abort,
@@ -289,9 +291,7 @@ class Service:
             if settings.with_metrics:
                 service._export_metrics(settings)
             booted.share.begin(
-                FrontEnd(
-                    booted.engine, service._runner.is_idle, service._drain, booted.relay.export
-                )
+                FrontEnd(booted.engine, service._live.is_idle, service._drain, booted.relay.export)
             )
             undo.pop_all()
         # What was loaded stays: without this the collector walks all of torch and vLLM now and
@@ -310,7 +310,7 @@ class Service:
                 pb_utils,
                 labels,
                 self._engine.max_model_len() or _DEFAULT_MODEL_LEN,
-                lambda: self._runner.is_idle() and self._share.is_idle(),
+                lambda: self._live.is_idle() and self._share.is_idle(),
                 Claim(socket_name("metrics", settings.model_name, settings.model_version)),
             )
         except Exception as error:
@@ -370,7 +370,7 @@ class Service:
     def _pause(self) -> float:
         """Seconds between two responses of one stream: none until many requests are live."""
         # Triton spreads requests evenly over the instances that share the engine.
-        count = self._runner.live_count * self._share.instances
+        count = len(self._live) * self._share.instances
         if count < _CROWD:
             return 0.0
         return min(_LONGEST_PAUSE_SECONDS, count * self._parameters.stream_pause)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from vllm_triton_backend.event_loop import EventLoop
+from vllm_triton_backend.live_requests import LiveRequests
 from vllm_triton_backend.requests import GenerateRequest, Wanted
 from vllm_triton_backend.runner import RequestRunner
 
@@ -62,15 +63,15 @@ def runner(engine: FakeEngine) -> Iterator[RequestRunner]:
         None,  # type: ignore[arg-type]
         engine,  # type: ignore[arg-type]
         loop,
+        LiveRequests(0),
         loras=None,
-        max_inflight=0,
         health_check=False,
         on_unhealthy=lambda: None,
         on_given_up=lambda: None,
         log=lambda _: None,
     )
     yield runner
-    runner._stopped.set()
+    runner._watch.stop(5)
     loop.stop(5)
 
 
