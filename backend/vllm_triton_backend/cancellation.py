@@ -59,4 +59,3 @@ class CancellationWatch:
             live.cancelling = True
             self._log(f"[vllm] Cancelling the request {live.request.request_id}".rstrip())
             self._on_cancelled(live)
-            self._log("[vllm] Successfully cancelled the request")

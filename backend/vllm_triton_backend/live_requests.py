@@ -21,7 +21,8 @@ class Live:
     """One of them.
 
     `handle` is set once the engine has it; `ended` once its stream got its last item (set on the
-    event loop only); `cancelling` once its client was seen to be gone.
+    event loop only); `cancelling` once its client was seen to be gone. `task` brings it into the
+    engine or takes it out, and is None in between.
     """
 
     number: int

@@ -127,8 +127,10 @@ class RequestRunner:
             await self._add(live)
         except Exception as error:
             self._end(live, self._vllm.to_request_error(error))
-        finally:
-            live.task = None
+        if live.ended:
+            # Given up on its way into the engine, which may have it by now.
+            await self._abort(live)
+        live.task = None
 
     async def _check_health(self) -> None:
         try:
@@ -159,7 +161,7 @@ class RequestRunner:
         prompt = await self._engine.prepare(prompt)
         if live.ended:
             return
-        handle = await self._engine.generate(
+        live.handle = await self._engine.generate(
             prompt,
             live.params,
             new_request_id(request.request_id, live.number),
@@ -169,10 +171,6 @@ class RequestRunner:
             trace_headers=request.trace_headers,
             priority=request.priority,
         )
-        live.handle = handle
-        if live.ended:
-            # Given up while vLLM was adding it.
-            await self._abort(live)
 
     def _receive(self, live: Live, output: Any) -> None:
         if live.ended:
@@ -196,7 +194,8 @@ class RequestRunner:
             return
         self._end(live, error)
         self._on_given_up()
-        if live.handle is not None:
+        # Else it is on its way into the engine, at the end of which `_run` sees it.
+        if live.task is None:
             live.task = self._loop.loop.create_task(self._abort(live))
 
     def _end(self, live: Live, error: RequestError) -> None:
@@ -210,10 +209,13 @@ class RequestRunner:
             live.timer = None
 
     async def _abort(self, live: Live) -> None:
+        """Take it out of the engine, if it is there."""
         handle, live.handle = live.handle, None
-        if handle is None:
-            return
-        try:
-            await self._engine.abort(handle)
-        except Exception as error:
-            self._log(f"[vllm] Aborting a request failed: {error}")
+        if handle is not None:
+            try:
+                await self._engine.abort(handle)
+            except Exception as error:
+                self._log(f"[vllm] Aborting a request failed: {error}")
+                return
+        if live.cancelling:
+            self._log("[vllm] Successfully cancelled the request")
