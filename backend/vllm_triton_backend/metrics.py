@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vllm_triton_backend.claims import Claim
+from vllm_triton_backend.shared_references import SharedReference
 
 _FLUSH_SECONDS = 0.2
 # On a busy host a round trip can take 10 ms, and the server's exit timeout runs.
@@ -226,7 +226,7 @@ class MetricsExporter:
         max_model_len: see `families`.
         is_idle: whether no request is live; then the gauges are 0 whatever vLLM said last (it
             reports with engine steps, and an aborted request has none).
-        claim: on the metrics of these labels, which other processes may have too.
+        reference: to the metrics of these labels, which other processes may have too.
 
     Raises:
         Exception: Triton's, when it is too old for histograms.
@@ -238,9 +238,9 @@ class MetricsExporter:
         labels: Mapping[str, str],
         max_model_len: int,
         is_idle: Callable[[], bool],
-        claim: Claim,
+        reference: SharedReference,
     ) -> None:
-        self._claim = claim
+        self._reference = reference
         self._pb_utils = pb_utils
         self._labels = dict(labels)
         self._entries = families(max_model_len)
@@ -295,7 +295,7 @@ class MetricsExporter:
 
     def _run(self) -> None:
         try:
-            with self._claim.acquiring():
+            with self._reference.acquiring():
                 self._create()
         except Exception as error:
             self._failure = error
@@ -313,7 +313,7 @@ class MetricsExporter:
                 # Instances of one model share the gauge: take away only our part.
                 if value:
                     self._metrics[attribute].increment(-value)
-        with self._claim.releasing() as last:
+        with self._reference.releasing() as last:
             if not last:
                 # The last process frees them. This one must not, and exits without a teardown.
                 _NEVER_FREED.append((self._metrics, self._finished, self._families))

@@ -17,7 +17,6 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from vllm_triton_backend.adapter import Engine, Vllm, stat_logger_factory
-from vllm_triton_backend.claims import Claim
 from vllm_triton_backend.errors import Code, LoadError, RequestError, invalid
 from vllm_triton_backend.event_loop import EventLoop
 from vllm_triton_backend.live_requests import LiveRequests
@@ -25,6 +24,7 @@ from vllm_triton_backend.lora import Adapter, LoraRegistry
 from vllm_triton_backend.metrics import MetricsExporter, Stats
 from vllm_triton_backend.model_files import pop_bool, read_engine_args, read_lora_paths
 from vllm_triton_backend.parameters import Parameters
+from vllm_triton_backend.parent_server import can_unload, has_metrics, socket_name
 from vllm_triton_backend.placement import (
     Instance,
     count_gpus,
@@ -36,8 +36,14 @@ from vllm_triton_backend.requests import EmbedRequest, GenerateRequest, parse
 from vllm_triton_backend.responses import EmbedFormatter, GenerateFormatter
 from vllm_triton_backend.runner import RequestRunner
 from vllm_triton_backend.sampling import SamplingParser
-from vllm_triton_backend.server import can_unload, has_metrics, socket_name
-from vllm_triton_backend.sharing import Alone, EngineGuest, EngineHost, EngineShare, FrontEnd
+from vllm_triton_backend.shared_references import SharedReference
+from vllm_triton_backend.sharing import (
+    EngineClient,
+    EngineOwner,
+    EngineShare,
+    ServingInstance,
+    SingleInstance,
+)
 from vllm_triton_backend.streams import Formatter, ResponseStream, SenderPool
 from vllm_triton_backend.tensors import check_completed
 from vllm_triton_backend.watchdog import Watchdog, stub_shm_regions
@@ -159,7 +165,7 @@ def _use_devices(settings: Settings) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Booted:
+class BootedEngine:
     """An engine, and what it was booted with, in the order in which they are made."""
 
     watchdog: Watchdog
@@ -169,7 +175,7 @@ class Booted:
     engine: Engine
 
     @classmethod
-    def boot(cls, settings: Settings, vllm: Vllm, undo: contextlib.ExitStack) -> Booted:
+    def boot(cls, settings: Settings, vllm: Vllm, undo: contextlib.ExitStack) -> BootedEngine:
         """Boot the engine, or come to share it; `undo` is told how to end each part.
 
         Raises:
@@ -193,9 +199,9 @@ class Booted:
 
 def _share(settings: Settings) -> EngineShare:
     if not settings.shared:
-        return Alone()
+        return SingleInstance()
     name = socket_name("engine", settings.model_name, settings.model_version)
-    role = EngineHost if settings.instance.index == 0 else EngineGuest
+    role = EngineOwner if settings.instance.index == 0 else EngineClient
     return role(name, settings.instance.count)
 
 
@@ -228,7 +234,7 @@ class Service:
         sampling: SamplingParser,
         pooling: SamplingParser,
         loras: LoraRegistry | None,
-        booted: Booted,
+        booted: BootedEngine,
     ) -> None:
         parameters = settings.parameters
         self._model_name = settings.model_name
@@ -284,14 +290,16 @@ class Service:
         if settings.enable_lora:
             loras = LoraRegistry(settings.version_dir, vllm.lora_request)
         with contextlib.ExitStack() as undo:
-            booted = Booted.boot(settings, vllm, undo)
+            booted = BootedEngine.boot(settings, vllm, undo)
             undo.callback(booted.relay.close)
             service = cls(settings, vllm, sampling, pooling, loras, booted)
             undo.callback(service._end_requests)
             if settings.with_metrics:
                 service._export_metrics(settings)
             booted.share.begin(
-                FrontEnd(booted.engine, service._live.is_idle, service._drain, booted.relay.export)
+                ServingInstance(
+                    booted.engine, service._live.is_idle, service._drain, booted.relay.export
+                )
             )
             undo.pop_all()
         # What was loaded stays: without this the collector walks all of torch and vLLM now and
@@ -311,7 +319,9 @@ class Service:
                 labels,
                 self._engine.max_model_len() or _DEFAULT_MODEL_LEN,
                 lambda: self._live.is_idle() and self._share.is_idle(),
-                Claim(socket_name("metrics", settings.model_name, settings.model_version)),
+                SharedReference(
+                    socket_name("metrics", settings.model_name, settings.model_version)
+                ),
             )
         except Exception as error:
             # A server too old for histograms.
@@ -399,7 +409,7 @@ class Service:
         """Drain for a bounded time, end what is left, stop the engine and its processes."""
         # Other instances drain at the same time, and may need all of it where this one has nothing.
         others_end = time.monotonic() + self._parameters.drain_timeout + _STOP_SECONDS
-        self._share.leave()
+        self._share.announce_unload()
         self._end_requests()
         self._relay.close()
         self._share.close(max(0.0, others_end - time.monotonic()))
