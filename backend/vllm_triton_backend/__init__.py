@@ -20,7 +20,10 @@ cheap. The modules, each with one duty:
 * `sharing`           several instances in front of one engine (SHARED_ENGINE)
 * `parent_server`     what the stub can find out about its tritonserver
 * `shared_references` which processes share Triton's metrics; the last one frees them
-* `lora`, `images`, `metrics`, `watchdog`, `errors`
+* `metric_families`   which metrics there are
+* `stats`             vLLM's statistics, summed up until they are sent
+* `metrics`           sends them to Triton
+* `lora`, `images`, `watchdog`, `errors`
 """
 
 __version__ = "0.1.0"

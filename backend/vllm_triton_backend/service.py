@@ -21,7 +21,7 @@ from vllm_triton_backend.errors import Code, LoadError, RequestError, invalid
 from vllm_triton_backend.event_loop import EventLoop
 from vllm_triton_backend.live_requests import LiveRequests
 from vllm_triton_backend.lora import Adapter, LoraRegistry
-from vllm_triton_backend.metrics import MetricsExporter, Stats
+from vllm_triton_backend.metrics import MetricsExporter
 from vllm_triton_backend.model_files import pop_bool, read_engine_args, read_lora_paths
 from vllm_triton_backend.parameters import Parameters
 from vllm_triton_backend.parent_server import can_unload, has_metrics, socket_name
@@ -44,6 +44,7 @@ from vllm_triton_backend.sharing import (
     ServingInstance,
     SingleInstance,
 )
+from vllm_triton_backend.stats import Stats
 from vllm_triton_backend.streams import Formatter, ResponseStream, SenderPool
 from vllm_triton_backend.tensors import check_completed
 from vllm_triton_backend.watchdog import Watchdog, stub_shm_regions

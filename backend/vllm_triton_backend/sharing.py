@@ -38,7 +38,7 @@ from typing import Any, Protocol
 
 from vllm_triton_backend.adapter import Engine, EngineAddresses, Vllm
 from vllm_triton_backend.errors import LoadError
-from vllm_triton_backend.metrics import Stats
+from vllm_triton_backend.stats import Stats
 from vllm_triton_backend.watchdog import parent_of
 
 _POLL_SECONDS = 0.2
