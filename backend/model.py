@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm_triton_backend import config
+from vllm_triton_backend.tensors import auto_complete
 
 
 class TritonPythonModel:
@@ -16,8 +16,8 @@ class TritonPythonModel:
 
     @staticmethod
     def auto_complete_config(auto_complete_model_config: Any) -> Any:
-        """Complete config.pbtxt; see `config.auto_complete`."""
-        return config.auto_complete(auto_complete_model_config)
+        """Complete config.pbtxt; see `tensors.auto_complete`."""
+        return auto_complete(auto_complete_model_config)
 
     def initialize(self, args: dict[str, str]) -> None:
         """Boot the engine. Raises with a readable sentence when the model cannot be loaded."""

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vllm_triton_backend.errors import Code, LoadError, RequestError, invalid
-from vllm_triton_backend.metrics import Stats
+from vllm_triton_backend.stats import Stats
 
 SUPPORTED = "0.22 to 0.32"
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_triton_backend.config import LORA_FILE, read_lora_paths
 from vllm_triton_backend.errors import Code, LoadError, RequestError, invalid
+from vllm_triton_backend.model_files import LORA_FILE, read_lora_paths
 
 Stamp = tuple[tuple[str, int, int], ...]
 

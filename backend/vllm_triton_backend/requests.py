@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_triton_backend.config import FLAG_INPUTS
 from vllm_triton_backend.errors import invalid
 from vllm_triton_backend.sampling import Mismatch, SamplingParser, coerce, read_json
+from vllm_triton_backend.tensors import FLAG_INPUTS
 
 STREAM_ECHO = (
     "Error generating stream: When streaming, `exclude_input_in_output` = False is not allowed."

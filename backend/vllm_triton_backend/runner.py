@@ -1,98 +1,25 @@
-"""The event-loop thread, the live requests, cancellation, drain and shutdown."""
+"""The way of each request into the engine, and out of it: by its end, a cancellation or a drain."""
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-import contextlib
-import importlib
 import itertools
-import threading
-import time
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
-from vllm_triton_backend.adapter import Engine, Handle, Vllm, new_request_id
+from vllm_triton_backend.adapter import Engine, Vllm, new_request_id
+from vllm_triton_backend.cancellation import CancellationWatch
 from vllm_triton_backend.errors import CANCELLED, SHUTTING_DOWN, UNHEALTHY, Code, RequestError
+from vllm_triton_backend.event_loop import EventLoop
 from vllm_triton_backend.images import decode_images
+from vllm_triton_backend.live_requests import Live, LiveRequests
 from vllm_triton_backend.lora import Adapter, LoraRegistry
 from vllm_triton_backend.requests import EmbedRequest, GenerateRequest
 from vllm_triton_backend.streams import ResponseStream
 
-T = TypeVar("T")
 Log = Callable[[str], None]
 
-# One round over all live requests costs about 40 µs each (a round trip to the server); at most an
-# eighth of a thread is spent on it.
-_POLL_SECONDS = 0.05
-_POLL_SHARE = 8
 _ABORT_SECONDS = 5.0
-
-
-class EventLoop:
-    """An asyncio loop in a thread of its own. uvloop is used where it is installed."""
-
-    def __init__(self, name: str) -> None:
-        self.loop = _new_loop()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
-
-    def call(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-        """Run a coroutine on the loop and wait for it (never from the loop itself)."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout)
-
-    def stop(self, timeout: float) -> None:
-        """End the loop and its thread; tasks that still run are cancelled."""
-        if not self._thread.is_alive():
-            return
-        with contextlib.suppress(
-            concurrent.futures.TimeoutError, concurrent.futures.CancelledError
-        ):
-            self.call(_cancel_all(), timeout)
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(timeout)
-        if not self._thread.is_alive():
-            self.loop.close()
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    try:
-        loop: asyncio.AbstractEventLoop = importlib.import_module("uvloop").new_event_loop()
-    except ImportError:
-        return asyncio.new_event_loop()
-    return loop
-
-
-async def _cancel_all() -> None:
-    tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks, timeout=1) if tasks else None
-
-
-@dataclass(eq=False, slots=True)
-class Live:
-    """One request between `submit` and its last response.
-
-    `handle` is set once the engine has it; `ended` once its stream got its last item (event loop
-    only, except that `RequestRunner` reads it); `cancelling` once its client was seen to be gone.
-    """
-
-    number: int
-    request: GenerateRequest | EmbedRequest
-    params: Any
-    adapter: Adapter | None
-    stream: ResponseStream
-    handle: Handle | None = None
-    ended: bool = False
-    cancelling: bool = False
-    task: asyncio.Task[None] | None = field(default=None, repr=False)
-    timer: asyncio.TimerHandle | None = field(default=None, repr=False)
 
 
 class RequestRunner:
@@ -100,7 +27,7 @@ class RequestRunner:
 
     Args:
         loop: the engine's event loop.
-        max_inflight: requests beyond this number are refused with UNAVAILABLE; 0 for no limit.
+        live: takes the requests in, and knows those that have not ended.
         health_check: ask vLLM's health check before every request and call `on_unhealthy` when
             it fails (upstream's ENABLE_VLLM_HEALTH_CHECK).
         on_given_up: called for every request that is taken out of the engine before its end.
@@ -111,9 +38,9 @@ class RequestRunner:
         vllm: Vllm,
         engine: Engine,
         loop: EventLoop,
+        live: LiveRequests,
         *,
         loras: LoraRegistry | None,
-        max_inflight: int,
         health_check: bool,
         on_unhealthy: Callable[[], None],
         on_given_up: Callable[[], None],
@@ -122,20 +49,14 @@ class RequestRunner:
         self._vllm = vllm
         self._engine = engine
         self._loop = loop
+        self._live = live
         self._loras = loras
-        self._max_inflight = max_inflight
         self._health_check = health_check
         self._on_unhealthy = on_unhealthy
         self._on_given_up = on_given_up
         self._log = log
         self._numbers = itertools.count()
-        self._lock = threading.Lock()
-        self._live: dict[ResponseStream, Live] = {}
-        self._idle = threading.Condition(self._lock)
-        self._accepting = True
-        self._stopped = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, name="vllm-cancel", daemon=True)
-        self._watcher.start()
+        self._watch = CancellationWatch(live, self._cancel, log)
 
     def submit(
         self,
@@ -150,68 +71,45 @@ class RequestRunner:
             RequestError: UNAVAILABLE, while unloading or over the in-flight limit.
         """
         live = Live(next(self._numbers), request, params, adapter, stream)
-        with self._lock:
-            if not self._accepting:
-                raise RequestError(Code.UNAVAILABLE, SHUTTING_DOWN)
-            if self._max_inflight and len(self._live) >= self._max_inflight:
-                raise RequestError(
-                    Code.UNAVAILABLE,
-                    f"Model is busy: {self._max_inflight} requests are in flight "
-                    "(MAX_INFLIGHT_REQUESTS)",
-                )
-            self._live[stream] = live
+        self._live.add(live)
         self._loop.loop.call_soon_threadsafe(self._start, live)
 
     def forget(self, stream: ResponseStream) -> None:
         """The stream's last response was handed to Triton (called by the sender threads)."""
-        with self._lock:
-            live = self._live.pop(stream, None)
-            if not self._live:
-                self._idle.notify_all()
+        live = self._live.remove(stream)
         if live is not None and not live.ended:
             # A response could not be built or sent: nobody waits for what the engine still makes.
-            self._stop(live, RequestError(Code.CANCELLED, CANCELLED))
+            self._cancel(live)
 
     @property
     def alive(self) -> bool:
         """Whether the engine can serve."""
         return self._engine.alive
 
-    def is_idle(self) -> bool:
-        """Whether no request is live."""
-        return not self._live
-
-    @property
-    def live_count(self) -> int:
-        """Number of live requests."""
-        return len(self._live)
-
     def drain(self, timeout: float) -> None:
         """Refuse new requests, wait for the running ones, then end the rest with UNAVAILABLE."""
-        with self._lock:
-            self._accepting = False
-            count = len(self._live)
+        self._live.refuse_more()
+        count = len(self._live)
         if count and self._engine.alive:
             self._log(f"[vllm] Awaiting remaining {count} requests")
-            self._wait_idle(timeout)
-        with self._lock:
-            rest = list(self._live.values())
+            self._wait_until_idle(timeout)
+        rest = self._live.all()
         for live in rest:
             self._stop(live, RequestError(Code.UNAVAILABLE, SHUTTING_DOWN))
         if rest:
             self._log(f"[vllm] Aborted {len(rest)} requests that outlived the drain timeout")
-            self._wait_idle(_ABORT_SECONDS)
-        self._stopped.set()
-        self._watcher.join(_ABORT_SECONDS)
+            self._wait_until_idle(_ABORT_SECONDS)
+        self._watch.stop(_ABORT_SECONDS)
 
-    def _wait_idle(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        with self._lock:
-            while self._live and (left := deadline - time.monotonic()) > 0:
-                # Woken early to notice an engine that died meanwhile.
-                self._idle.wait(min(left, 0.5))
-                if not self._engine.alive:
-                    return
+    def _wait_until_idle(self, timeout: float) -> None:
+        self._live.wait_until_idle(timeout, lambda: self._engine.alive)
+
+    def _cancel(self, live: Live) -> None:
+        self._stop(live, RequestError(Code.CANCELLED, CANCELLED))
+
+    def _stop(self, live: Live, error: RequestError) -> None:
+        """Give it up, from any thread."""
+        self._loop.loop.call_soon_threadsafe(self._give_up, live, error)
 
     # -- event loop ------------------------------------------------------------------------------
 
@@ -229,8 +127,10 @@ class RequestRunner:
             await self._add(live)
         except Exception as error:
             self._end(live, self._vllm.to_request_error(error))
-        finally:
-            live.task = None
+        if live.ended:
+            # Given up on its way into the engine, which may have it by now.
+            await self._abort(live)
+        live.task = None
 
     async def _check_health(self) -> None:
         try:
@@ -261,7 +161,7 @@ class RequestRunner:
         prompt = await self._engine.prepare(prompt)
         if live.ended:
             return
-        handle = await self._engine.generate(
+        live.handle = await self._engine.generate(
             prompt,
             live.params,
             new_request_id(request.request_id, live.number),
@@ -271,10 +171,6 @@ class RequestRunner:
             trace_headers=request.trace_headers,
             priority=request.priority,
         )
-        live.handle = handle
-        if live.ended:
-            # Given up while vLLM was adding it.
-            await self._abort(live)
 
     def _receive(self, live: Live, output: Any) -> None:
         if live.ended:
@@ -298,7 +194,8 @@ class RequestRunner:
             return
         self._end(live, error)
         self._on_given_up()
-        if live.handle is not None:
+        # Else it is on its way into the engine, at the end of which `_run` sees it.
+        if live.task is None:
             live.task = self._loop.loop.create_task(self._abort(live))
 
     def _end(self, live: Live, error: RequestError) -> None:
@@ -312,39 +209,13 @@ class RequestRunner:
             live.timer = None
 
     async def _abort(self, live: Live) -> None:
+        """Take it out of the engine, if it is there."""
         handle, live.handle = live.handle, None
-        if handle is None:
-            return
-        try:
-            await self._engine.abort(handle)
-        except Exception as error:
-            self._log(f"[vllm] Aborting a request failed: {error}")
-
-    # -- cancellation ----------------------------------------------------------------------------
-
-    def _stop(self, live: Live, error: RequestError) -> None:
-        self._loop.loop.call_soon_threadsafe(self._give_up, live, error)
-
-    def _watch(self) -> None:
-        pause = _POLL_SECONDS
-        while not self._stopped.wait(pause):
-            with self._lock:
-                candidates = [live for live in self._live.values() if not live.ended]
-            started = time.monotonic()
-            for live in candidates:
-                try:
-                    self._look_at(live)
-                except Exception as error:
-                    # Without this thread no other request could be cancelled either.
-                    self._log(f"[vllm] Looking for a cancellation failed: {error}")
-            pause = max(_POLL_SECONDS, _POLL_SHARE * (time.monotonic() - started))
-
-    def _look_at(self, live: Live) -> None:
-        live.stream.resume()
-        if live.cancelling:  # the event loop is late
-            return
-        if live.stream.is_cancelled():
-            live.cancelling = True
-            self._log(f"[vllm] Cancelling the request {live.request.request_id}".rstrip())
-            self._stop(live, RequestError(Code.CANCELLED, CANCELLED))
+        if handle is not None:
+            try:
+                await self._engine.abort(handle)
+            except Exception as error:
+                self._log(f"[vllm] Aborting a request failed: {error}")
+                return
+        if live.cancelling:
             self._log("[vllm] Successfully cancelled the request")

@@ -16,19 +16,37 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from vllm_triton_backend import config
 from vllm_triton_backend.adapter import Engine, Vllm, stat_logger_factory
-from vllm_triton_backend.claims import Claim
 from vllm_triton_backend.errors import Code, LoadError, RequestError, invalid
+from vllm_triton_backend.event_loop import EventLoop
+from vllm_triton_backend.live_requests import LiveRequests
 from vllm_triton_backend.lora import Adapter, LoraRegistry
-from vllm_triton_backend.metrics import MetricsExporter, Stats
+from vllm_triton_backend.metrics import MetricsExporter
+from vllm_triton_backend.model_files import pop_bool, read_engine_args, read_lora_paths
+from vllm_triton_backend.parameters import Parameters
+from vllm_triton_backend.parent_server import can_unload, has_metrics, socket_name
+from vllm_triton_backend.placement import (
+    Instance,
+    count_gpus,
+    environment_devices,
+    shares_engine,
+    visible_devices,
+)
 from vllm_triton_backend.requests import EmbedRequest, GenerateRequest, parse
 from vllm_triton_backend.responses import EmbedFormatter, GenerateFormatter
-from vllm_triton_backend.runner import EventLoop, RequestRunner
+from vllm_triton_backend.runner import RequestRunner
 from vllm_triton_backend.sampling import SamplingParser
-from vllm_triton_backend.server import can_unload, has_metrics, socket_name
-from vllm_triton_backend.sharing import Alone, EngineGuest, EngineHost, EngineShare, FrontEnd
+from vllm_triton_backend.shared_references import SharedReference
+from vllm_triton_backend.sharing import (
+    EngineClient,
+    EngineOwner,
+    EngineShare,
+    ServingInstance,
+    SingleInstance,
+)
+from vllm_triton_backend.stats import Stats
 from vllm_triton_backend.streams import Formatter, ResponseStream, SenderPool
+from vllm_triton_backend.tensors import check_completed
 from vllm_triton_backend.watchdog import Watchdog, stub_shm_regions
 
 _STOP_SECONDS = 5.0
@@ -87,9 +105,9 @@ class Settings:
     model_version: str
     instance_name: str
     version_dir: Path
-    parameters: config.Parameters
+    parameters: Parameters
     engine_args: dict[str, Any]
-    instance: config.Instance
+    instance: Instance
     shared: bool
     devices: str | None
     enable_lora: bool
@@ -103,26 +121,26 @@ class Settings:
             LoadError: one of the files is missing, or something in them makes no sense.
         """
         model_config = json.loads(args["model_config"])
-        config.check_completed(model_config)
+        check_completed(model_config)
         version_dir = Path(pb_utils.get_model_dir())
-        parameters = config.Parameters.from_model_config(model_config)
-        engine_args = config.read_engine_args(version_dir)
-        visible = config.environment_devices()
-        instance = config.Instance.from_args(args, model_config)
-        shared = config.shares_engine(instance, parameters, engine_args)
+        parameters = Parameters.from_model_config(model_config)
+        engine_args = read_engine_args(version_dir)
+        visible = environment_devices()
+        instance = Instance.from_args(args, model_config)
+        shared = shares_engine(instance, parameters, engine_args)
         if shared:
             engine_args["mm_processor_cache_gb"] = 0
-        devices = config.visible_devices(
+        devices = visible_devices(
             instance.as_only_one() if shared else instance,
             engine_args,
             parameters,
             visible,
-            config.count_gpus(visible),
+            count_gpus(visible),
         )
-        enable_lora = config.pop_bool(engine_args, "enable_lora")
+        enable_lora = pop_bool(engine_args, "enable_lora")
         if enable_lora:
-            config.read_lora_paths(version_dir)
-        log_stats = not config.pop_bool(engine_args, "disable_log_stats")
+            read_lora_paths(version_dir)
+        log_stats = not pop_bool(engine_args, "disable_log_stats")
         # vLLM's own loggers would do work for every token that nobody reads here.
         engine_args["disable_log_stats"] = True
         return cls(
@@ -148,7 +166,7 @@ def _use_devices(settings: Settings) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Booted:
+class BootedEngine:
     """An engine, and what it was booted with, in the order in which they are made."""
 
     watchdog: Watchdog
@@ -158,7 +176,7 @@ class Booted:
     engine: Engine
 
     @classmethod
-    def boot(cls, settings: Settings, vllm: Vllm, undo: contextlib.ExitStack) -> Booted:
+    def boot(cls, settings: Settings, vllm: Vllm, undo: contextlib.ExitStack) -> BootedEngine:
         """Boot the engine, or come to share it; `undo` is told how to end each part.
 
         Raises:
@@ -182,9 +200,9 @@ class Booted:
 
 def _share(settings: Settings) -> EngineShare:
     if not settings.shared:
-        return Alone()
+        return SingleInstance()
     name = socket_name("engine", settings.model_name, settings.model_version)
-    role = EngineHost if settings.instance.index == 0 else EngineGuest
+    role = EngineOwner if settings.instance.index == 0 else EngineClient
     return role(name, settings.instance.count)
 
 
@@ -217,7 +235,7 @@ class Service:
         sampling: SamplingParser,
         pooling: SamplingParser,
         loras: LoraRegistry | None,
-        booted: Booted,
+        booted: BootedEngine,
     ) -> None:
         parameters = settings.parameters
         self._model_name = settings.model_name
@@ -231,12 +249,13 @@ class Service:
         self._share = booted.share
         self._relay = booted.relay
         self._engine = booted.engine
+        self._live = LiveRequests(parameters.max_inflight_requests)
         self._runner = RequestRunner(
             vllm,
             booted.engine,
             booted.loop,
+            self._live,
             loras=loras,
-            max_inflight=parameters.max_inflight_requests,
             health_check=parameters.health_check,
             on_unhealthy=self._unload,
             on_given_up=booted.relay.count_abort,
@@ -272,15 +291,15 @@ class Service:
         if settings.enable_lora:
             loras = LoraRegistry(settings.version_dir, vllm.lora_request)
         with contextlib.ExitStack() as undo:
-            booted = Booted.boot(settings, vllm, undo)
+            booted = BootedEngine.boot(settings, vllm, undo)
             undo.callback(booted.relay.close)
             service = cls(settings, vllm, sampling, pooling, loras, booted)
             undo.callback(service._end_requests)
             if settings.with_metrics:
                 service._export_metrics(settings)
             booted.share.begin(
-                FrontEnd(
-                    booted.engine, service._runner.is_idle, service._drain, booted.relay.export
+                ServingInstance(
+                    booted.engine, service._live.is_idle, service._drain, booted.relay.export
                 )
             )
             undo.pop_all()
@@ -300,8 +319,10 @@ class Service:
                 pb_utils,
                 labels,
                 self._engine.max_model_len() or _DEFAULT_MODEL_LEN,
-                lambda: self._runner.is_idle() and self._share.is_idle(),
-                Claim(socket_name("metrics", settings.model_name, settings.model_version)),
+                lambda: self._live.is_idle() and self._share.is_idle(),
+                SharedReference(
+                    socket_name("metrics", settings.model_name, settings.model_version)
+                ),
             )
         except Exception as error:
             # A server too old for histograms.
@@ -360,7 +381,7 @@ class Service:
     def _pause(self) -> float:
         """Seconds between two responses of one stream: none until many requests are live."""
         # Triton spreads requests evenly over the instances that share the engine.
-        count = self._runner.live_count * self._share.instances
+        count = len(self._live) * self._share.instances
         if count < _CROWD:
             return 0.0
         return min(_LONGEST_PAUSE_SECONDS, count * self._parameters.stream_pause)
@@ -389,7 +410,7 @@ class Service:
         """Drain for a bounded time, end what is left, stop the engine and its processes."""
         # Other instances drain at the same time, and may need all of it where this one has nothing.
         others_end = time.monotonic() + self._parameters.drain_timeout + _STOP_SECONDS
-        self._share.leave()
+        self._share.announce_unload()
         self._end_requests()
         self._relay.close()
         self._share.close(max(0.0, others_end - time.monotonic()))

@@ -2,19 +2,21 @@
 
 One Python process hands out some 20,000 tokens per second, and a GPU makes more of them with a
 small model. So several instances, each in a process of its own, can serve one engine: the first
-one, the *host*, boots it; the others, its *guests*, send it requests over sockets of their own, as
-the API servers of `vllm serve --api-server-count` do.
+one, its *owner*, boots it; the others are *clients* of it, as vLLM calls those that send requests
+to an engine over sockets of their own, like the API servers of `vllm serve --api-server-count`.
 
-Host and guests hold a connection each, and what they say is one JSON object per packet:
+Each client has a connection with the owner, of one JSON object per packet:
 
-* host to guest, first: its `Ticket`, once the engine is up
-* host to guest: "leaving", when the model is unloaded, upon which the guest drains and hangs up
-* guest to host: vLLM's gauges, and whether it is idle. The engine reports to whichever of its
-  clients it is sending to, and only the host can put these reports in order
-* a host that hangs up without "leaving" has lost its engine
+* owner to client, first: its `ClientSlot`, once the engine is up
+* owner to client: "unloading", when the model is unloaded, upon which the client drains and closes
+  the connection
+* client to owner: vLLM's gauges, and whether it is idle. The engine reports to whichever of its
+  clients it is sending to, and only the owner can put these reports in order
+* an owner that closes the connection without "unloading" has lost its engine
 
-They meet at a socket in the abstract namespace, which leaves nothing behind and whose name tells
-the server's process and the model; each side makes sure that the other belongs to the same server.
+The owner listens on a socket in the abstract namespace, which leaves nothing behind and whose name
+tells the server's process and the model; each side makes sure that the other belongs to the same
+server.
 """
 
 from __future__ import annotations
@@ -36,28 +38,28 @@ from typing import Any, Protocol
 
 from vllm_triton_backend.adapter import Engine, EngineAddresses, Vllm
 from vllm_triton_backend.errors import LoadError
-from vllm_triton_backend.metrics import Stats
+from vllm_triton_backend.stats import Stats
 from vllm_triton_backend.watchdog import parent_of
 
 _POLL_SECONDS = 0.2
 # Between the beginnings of the loads of two instances of one model, on a busy host.
-_MEETING_SECONDS = 120.0
+_CONNECT_SECONDS = 120.0
 _LARGEST_PACKET = 4096
-_LEAVING = {"leaving": True}
+_UNLOADING = {"unloading": True}
 #: What in Stats is of the engine as it is now, and not of the requests of one client.
 _GAUGES = ("running", "waiting", "kv_cache_usage")
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket:
-    """What a guest needs to use the host's engine. `index` is vLLM's number of the client."""
+class ClientSlot:
+    """What a client needs to use the owner's engine. `index` is vLLM's number of the client."""
 
     index: int
     addresses: EngineAddresses
 
 
 @dataclass(frozen=True, slots=True)
-class FrontEnd:
+class ServingInstance:
     """What its share of the engine may ask of an instance.
 
     Attributes:
@@ -91,7 +93,7 @@ class EngineShare(Protocol):
             LoadError: the instance that boots the engine failed.
         """
 
-    def begin(self, front_end: FrontEnd) -> None:
+    def begin(self, instance: ServingInstance) -> None:
         """The instance takes requests from now on."""
 
     def record(self, stats: Stats) -> Stats:
@@ -100,14 +102,14 @@ class EngineShare(Protocol):
     def is_idle(self) -> bool:
         """Whether no other instance of the engine has a live request."""
 
-    def leave(self) -> None:
+    def announce_unload(self) -> None:
         """The model is being unloaded: tell the others."""
 
     def close(self, timeout: float) -> None:
         """Wait until nobody else needs the engine; it may be shut down afterwards."""
 
 
-class Alone:
+class SingleInstance:
     """The engine of one instance."""
 
     instances = 1
@@ -117,7 +119,7 @@ class Alone:
     ) -> Engine:
         return await vllm.start_engine(arguments, stat_loggers)
 
-    def begin(self, front_end: FrontEnd) -> None:
+    def begin(self, instance: ServingInstance) -> None:
         pass
 
     def record(self, stats: Stats) -> Stats:
@@ -126,18 +128,18 @@ class Alone:
     def is_idle(self) -> bool:
         return True
 
-    def leave(self) -> None:
+    def announce_unload(self) -> None:
         pass
 
     def close(self, timeout: float) -> None:
         pass
 
 
-class EngineHost:
+class EngineOwner:
     """Boots the engine and lets the other instances of the model use it.
 
     Args:
-        name: see `server.socket_name`.
+        name: see `parent_server.socket_name`.
         instances: how many there will be, with this one.
     """
 
@@ -145,25 +147,25 @@ class EngineHost:
         self.instances = instances
         # The watchdog removes it, as it is below its own directory.
         folder = self._folder = tempfile.mkdtemp(dir=os.environ.get("VLLM_RPC_BASE_PATH"))
-        self._tickets = [
-            Ticket(
+        self._slots = [
+            ClientSlot(
                 index, EngineAddresses(f"ipc://{folder}/in{index}", f"ipc://{folder}/out{index}")
             )
             for index in range(1, instances)
         ]
-        self._addresses = [ticket.addresses for ticket in self._tickets]
+        self._addresses = [slot.addresses for slot in self._slots]
         self._lock = threading.Lock()
-        self._front_end: FrontEnd | None = None
+        self._instance: ServingInstance | None = None
         self._waiting: list[socket.socket] = []
-        # Of each guest with a ticket: whether it is idle.
+        # Of each client with a slot: whether it is idle.
         self._idle: dict[socket.socket, bool] = {}
         # When the engine gave the gauges that were exported last (monotonic clock).
         self._latest = 0.0
-        self._leaving = False
+        self._unloading = False
         self._closed = threading.Event()
-        self._gone = threading.Condition(self._lock)
+        self._client_left = threading.Condition(self._lock)
         self._listener: socket.socket | None = _listen(name)
-        self._thread = threading.Thread(target=self._run, name="vllm-guests", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="vllm-clients", daemon=True)
         self._thread.start()
 
     async def boot(
@@ -171,12 +173,12 @@ class EngineHost:
     ) -> Engine:
         return await vllm.start_engine(arguments, stat_loggers, self._addresses)
 
-    def begin(self, front_end: FrontEnd) -> None:
+    def begin(self, instance: ServingInstance) -> None:
         with self._lock:
-            self._front_end = front_end
+            self._instance = instance
             waiting, self._waiting = self._waiting, []
-            for guest in waiting:
-                self._admit(guest)
+            for client in waiting:
+                self._grant_slot(client)
 
     def record(self, stats: Stats) -> Stats:
         with self._lock:
@@ -188,17 +190,17 @@ class EngineHost:
         with self._lock:
             return all(self._idle.values())
 
-    def leave(self) -> None:
+    def announce_unload(self) -> None:
         with self._lock:
-            self._leaving = True
-            for guest in self._idle:
-                _send(guest, _LEAVING)
+            self._unloading = True
+            for client in self._idle:
+                _send(client, _UNLOADING)
 
     def close(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         with self._lock:
             while self._idle and (left := deadline - time.monotonic()) > 0:
-                self._gone.wait(left)
+                self._client_left.wait(left)
         self._closed.set()
         self._thread.join()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -210,21 +212,21 @@ class EngineHost:
             while not self._closed.is_set() and not self._lost_engine():
                 for readable in self._readable():
                     if readable is self._listener:
-                        self._welcome()
+                        self._accept()
                     else:
-                        self._receive_news(readable)
+                        self._receive_report(readable)
         finally:
             with self._lock:
-                for guest in [*self._waiting, *self._idle]:
-                    guest.close()
+                for client in [*self._waiting, *self._idle]:
+                    client.close()
                 self._waiting.clear()
                 self._idle.clear()
-                self._gone.notify_all()
+                self._client_left.notify_all()
                 self._stop_listening()
 
     def _lost_engine(self) -> bool:
-        front_end = self._front_end
-        return front_end is not None and not self._leaving and not front_end.engine.alive
+        instance = self._instance
+        return instance is not None and not self._unloading and not instance.engine.alive
 
     def _readable(self) -> list[socket.socket]:
         with self._lock:
@@ -237,26 +239,26 @@ class EngineHost:
             # `begin` closed one of them in another thread.
             return []
 
-    def _welcome(self) -> None:
+    def _accept(self) -> None:
         assert self._listener is not None
-        guest, _ = self._listener.accept()
-        if not _same_server(guest):
-            guest.close()
+        client, _ = self._listener.accept()
+        if not _same_server(client):
+            client.close()
             return
         with self._lock:
-            if self._front_end is None:
-                self._waiting.append(guest)
+            if self._instance is None:
+                self._waiting.append(client)
             else:
-                self._admit(guest)
+                self._grant_slot(client)
 
-    def _admit(self, guest: socket.socket) -> None:
-        """Hand out a ticket; the caller holds the lock."""
-        if not self._tickets or self._leaving:
-            guest.close()
+    def _grant_slot(self, client: socket.socket) -> None:
+        """Hand out a slot; the caller holds the lock."""
+        if not self._slots or self._unloading:
+            client.close()
             return
-        _send(guest, asdict(self._tickets.pop(0)))
-        self._idle[guest] = True
-        if not self._tickets:
+        _send(client, asdict(self._slots.pop(0)))
+        self._idle[client] = True
+        if not self._slots:
             # The next load of the model, which may begin while this one serves, meets here too.
             self._stop_listening()
 
@@ -265,28 +267,28 @@ class EngineHost:
             self._listener.close()
             self._listener = None
 
-    def _receive_news(self, guest: socket.socket) -> None:
-        message = _receive(guest)
+    def _receive_report(self, client: socket.socket) -> None:
+        message = _receive(client)
         with self._lock:
             if message is None:
-                self._idle.pop(guest, None)
-                if guest in self._waiting:
-                    self._waiting.remove(guest)
-                guest.close()
-                self._gone.notify_all()
+                self._idle.pop(client, None)
+                if client in self._waiting:
+                    self._waiting.remove(client)
+                client.close()
+                self._client_left.notify_all()
                 return
-            self._idle[guest] = message["idle"]
+            self._idle[client] = message["idle"]
             newer = message["at"] > self._latest
             self._latest = max(self._latest, message["at"])
-        if newer and self._front_end is not None:
-            self._front_end.export(Stats(**message["gauges"]))
+        if newer and self._instance is not None:
+            self._instance.export(Stats(**message["gauges"]))
 
 
-class EngineGuest:
-    """Uses the engine of an `EngineHost`.
+class EngineClient:
+    """Uses the engine of an `EngineOwner`.
 
     Args:
-        name: see `server.socket_name`.
+        name: see `parent_server.socket_name`.
         instances: how many use the engine.
     """
 
@@ -313,9 +315,9 @@ class EngineGuest:
             arguments, stat_loggers, EngineAddresses(**message["addresses"]), message["index"]
         )
 
-    def begin(self, front_end: FrontEnd) -> None:
+    def begin(self, instance: ServingInstance) -> None:
         self._thread = threading.Thread(
-            target=self._run, args=(front_end,), name="vllm-host", daemon=True
+            target=self._run, args=(instance,), name="vllm-owner", daemon=True
         )
         self._thread.start()
 
@@ -331,7 +333,7 @@ class EngineGuest:
     def is_idle(self) -> bool:
         return True
 
-    def leave(self) -> None:
+    def announce_unload(self) -> None:
         pass
 
     def close(self, timeout: float) -> None:
@@ -342,26 +344,26 @@ class EngineGuest:
 
     # -- its thread ------------------------------------------------------------------------------
 
-    def _run(self, front_end: FrontEnd) -> None:
-        told: tuple[float, bool] = (0.0, True)
+    def _run(self, instance: ServingInstance) -> None:
+        sent: tuple[float, bool] = (0.0, True)
         while not self._closed.is_set():
             if _readable([self._connection], _POLL_SECONDS):
-                if _receive(self._connection) == _LEAVING:
-                    front_end.drain()
+                if _receive(self._connection) == _UNLOADING:
+                    instance.drain()
                     self._connection.shutdown(socket.SHUT_RDWR)
                 elif not self._closed.is_set():
-                    front_end.engine.mark_dead()
+                    instance.engine.mark_dead()
                 return
-            idle = front_end.is_idle()
+            idle = instance.is_idle()
             with self._lock:
-                news = {"at": self._at, "idle": idle, "gauges": self._gauges}
-            if told != (self._at, idle):
-                told = (self._at, idle)
-                _send(self._connection, news)
+                report = {"at": self._at, "idle": idle, "gauges": self._gauges}
+            if sent != (self._at, idle):
+                sent = (self._at, idle)
+                _send(self._connection, report)
 
 
 def _listen(name: str) -> socket.socket:
-    """Waits until a host of an earlier load has all its guests."""
+    """Waits until an owner of an earlier load has all its clients."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for left in _attempts():
         try:
@@ -376,7 +378,7 @@ def _listen(name: str) -> socket.socket:
 
 
 def _connect(name: str) -> socket.socket:
-    """Waits until the host listens, which Triton may start later."""
+    """Waits until the owner listens, which Triton may start later."""
     for left in _attempts():
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -396,7 +398,7 @@ def _connect(name: str) -> socket.socket:
 
 def _attempts() -> Iterator[float]:
     """The seconds left, after a short wait each; 0 at last."""
-    deadline = time.monotonic() + _MEETING_SECONDS
+    deadline = time.monotonic() + _CONNECT_SECONDS
     while (left := deadline - time.monotonic()) > 0:
         yield left
         time.sleep(_POLL_SECONDS / 2)
@@ -421,13 +423,13 @@ def _readable(sockets: Sequence[socket.socket], seconds: float) -> list[socket.s
 
 
 def _send(peer: socket.socket, message: Mapping[str, Any]) -> None:
-    # Who does not listen any more has hung up, which is seen when reading.
+    # A connection that is closed by now is noticed when reading.
     with contextlib.suppress(OSError):
         peer.send(json.dumps(message).encode())
 
 
 def _receive(peer: socket.socket) -> Any | None:
-    """The next message; None when the other side has hung up."""
+    """The next message; None when the other side has closed the connection."""
     try:
         data = peer.recv(_LARGEST_PACKET)
     except OSError:

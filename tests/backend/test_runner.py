@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm_triton_backend.event_loop import EventLoop
+from vllm_triton_backend.live_requests import LiveRequests
 from vllm_triton_backend.requests import GenerateRequest, Wanted
-from vllm_triton_backend.runner import EventLoop, RequestRunner
+from vllm_triton_backend.runner import RequestRunner
+from waiting import eventually
 
+CANCELLING = "[vllm] Cancelling the request"
+CANCELLED = "[vllm] Successfully cancelled the request"
 REQUEST = GenerateRequest("", "p", True, False, Wanted(), {})
 
 
@@ -21,8 +27,14 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.added, self.aborted = threading.Semaphore(0), threading.Semaphore(0)
+        #: Each takes until its event is set, and then an abort may fail.
+        self.prepares, self.lets_go = threading.Event(), threading.Event()
+        self.prepares.set()
+        self.lets_go.set()
+        self.failure: Exception | None = None
 
     async def prepare(self, prompt: Any) -> Any:
+        await asyncio.to_thread(self.prepares.wait, 30)
         return prompt
 
     async def generate(self, *_: Any, **__: Any) -> Any:
@@ -31,13 +43,16 @@ class FakeEngine:
 
     async def abort(self, _: Any) -> None:
         self.aborted.release()
+        await asyncio.to_thread(self.lets_go.wait, 30)
+        if self.failure is not None:
+            raise self.failure
 
 
 class FakeStream:
     """One whose client has gone; asking for that may fail."""
 
     def __init__(self, *, broken: bool = False, cancelled: bool = False) -> None:
-        self.broken, self.cancelled = broken, cancelled
+        self.broken, self.cancelled, self.failed = broken, cancelled, False
 
     def resume(self) -> None: ...
 
@@ -46,7 +61,8 @@ class FakeStream:
             raise RuntimeError("the sender is gone")
         return self.cancelled
 
-    def fail(self, _: Any) -> None: ...
+    def fail(self, _: Any) -> None:
+        self.failed = True
 
 
 @pytest.fixture
@@ -55,26 +71,31 @@ def engine() -> FakeEngine:
 
 
 @pytest.fixture
-def runner(engine: FakeEngine) -> Iterator[RequestRunner]:
+def log() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def runner(engine: FakeEngine, log: list[str]) -> Iterator[RequestRunner]:
     loop = EventLoop("test")
     runner = RequestRunner(
         None,  # type: ignore[arg-type]
         engine,  # type: ignore[arg-type]
         loop,
+        LiveRequests(0),
         loras=None,
-        max_inflight=0,
         health_check=False,
         on_unhealthy=lambda: None,
         on_given_up=lambda: None,
-        log=lambda _: None,
+        log=log.append,
     )
     yield runner
-    runner._stopped.set()
+    runner._watch.stop(5)
     loop.stop(5)
 
 
 def test_request_whose_response_cannot_be_sent_leaves_the_engine(
-    runner: RequestRunner, engine: FakeEngine
+    runner: RequestRunner, engine: FakeEngine, log: list[str]
 ) -> None:
     stream: Any = FakeStream()
     runner.submit(REQUEST, None, None, stream)
@@ -82,6 +103,7 @@ def test_request_whose_response_cannot_be_sent_leaves_the_engine(
     # Its stream has ended with an error of its own; the engine still works on it.
     runner.forget(stream)
     assert engine.aborted.acquire(timeout=30)
+    assert not eventually(lambda: log, 0.2), "no client has cancelled it"
 
 
 def test_one_failed_look_does_not_end_the_watch(runner: RequestRunner, engine: FakeEngine) -> None:
@@ -92,3 +114,43 @@ def test_one_failed_look_does_not_end_the_watch(runner: RequestRunner, engine: F
         assert engine.added.acquire(timeout=30)
     cancelled.cancelled = True
     assert engine.aborted.acquire(timeout=30)
+
+
+def cancelled(runner: RequestRunner, engine: FakeEngine) -> None:
+    """Submit a request, cancel it, and return when the engine is told."""
+    stream: Any = FakeStream()
+    runner.submit(REQUEST, None, None, stream)
+    assert engine.added.acquire(timeout=30)
+    stream.cancelled = True
+    assert engine.aborted.acquire(timeout=30)
+
+
+def test_a_cancellation_is_logged_when_the_engine_has_let_go(
+    runner: RequestRunner, engine: FakeEngine, log: list[str]
+) -> None:
+    engine.lets_go.clear()
+    cancelled(runner, engine)
+    assert log == [CANCELLING]
+    engine.lets_go.set()
+    assert eventually(lambda: log == [CANCELLING, CANCELLED]), log
+
+
+def test_a_cancellation_that_fails_is_no_success(
+    runner: RequestRunner, engine: FakeEngine, log: list[str]
+) -> None:
+    engine.failure = RuntimeError("no")
+    cancelled(runner, engine)
+    assert eventually(lambda: log == [CANCELLING, "[vllm] Aborting a request failed: no"]), log
+
+
+def test_a_request_is_cancelled_before_the_engine_has_it(
+    runner: RequestRunner, engine: FakeEngine, log: list[str]
+) -> None:
+    engine.prepares.clear()
+    stream: Any = FakeStream(cancelled=True)
+    runner.submit(REQUEST, None, None, stream)
+    assert eventually(lambda: stream.failed)
+    assert log == [CANCELLING]
+    engine.prepares.set()
+    assert eventually(lambda: log == [CANCELLING, CANCELLED]), log
+    assert not engine.added.acquire(timeout=0.2)

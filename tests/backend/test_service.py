@@ -15,9 +15,9 @@ import pytest
 import triton_python_backend_utils as pb_utils
 from vllm_triton_backend import service
 from vllm_triton_backend.errors import LoadError
-from vllm_triton_backend.runner import EventLoop
+from vllm_triton_backend.event_loop import EventLoop
 from vllm_triton_backend.service import Service
-from vllm_triton_backend.sharing import Alone
+from vllm_triton_backend.sharing import SingleInstance
 
 #: The end of an engine, in order, when the load fails after its boot.
 TAKEN_BACK = ["engine shut down", "share closed", "loop stopped", "watchdog closed"]
@@ -67,7 +67,7 @@ class Load:
                 super().stop(timeout)
                 note("loop stopped")
 
-        class NotedShare(Alone):
+        class NotedShare(SingleInstance):
             def close(self, timeout: float) -> None:
                 note("share closed")
 
@@ -93,7 +93,7 @@ class Load:
             "Vllm": FakeVllm,
             "Watchdog": FakeWatchdog,
             "EventLoop": NotedLoop,
-            "Alone": NotedShare,
+            "SingleInstance": NotedShare,
             "MetricsExporter": FakeExporter,
             "stat_logger_factory": lambda record: record,
             # The real one ends the interpreter, which is pytest's.
@@ -162,7 +162,7 @@ def test_a_failure_at_the_last_step_ends_what_was_made_for_requests(
 ) -> None:
     threads = set(threading.enumerate())
     load.parameters["REPORT_CUSTOM_METRICS"] = "true"
-    monkeypatch.setattr(service, "FrontEnd", fail)
+    monkeypatch.setattr(service, "ServingInstance", fail)
     with pytest.raises(Failure):
         load.run()
     assert load.notes[-7:] == ["engine booted", "metrics made", "metrics closed", *TAKEN_BACK]
@@ -176,7 +176,7 @@ def test_the_first_failure_is_told_whatever_fails_afterwards(
         raise LoadError("the reason")
 
     load.shutdown = fail
-    monkeypatch.setattr(service, "FrontEnd", refuse)
+    monkeypatch.setattr(service, "ServingInstance", refuse)
     with pytest.raises(pb_utils.TritonModelException, match=r"^the reason$"):
         load.run()
     assert load.notes[-4:] == TAKEN_BACK

@@ -180,7 +180,7 @@ def test_gauges_are_of_a_single_busy_instance(model: Model) -> None:
             assert eventually(lambda: model.metric("vllm:num_requests_running") == 0)
 
 
-def test_unload_waits_for_a_guest_where_the_host_has_nothing_to_do(model: Model) -> None:
+def test_unload_waits_for_a_client_where_the_owner_has_nothing_to_do(model: Model) -> None:
     with ThreadPoolExecutor(1) as pool:
         for prompt in PROMPTS[: 2 * INSTANCES]:
             before = model.seconds_at_work()

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from vllm_triton_backend import server
+from vllm_triton_backend import parent_server
 
-BACKEND = Path(server.__file__).parents[1]
+BACKEND = Path(parent_server.__file__).parents[1]
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ BACKEND = Path(server.__file__).parents[1]
     ],
 )
 def test_value_of(arguments: str, expected: str | None) -> None:
-    assert server.value_of("--allow-metrics", arguments.split()) == expected
+    assert parent_server.value_of("--allow-metrics", arguments.split()) == expected
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_value_of(arguments: str, expected: str | None) -> None:
 )
 def test_the_parent_is_asked(program: str, arguments: str, expected: str) -> None:
     child = (
-        "from vllm_triton_backend import server; print(server.can_unload(), server.has_metrics())"
+        "from vllm_triton_backend import parent_server as p; print(p.can_unload(), p.has_metrics())"
     )
     parent = f"import subprocess; subprocess.run([{sys.executable!r}, '-c', {child!r}])"
     ran = subprocess.run(

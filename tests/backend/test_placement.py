@@ -1,82 +1,14 @@
-"""model.json, parameters of config.pbtxt, devices."""
+"""Which GPUs an instance uses, and which instances share an engine."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from vllm_triton_backend import config
-from vllm_triton_backend.config import Instance, Parameters
+from vllm_triton_backend import placement
 from vllm_triton_backend.errors import LoadError
-
-
-def test_missing_model_json_has_upstreams_text(tmp_path: Path) -> None:
-    with pytest.raises(LoadError) as caught:
-        config.read_engine_args(tmp_path)
-    expected = f"'model.json' containing vllm engine args must be provided in '{tmp_path}'"
-    assert str(caught.value) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [("{bad", "not valid JSON"), ("[]", "JSON object"), ("{}", "name the model")],
-)
-def test_a_bad_model_json_is_named(tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "model.json").write_text(text)
-    with pytest.raises(LoadError, match=words) as caught:
-        config.read_engine_args(tmp_path)
-    assert str(tmp_path / "model.json") in str(caught.value)
-
-
-def test_lora_paths_are_relative_to_the_version_folder(tmp_path: Path) -> None:
-    (tmp_path / "multi_lora.json").write_text('{"a": "adapters/a", "b": "/b"}')
-    assert config.read_lora_paths(tmp_path) == {"a": str(tmp_path / "adapters/a"), "b": "/b"}
-
-
-def test_missing_lora_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(LoadError, match="cannot find") as caught:
-        config.read_lora_paths(tmp_path)
-    assert str(tmp_path / "multi_lora.json") in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"), [("true", True), ("False", False), (True, True), (False, False)]
-)
-def test_booleans_of_model_json_may_be_strings(given: object, expected: bool) -> None:
-    arguments = {"enable_lora": given}
-    assert config.pop_bool(arguments, "enable_lora") is expected
-    assert arguments["enable_lora"] is expected
-
-
-def test_parameters_have_defaults_and_are_read() -> None:
-    assert Parameters.from_model_config({}) == Parameters()
-    given = {
-        "REPORT_CUSTOM_METRICS": {"string_value": "TRUE"},
-        "ENABLE_VLLM_HEALTH_CHECK": {"string_value": "1"},
-        "GPU_DEVICE_IDS": {"string_value": "0,1;2,3"},
-        "MAX_INFLIGHT_REQUESTS": {"string_value": "8"},
-        "DRAIN_TIMEOUT_SECONDS": {"string_value": "1.5"},
-    }
-    assert Parameters.from_model_config({"parameters": given}) == Parameters(
-        report_custom_metrics=True,
-        health_check=False,
-        gpu_device_ids=((0, 1), (2, 3)),
-        max_inflight_requests=8,
-        drain_timeout=1.5,
-    )
-
-
-@pytest.mark.parametrize("name", ["MAX_INFLIGHT_REQUESTS", "DRAIN_TIMEOUT_SECONDS"])
-@pytest.mark.parametrize("value", ["-1", "x", "inf", "nan"])
-def test_a_bad_number_names_the_parameter(name: str, value: str) -> None:
-    with pytest.raises(LoadError, match=name):
-        Parameters.from_model_config({"parameters": {name: {"string_value": value}}})
-
-
-@pytest.mark.parametrize("text", ["a", "-1", "0,", "0,0", "0;0", "1.5"])
-def test_bad_gpu_device_ids(text: str) -> None:
-    with pytest.raises(LoadError, match="GPU_DEVICE_IDS"):
-        config.parse_gpu_device_ids(text)
+from vllm_triton_backend.parameters import Parameters
+from vllm_triton_backend.placement import Instance
 
 
 def _devices(
@@ -90,8 +22,8 @@ def _devices(
     **engine: object,
 ) -> str | None:
     instance = Instance(kind, device, device, count)
-    parameters = Parameters(gpu_device_ids=config.parse_gpu_device_ids(ids))
-    return config.visible_devices(instance, engine, parameters, visible, gpus)
+    parameters = Parameters.from_model_config({"parameters": {"GPU_DEVICE_IDS": ids}})
+    return placement.visible_devices(instance, engine, parameters, visible, gpus)
 
 
 def test_kind_gpu_takes_the_gpu_that_triton_assigned() -> None:
@@ -112,10 +44,10 @@ def test_who_shares_an_engine() -> None:
     sharing = Parameters(shared_engine=True)
     second = Instance("MODEL", 0, 1, 4)
 
-    assert config.shares_engine(second, sharing, {})
+    assert placement.shares_engine(second, sharing, {})
     assert second.as_only_one() == Instance("MODEL", 0, 0, 1)
-    assert not config.shares_engine(second, Parameters(), {})
-    assert not config.shares_engine(Instance("GPU", 1, 0, 1), sharing, {})
+    assert not placement.shares_engine(second, Parameters(), {})
+    assert not placement.shares_engine(Instance("GPU", 1, 0, 1), sharing, {})
 
 
 @pytest.mark.parametrize(
@@ -130,7 +62,7 @@ def test_what_cannot_share_an_engine_is_refused(
     instance: Instance, engine_args: dict[str, object], words: str
 ) -> None:
     with pytest.raises(LoadError, match=words):
-        config.shares_engine(instance, Parameters(shared_engine=True), engine_args)
+        placement.shares_engine(instance, Parameters(shared_engine=True), engine_args)
 
 
 def test_kind_model_instances_take_turns_with_the_gpus() -> None:
@@ -176,15 +108,15 @@ def test_a_group_of_gpus_has_an_instance_on_each() -> None:
     instance = Instance.from_args(args, {"instance_group": [group]})
     assert instance.count == 2
     with pytest.raises(LoadError, match="SHARED_ENGINE needs one"):
-        config.shares_engine(instance, Parameters(shared_engine=True), {})
+        placement.shares_engine(instance, Parameters(shared_engine=True), {})
 
 
 def test_gpus_are_those_that_the_server_sees(tmp_path: Path) -> None:
     for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
-    assert config.count_gpus(None, tmp_path) == 2
-    assert config.count_gpus("3", tmp_path) == 1
-    assert config.count_gpus("", tmp_path) == 0
+    assert placement.count_gpus(None, tmp_path) == 2
+    assert placement.count_gpus("3", tmp_path) == 1
+    assert placement.count_gpus("", tmp_path) == 0
 
 
 @pytest.mark.parametrize("key", ["tensor_parallel_size", "pipeline_parallel_size"])
@@ -207,15 +139,3 @@ def test_gpu_device_ids_that_cannot_be(
     size = 2 if kind == "MODEL" else 1
     with pytest.raises(LoadError, match=words):
         _devices(kind, ids=ids, visible=visible, tensor_parallel_size=size)
-
-
-def test_an_incomplete_config_says_what_is_missing() -> None:
-    with pytest.raises(LoadError, match=r"decoupled: true.*text_input.*text_output"):
-        config.check_completed({"input": [], "output": []})
-    config.check_completed(
-        {
-            "model_transaction_policy": {"decoupled": True},
-            "input": list(config.INPUTS),
-            "output": list(config.OUTPUTS),
-        }
-    )

@@ -9,28 +9,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from vllm_triton_backend.claims import Claim
+from vllm_triton_backend.shared_references import SharedReference
 
 BACKEND = Path(__file__).resolve().parents[2] / "backend"
 
-#: Acquires the claim, says so, and releases it when it is told to.
+#: Acquires the reference, says so, and releases it when it is told to.
 OTHER = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from vllm_triton_backend.claims import Claim
-claim = Claim(bytes.fromhex(sys.argv[2]).decode())
-with claim.acquiring():
+from vllm_triton_backend.shared_references import SharedReference
+reference = SharedReference(bytes.fromhex(sys.argv[2]).decode())
+with reference.acquiring():
     pass
 print("acquired", flush=True)
 sys.stdin.readline()
-with claim.releasing() as last:
+with reference.releasing() as last:
     print(last, flush=True)
 """
 
 
 @pytest.fixture
 def name() -> str:
-    return f"\0test-claims-{uuid.uuid4().hex}"
+    return f"\0test-references-{uuid.uuid4().hex}"
 
 
 @pytest.fixture
@@ -46,36 +46,36 @@ def other(name: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_the_only_one_is_the_last(name: str) -> None:
-    claim = Claim(name)
+    reference = SharedReference(name)
     for _ in range(2):
-        with claim.acquiring():
+        with reference.acquiring():
             pass
-        with claim.releasing() as last:
+        with reference.releasing() as last:
             assert last
 
 
 def test_the_last_of_two_frees(name: str, other: subprocess.Popen[str]) -> None:
-    claim = Claim(name)
-    with claim.acquiring():
+    reference = SharedReference(name)
+    with reference.acquiring():
         pass
-    with claim.releasing() as last:
+    with reference.releasing() as last:
         assert not last
     assert other.communicate("go\n", timeout=30)[0] == "True\n"
 
 
 def test_a_killed_process_has_nothing_any_more(name: str, other: subprocess.Popen[str]) -> None:
-    claim = Claim(name)
-    with claim.acquiring():
+    reference = SharedReference(name)
+    with reference.acquiring():
         pass
     other.kill()
     other.wait(30)
-    with claim.releasing() as last:
+    with reference.releasing() as last:
         assert last
 
 
 def test_another_name_is_another_thing(name: str, other: subprocess.Popen[str]) -> None:
-    claim = Claim(f"{name}x")
-    with claim.acquiring():
+    reference = SharedReference(f"{name}x")
+    with reference.acquiring():
         pass
-    with claim.releasing() as last:
+    with reference.releasing() as last:
         assert last

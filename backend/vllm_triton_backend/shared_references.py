@@ -1,4 +1,4 @@
-"""Which processes of one server use the same metrics of Triton, so that the last one frees them.
+"""References across processes to the same metrics of Triton, so that the last one frees them.
 
 Triton counts the users of a metric for each process by itself (`MetricFamily::Remove` in core's
 metric_family.cc). Where two processes have a metric of one name and the same labels, it is freed
@@ -19,13 +19,13 @@ _LOCK_SECONDS = 5.0
 _SOCKETS = Path("/proc/net/unix")
 
 
-class Claim:
-    """One process's part in something that several have.
+class SharedReference:
+    """One process's reference to something that several have.
 
     Made of sockets in the abstract namespace, which end with their process, however that ends.
 
     Args:
-        name: what is shared; see `server.socket_name`.
+        name: what is shared; see `parent_server.socket_name`.
     """
 
     def __init__(self, name: str) -> None:
