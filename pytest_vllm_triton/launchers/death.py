@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import signal
-import socket
 import time
-from urllib.parse import urlsplit
+
+import httpx
 
 from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.launchers.base import ServerHandle
 
 TAIL_LINES = 30
 POLL_SECONDS = 0.1
-#: How long a server that takes no connections may need until it is known for dead.
+#: How long a server that answers nobody may need until it is known for dead.
 DYING_SECONDS = 20.0
+_ANSWER_SECONDS = 5.0
 
 
 def await_death(handle: ServerHandle) -> None:
-    """Wait for the end of a server of ours that takes no connections any more, else return at once.
+    """Wait for the end of a server of ours that is dying, else return at once.
 
     It may still be writing its core, or Docker may be slow to tell.
     """
-    if handle.owned and not _takes_connections(handle):
+    if handle.owned and handle.exit_code() is None and not _lives(handle):
         deadline = time.monotonic() + DYING_SECONDS
         while handle.exit_code() is None and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
@@ -55,10 +56,17 @@ def last_lines(handle: ServerHandle) -> str:
     return handle.log.tail(TAIL_LINES) if handle.log else ""
 
 
-def _takes_connections(handle: ServerHandle) -> bool:
-    address = urlsplit(handle.endpoints.http)
+def _lives(handle: ServerHandle) -> bool:
+    """Whether it answers, or may do so yet.
+
+    That it takes a connection does not show it: a process that ends closes one socket after the
+    other, and the kernel takes connections until it comes to that one.
+    """
+    url = f"{handle.endpoints.http}/v2/health/live"
     try:
-        with socket.create_connection((address.hostname, address.port or 80), timeout=5.0):
-            return True
-    except OSError:
+        httpx.get(url, timeout=_ANSWER_SECONDS, verify=False, trust_env=False)
+    except httpx.TimeoutException:
+        return True
+    except httpx.TransportError:
         return False
+    return True

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -195,9 +196,30 @@ def test_a_dying_server_is_waited_for(server: Server) -> None:
     timer.join()
 
 
+def test_a_dying_server_may_still_take_connections(server: Server) -> None:
+    """A process that ends closes one socket after the other."""
+    server.close()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server.handle.endpoints = replace(
+            server.handle.endpoints, http=f"http://127.0.0.1:{listener.getsockname()[1]}"
+        )
+
+        def end() -> None:
+            connection, _ = listener.accept()
+            connection.close()
+            time.sleep(0.5)
+            server.handle.code = -signal.SIGSEGV
+
+        thread = threading.Thread(target=end)
+        thread.start()
+        await_death(server.handle)
+        assert segfaulted(server.handle)
+        thread.join()
+
+
 @pytest.mark.parametrize("owned", [True, False])
 def test_a_server_that_is_not_dying_is_not_waited_for(server: Server, owned: bool) -> None:
-    """One that takes connections, and an attached one, whose end nobody will tell."""
+    """One that answers, and an attached one, whose end nobody will tell."""
     server.handle.owned = owned
     if not owned:
         server.close()
