@@ -11,13 +11,14 @@ from pytest_vllm_triton.clients import (
     GrpcClient,
     HttpClient,
 )
+from pytest_vllm_triton.known_answer import KnownAnswer
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.transcript import Transcript
 
 from .metrics_page import Growth, MetricsPage, grown_page, quiet_page
 
+_LIMITS = ("max_tokens", "ignore_eos")
 LATENCIES = "vllm:e2e_request_latency_seconds_count"
-COUNTED = ("num_input_tokens", "num_output_tokens")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Traffic:
 
     Attributes:
         growth: of the page, by the labels of the model.
-        input_tokens, output_tokens: of each request, as the answers tell.
+        input_tokens, output_tokens: of each request, as the known answers have them: that the
+            backend tells how many they are is another requirement's.
         seconds: of each request, as the client saw it.
     """
 
@@ -40,11 +42,9 @@ class Traffic:
         return len(self.seconds)
 
 
-def counted(request: GenerateRequest) -> GenerateRequest:
-    return request.but(returns=COUNTED)
-
-
-def sent(server: ServerHandle, model: str, requests: list[GenerateRequest], n: int = 1) -> Traffic:
+def sent(
+    server: ServerHandle, model: str, oracle: KnownAnswer, requests: list[GenerateRequest]
+) -> Traffic:
     """Send the requests one by one and wait until they are on the page."""
     before = quiet_page(server, model)
     answers: list[Generation] = []
@@ -54,39 +54,55 @@ def sent(server: ServerHandle, model: str, requests: list[GenerateRequest], n: i
     ):
         for index, request in enumerate(requests):
             client = grpc if index % 2 else http
-            answers.append(client.generate(counted(request)).ok())
-    return on_the_page(server, before, answers, n)
+            answers.append(client.generate(request).ok())
+    return on_the_page(server, before, oracle, answers)
 
 
-def sent_at_once(server: ServerHandle, model: str, requests: list[GenerateRequest]) -> Traffic:
+def sent_at_once(
+    server: ServerHandle, model: str, oracle: KnownAnswer, requests: list[GenerateRequest]
+) -> Traffic:
     """The same, all requests together."""
     before = quiet_page(server, model)
     with (
         GrpcClient(server.endpoints.grpc, model, Transcript()) as grpc,
         ThreadPoolExecutor(len(requests)) as pool,
     ):
-        answers = [answer.ok() for answer in pool.map(grpc.generate, map(counted, requests))]
-    return on_the_page(server, before, answers)
+        answers = [answer.ok() for answer in pool.map(grpc.generate, requests)]
+    return on_the_page(server, before, oracle, answers)
 
 
 def on_the_page(
-    server: ServerHandle, before: MetricsPage, answers: list[Generation], n: int = 1
+    server: ServerHandle, before: MetricsPage, oracle: KnownAnswer, answers: list[Generation]
 ) -> Traffic:
     """Wait until the requests with these answers are on the page."""
-    inputs = tuple(int(answer.last("num_input_tokens")) for answer in answers)
-    outputs = tuple(sum(answer.all_values("num_output_tokens")) for answer in answers)
+    inputs = tuple(len(oracle.tokenize(str(a.request.text_input))) for a in answers)
+    outputs = tuple(_output_tokens(oracle, answer.request) for answer in answers)
+    sequences = sum(_sequences(answer.request) for answer in answers)
     growth = grown_page(
         server,
         before,
         [
             ("vllm:generation_tokens_total", sum(outputs)),
             ("vllm:prompt_tokens_total", sum(inputs)),
-            ("vllm:request_params_n_sum", n * len(answers)),
+            ("vllm:request_params_n_sum", sequences),
             (LATENCIES, len(answers)),
             ("vllm:time_to_first_token_seconds_count", len(answers)),
-            ("vllm:time_per_output_token_seconds_count", sum(outputs) - n * len(answers)),
+            ("vllm:time_per_output_token_seconds_count", sum(outputs) - sequences),
             ("vllm:request_prompt_tokens_sum", sum(inputs)),
             ("vllm:request_generation_tokens_sum", sum(outputs)),
         ],
     )
     return Traffic(growth, inputs, outputs, tuple(answer.seconds for answer in answers))
+
+
+def _sequences(request: GenerateRequest) -> int:
+    assert isinstance(request.sampling, dict)
+    return int(request.sampling.get("n", 1))
+
+
+def _output_tokens(oracle: KnownAnswer, request: GenerateRequest) -> int:
+    """Of all sequences, which end by their length or are greedy."""
+    assert isinstance(request.sampling, dict)
+    limits = {key: request.sampling[key] for key in _LIMITS if key in request.sampling}
+    answer = oracle.answer(str(request.text_input), **limits)
+    return _sequences(request) * answer.num_output_tokens

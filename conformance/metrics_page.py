@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import httpx
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.plain_http import plain_client
 from pytest_vllm_triton.verdicts import untested
 
 # Backends may hand their metrics over a few times a second; Triton refreshes its own likewise.
@@ -92,7 +92,8 @@ def metrics_page(server: ServerHandle) -> MetricsPage:
     """The page as it is now."""
     if server.endpoints.metrics is None:
         untested("the server has no known metrics address")
-    answer = httpx.get(server.endpoints.metrics, timeout=10.0, trust_env=False)
+    with plain_client(10.0) as client:
+        answer = client.get(server.endpoints.metrics)
     answer.raise_for_status()
     return MetricsPage(answer.text)
 

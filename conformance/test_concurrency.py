@@ -13,8 +13,10 @@ from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.models import ModelUnderTest
 from pytest_vllm_triton.verdicts import untested
 
+from .engine_limits import needs_many_sequences
 from .experiments.second_model import QUEUE
 from .extra_models import ONE_VECTOR
+from .metrics_page import metrics_page
 from .record import Seen
 from .traffic import at_once, first_of, greedy, text_or_error
 from .waits import until
@@ -33,8 +35,11 @@ ENCODER_SECONDS = 0.03
 
 
 @pytest.mark.requirement("CON-001")
-def test_requests_are_batched(triton_grpc: GrpcClient, vllm_model: ModelUnderTest) -> None:
+def test_requests_are_batched(
+    triton_grpc: GrpcClient, vllm_model: ModelUnderTest, vllm_harness: Harness
+) -> None:
     """Compared with the same requests one after another, as fast as this host is right now."""
+    needs_many_sequences(vllm_harness)
     requests = [greedy(f"number {i}", 64) for i in range(32)]
     ratios = []
     for _ in range(3):
@@ -57,8 +62,7 @@ def test_requests_are_batched(triton_grpc: GrpcClient, vllm_model: ModelUnderTes
 @pytest.mark.requirement("CON-001")
 def test_engine_takes_a_crowd(triton_grpc: GrpcClient, vllm_harness: Harness) -> None:
     """Each stream begins before any of them ends, so all of them run at the same time."""
-    if "max_num_seqs" in vllm_harness.provision.settings.model_json:
-        untested("--vllm-model-json says how many sequences the engine takes")
+    needs_many_sequences(vllm_harness)
     # Short ones may have ended, on a fast GPU, before a backend that stood still took the last.
     for tokens in (250, 500, 1000):
         began: dict[str, float] = {}
@@ -84,15 +88,10 @@ def test_engine_takes_a_crowd(triton_grpc: GrpcClient, vllm_harness: Harness) ->
 
 @pytest.mark.requirement("CON-001")
 def test_no_request_waits_in_the_server(triton_grpc: GrpcClient, vllm_server: ServerHandle) -> None:
-    import httpx
-
-    address = vllm_server.endpoints.metrics
-    if address is None:
-        untested("the address of the server's metrics is not known")
     name = f'nv_inference_pending_request_count{{model="{triton_grpc.model}"'
 
     def pending() -> list[float]:
-        lines = httpx.get(address, timeout=10.0, trust_env=False).text.splitlines()
+        lines = metrics_page(vllm_server).text.splitlines()
         return [float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)]
 
     if not pending():
@@ -141,7 +140,8 @@ def test_a_thousand_wait(second_model_life: Seen) -> None:
 
 
 @pytest.mark.requirement("CON-002")
-def test_short_request_overtakes_a_long_one(triton_grpc: GrpcClient) -> None:
+def test_short_request_overtakes_a_long_one(triton_grpc: GrpcClient, vllm_harness: Harness) -> None:
+    needs_many_sequences(vllm_harness)
     # A backend that stood still between the two may have answered the long one.
     for _ in range(3):
         order = []

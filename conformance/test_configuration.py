@@ -294,7 +294,7 @@ def test_share_of_gpu_memory(
 
 
 @pytest.mark.requirement("CFG-007")
-def test_kind_model_serves(triton_http: HttpClient) -> None:
+def test_kind_model_serves(triton_http: HttpClient, owned_server: ServerHandle) -> None:
     groups = config_of(triton_http)["instance_group"]
     expect.equal("kinds", [group["kind"] for group in groups], ["KIND_MODEL"])
     expect.equal("HTTP status", triton_http.generate(GenerateRequest("Hello")).status, 200)

@@ -411,7 +411,6 @@ def test_dead_engine_is_unavailable(deaths: Seen) -> None:
     ],
 )
 def test_tensor_checks_of_the_server(bare_life: Seen, tensor: str, reason: str) -> None:
-    expect.equal("boot error", bare_life["boot error"], None)
     expect.matches("error", bare_life[f"answer to {tensor}"].failed(), reason)
 
 

@@ -143,7 +143,9 @@ def test_unknown_adapter_is_the_clients_mistake(
 
 
 @pytest.mark.requirement("LOR-005")
-def test_adapter_of_a_model_without_lora(triton_http: HttpClient, triton_grpc: GrpcClient) -> None:
+def test_adapter_of_a_model_without_lora(
+    triton_http: HttpClient, triton_grpc: GrpcClient, owned_server: ServerHandle
+) -> None:
     for answer in (
         triton_http.generate(asked("backwards")),
         triton_grpc.generate(asked("backwards", stream=True, exclude_input_in_output=None)),
@@ -280,7 +282,7 @@ def test_changed_adapter_uses_no_cache_of_the_old_one(
     prompt = asked("changing").but(text_input=" kilo" * 600)
 
     def grown() -> float:
-        return sent(vllm_server, lora_model, [prompt]).growth.of(hits)
+        return sent(vllm_server, lora_model, oracle("changing"), [prompt]).growth.of(hits)
 
     grown()
     if not grown():

@@ -25,7 +25,7 @@ from pytest_vllm_triton.known_answer import KnownAnswer
 from pytest_vllm_triton.models import ModelUnderTest
 from pytest_vllm_triton.verdicts import untested
 
-from .context import needs_context
+from .engine_limits import needs_context
 from .marks import UNARY_AND_STREAM
 
 PROMPT = "The capital of France is"

@@ -23,7 +23,7 @@ from pytest_vllm_triton.known_answer import KnownAnswer
 from pytest_vllm_triton.models import ModelUnderTest
 from pytest_vllm_triton.verdicts import untested
 
-from .context import needs_context
+from .engine_limits import needs_context
 from .traffic import at_once
 
 Clients = dict[str, HttpClient | GrpcClient]

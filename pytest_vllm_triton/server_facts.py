@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pytest_vllm_triton.plain_http import plain_client
+
 _DEADLINE_SECONDS = 5.0
 
 
@@ -13,9 +15,8 @@ def triton_version(url: str) -> str:
     import httpx
 
     try:
-        # As all clients here: no certificates to load, no proxies to consult.
-        answer = httpx.get(f"{url}/v2", timeout=_DEADLINE_SECONDS, verify=False, trust_env=False)
-        value = answer.json()
+        with plain_client(_DEADLINE_SECONDS) as client:
+            value = client.get(f"{url}/v2").json()
     except (httpx.HTTPError, ValueError):
         return ""
     version = value.get("version") if isinstance(value, dict) else None

@@ -172,7 +172,11 @@ def _sampling(
 
 
 def _parameters(request: Any) -> Mapping[str, Any]:
-    text = request.parameters()
+    try:
+        text = request.parameters()
+    except UnicodeDecodeError as error:
+        # A forwarded binary header (gRPC's `…-bin`) may hold any bytes.
+        text = error.object.decode("utf-8", errors="replace")
     if not text or text == "{}":
         return {}
     value = json.loads(text) if isinstance(text, str) else text

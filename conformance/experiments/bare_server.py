@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import httpx
@@ -17,6 +18,7 @@ from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ModelSpec
 from pytest_vllm_triton.launchers.readiness import LoadStumbled, NotReadyInTime, PortTaken
+from pytest_vllm_triton.plain_http import plain_client
 
 from ..extra_models import config_with
 from ..processes import described, is_stub, kill_engine, living
@@ -28,12 +30,26 @@ from ..waits import GONE_SECONDS, PATIENCE
 SHORT_STUB_TIMEOUT = 10
 
 
+# What is unusual about this server -> the flag. Two are settings of the python backend that are not
+# for the vLLM backend: a batch size for models that name none, and a time-out of stubs that is
+# shorter than a load.
+NO_METRICS, BATCH_SIZE, STUB_TIMEOUT = "no metrics page", "a batch size", "a short stub timeout"
+FLAGS = {
+    NO_METRICS: "--allow-metrics=false",
+    BATCH_SIZE: "--backend-config=python,default-max-batch-size=8",
+    STUB_TIMEOUT: f"--backend-config=python,stub-timeout-seconds={SHORT_STUB_TIMEOUT}",
+}
+
+
+# Failures of a boot that say nothing of the backend.
+_NO_VERDICT = (NotReadyInTime, LoadStumbled, PortTaken)
+
+
 class BareLife:
     """A server without metrics page and without control API, whose engine is then killed.
 
     Its vLLM model asks for custom metrics and has the health check on; beside it is a model without
-    vLLM. The python backend has settings that are not for the vLLM backend: a batch size for models
-    that name none, and a time-out of stubs that is shorter than a load.
+    vLLM.
     """
 
     def __init__(self, harness: Harness) -> None:
@@ -42,36 +58,52 @@ class BareLife:
         self.seen = Seen()
 
     def run(self) -> Seen:
-        harness, seen = self.harness, self.seen
-        config = config_with(REPORT_CUSTOM_METRICS="true", ENABLE_VLLM_HEALTH_CHECK="true")
-        echo = ModelSpec(ECHO, config=_ECHO_CONFIG, files={"1/model.py": _ECHO_CODE.encode()})
-        spec = harness.server_spec(
-            harness.model_spec(config=config),
-            echo,
-            args=(
-                "--allow-metrics=false",
-                "--backend-config=python,default-max-batch-size=8",
-                f"--backend-config=python,stub-timeout-seconds={SHORT_STUB_TIMEOUT}",
-            ),
-            control_mode="none",
-        )
+        seen = self.seen
+        names = list(FLAGS)
         try:
-            self.handle = harness.boot(spec, "no metrics page, no control API; its engine dies")
-        except (NotReadyInTime, LoadStumbled, PortTaken):
-            raise  # which says nothing of the backend
-        except ServerFailed as failure:
-            seen["boot error"] = failure.reason
-            return seen
-        seen["boot error"] = None
+            self._boot(names)
+        except _NO_VERDICT:
+            raise
+        except ServerFailed:
+            # One of them is enough for that: the others are not to be blamed.
+            names = [name for name in FLAGS if self._boots_with(name)]
+            self._boot(names)
+        seen["flags"] = names
         seen["boot seconds"] = self.handle.boot_seconds
         try:
             for step in (self.serve, self.wrong_tensors, self.engine_dies):
                 if not seen.step(step):
                     break
         finally:
-            self.handle.kill()
-            harness.forget(self.handle)
+            self._kill()
         return seen
+
+    def _boots_with(self, name: str) -> bool:
+        try:
+            self._boot([name])
+        except _NO_VERDICT:
+            raise
+        except ServerFailed:
+            return False
+        self._kill()
+        return True
+
+    def _boot(self, names: Sequence[str]) -> None:
+        harness = self.harness
+        config = config_with(REPORT_CUSTOM_METRICS="true", ENABLE_VLLM_HEALTH_CHECK="true")
+        echo = ModelSpec(ECHO, config=_ECHO_CONFIG, files={"1/model.py": _ECHO_CODE.encode()})
+        spec = harness.server_spec(
+            harness.model_spec(config=config),
+            echo,
+            args=tuple(FLAGS[name] for name in names),
+            control_mode="none",
+        )
+        purpose = ", ".join(["no control API", *names])
+        self.handle = harness.boot(spec, f"{purpose}; its engine dies")
+
+    def _kill(self) -> None:
+        self.handle.kill()
+        self.harness.forget(self.handle)
 
     def serve(self) -> None:
         seen = self.seen
@@ -146,7 +178,8 @@ def requests_with_wrong_tensors(model: str) -> dict[str, service_pb2.ModelInferR
 def _refusal(address: str) -> Exception | None:
     """What asking for the metrics page brought: no answer is an exception, any answer None."""
     try:
-        httpx.get(f"http://{address}/metrics", timeout=5.0, trust_env=False)
+        with plain_client(5.0) as client:
+            client.get(f"http://{address}/metrics")
     except httpx.TransportError as error:
         return error
     return None

@@ -64,11 +64,7 @@ class Deaths:
         seen.look(
             "text of the other server", lambda: self.bystander.generate(self.bystander_request).text
         )
-        strict = self.strict
-        self.repository = strict.repository()
-        endpoints = strict.handle.endpoints
-        self.http = HttpClient(endpoints.http, self.model, deadline=PATIENCE)
-        self.grpc = GrpcClient(endpoints.grpc, self.model, deadline=PATIENCE)
+        self._open_clients()
         steps = (
             self.two_servers_under_load,
             self.engine_dies_while_streaming,
@@ -81,13 +77,23 @@ class Deaths:
                 if not seen.step(step):
                     break
         finally:
-            await_death(strict.handle)
-            self.segfaulted = segfaulted(strict.handle)
-            self.repository.close()
-            for client in (self.http, self.grpc, self.bystander):
-                client.close()
-            strict.discard()
+            await_death(self.strict.handle)
+            self.segfaulted = segfaulted(self.strict.handle)
+            self._close_clients()
+            self.bystander.close()
+            self.strict.discard()
         return seen
+
+    def _open_clients(self) -> None:
+        endpoints = self.strict.handle.endpoints
+        self.repository = self.strict.repository()
+        self.http = HttpClient(endpoints.http, self.model, deadline=PATIENCE)
+        self.grpc = GrpcClient(endpoints.grpc, self.model, deadline=PATIENCE)
+
+    def _close_clients(self) -> None:
+        self.repository.close()
+        self.http.close()
+        self.grpc.close()
 
     def two_servers_under_load(self) -> None:
         share_the_host(self.seen, self.shared, self.strict.handle, self.strict.harness)
@@ -145,8 +151,7 @@ class Deaths:
     def worker_dies_with_health_check(self) -> None:
         seen = self.seen
         # "true" in any case; BareLife's is in lower case.
-        error = seen["error of the load after the engine's death"] = self._load("True")
-        expect.equal("error of the load after the engine's death", error, None)
+        seen["error of the load after the engine's death"] = self._load_or_reboot("True")
         seen.look("answer of a healthy engine", lambda: self.grpc.generate(greedy("tango", 8)))
         processes = self._engine_processes()
         workers = [process for process in processes if is_engine(process, WORKER)]
@@ -175,8 +180,7 @@ class Deaths:
 
     def stub_dies(self) -> None:
         seen = self.seen
-        error = seen["error of the load after the worker's death"] = self._load("false")
-        expect.equal("error of the load after the worker's death", error, None)
+        seen["error of the load after the worker's death"] = self._load_or_reboot("false")
         request = greedy("tango", 8)
         seen.look("text after the recovery", lambda: self.grpc.generate(request).text)
         engine = self._engine_processes()
@@ -217,6 +221,19 @@ class Deaths:
         seen["regions of the other server that are gone"] = sorted(
             others - set(self.shared.regions_left(others))
         )
+
+    def _load_or_reboot(self, health_check: str) -> str | None:
+        """Load the model; if that fails, on a new server, so that the experiment goes on.
+
+        Returns the error of the first attempt.
+        """
+        error = self._load(health_check)
+        if error is not None:
+            self._close_clients()
+            self.strict.discard()
+            self._open_clients()
+            expect.equal("error of the load on a new server", self._load(health_check), None)
+        return error
 
     def _load(self, health_check: str) -> str | None:
         config = json.loads(self.strict.config)

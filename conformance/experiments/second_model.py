@@ -155,11 +155,8 @@ class SecondModelLife:
         at_once(self.http.generate, _refused() * SOAK_CONCURRENCY, SOAK_CONCURRENCY)
         seen["stub before the soak"] = self._stub()
         at_once(self.http.generate, _refused() * SOAK_ENDINGS, SOAK_CONCURRENCY)
-        given_up = json.dumps(http_body(_heavy(GIVEN_UP, ENDING_WEIGHT))).encode()
-        with ThreadPoolExecutor(GIVEN_UP_CONCURRENCY) as pool:
-            endings = [pool.submit(self._hang_up, given_up) for _ in range(SOAK_ENDINGS)]
-            for ending in endings:
-                ending.result()
+        # A step of its own: where it breaks off, the rest goes on.
+        seen.step(self.a_hundred_hang_up)
         soak = [_heavy(greedy(f"{i} {words[i % len(words)]}", 4)) for i in range(SOAK_REQUESTS)]
         expected = [expected_text(self.oracle, request) for request in soak]
         answers = at_once(self.http.generate, soak, SOAK_CONCURRENCY)
@@ -199,6 +196,13 @@ class SecondModelLife:
                 else:
                     answers += 1
         self.seen["errors of a thousand"], self.seen["answers of a thousand"] = errors, answers
+
+    def a_hundred_hang_up(self) -> None:
+        content = json.dumps(http_body(_heavy(GIVEN_UP, ENDING_WEIGHT))).encode()
+        with ThreadPoolExecutor(GIVEN_UP_CONCURRENCY) as pool:
+            endings = [pool.submit(self._hang_up, content) for _ in range(SOAK_ENDINGS)]
+            for ending in endings:
+                ending.result()
 
     def _hang_up(self, content: bytes) -> None:
         """Close the connection of an event stream with its first event.
@@ -362,7 +366,9 @@ class SecondModelLife:
     def count_after_the_second_load(self) -> None:
         request = greedy("venus", 9)
         requests = [request, request.but(stream=True)]
-        self.seen["traffic after the second load"] = sent(self.server, SECOND, requests)
+        self.seen["traffic after the second load"] = sent(
+            self.server, SECOND, self.oracle, requests
+        )
 
     def _arguments(self, **changes: Any) -> dict[str, Any]:
         path = str(other_known_answer_model().path)

@@ -21,6 +21,7 @@ from pytest_vllm_triton.clients.messages import (
     Unanswered,
 )
 from pytest_vllm_triton.expect import Violation, Words
+from pytest_vllm_triton.plain_http import plain_client
 from pytest_vllm_triton.transcript import Transcript
 
 _NOT_OUTPUTS = frozenset({"model_name", "model_version", "id", "error", "parameters"})
@@ -100,15 +101,9 @@ class HttpClient:
         self._transcript = transcript or Transcript()
         self._deadline = deadline
         self._is_owner = True
-        # Plain HTTP on a known address: no certificates to load, no proxies to consult.
         # Bodies are read as they come over the wire, so nothing may be compressed.
-        self._client = httpx.Client(
-            base_url=url,
-            headers={"Accept-Encoding": "identity"},
-            timeout=deadline,
-            verify=False,
-            trust_env=False,
-        )
+        headers = {"Accept-Encoding": "identity"}
+        self._client = plain_client(deadline, base_url=url, headers=headers)
 
     def __enter__(self) -> HttpClient:
         return self

@@ -16,7 +16,8 @@ from pytest_vllm_triton.launchers.base import (
     ServerProcess,
     ServerSpec,
 )
-from pytest_vllm_triton.launchers.readiness import http_client, not_ready
+from pytest_vllm_triton.launchers.readiness import not_ready
+from pytest_vllm_triton.plain_http import plain_client
 from pytest_vllm_triton.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class AttachLauncher:
         handle = AttachedHandle(endpoints=self.endpoints, owned=False)
         models = spec.started_models if self.model is None else (self.model,)
         deadline = time.monotonic() + min(timeout, ANSWER_SECONDS)
-        with http_client(timeout=2.0) as client:
+        with plain_client(2.0) as client:
             while True:
                 try:
                     missing = not_ready(client, handle, models)
@@ -110,7 +111,7 @@ class AttachedHandle(ServerHandle):
         import httpx
 
         try:
-            with http_client(timeout=2.0) as client:
+            with plain_client(2.0) as client:
                 return client.get(f"{self.endpoints.http}/v2/health/live").status_code == 200
         except httpx.TransportError:
             return False

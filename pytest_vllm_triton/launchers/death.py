@@ -9,6 +9,7 @@ import httpx
 
 from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.plain_http import plain_client
 
 TAIL_LINES = 30
 POLL_SECONDS = 0.1
@@ -64,7 +65,8 @@ def _lives(handle: ServerHandle) -> bool:
     """
     url = f"{handle.endpoints.http}/v2/health/live"
     try:
-        httpx.get(url, timeout=_ANSWER_SECONDS, verify=False, trust_env=False)
+        with plain_client(_ANSWER_SECONDS) as client:
+            client.get(url)
     except httpx.TimeoutException:
         return True
     except httpx.TransportError:

@@ -11,12 +11,14 @@ from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.launchers.death import ended_by_itself, last_lines
 from pytest_vllm_triton.launchers.stalled_stub import LOCK_DESTROYED, NOT_HEALTHY, StalledStubWatch
+from pytest_vllm_triton.plain_http import plain_client
 from pytest_vllm_triton.progress import Progress, silent
 
 if TYPE_CHECKING:
     import httpx
 
 POLL_SECONDS = 0.1
+_ANSWER_SECONDS = 5.0
 
 #: What Triton and vLLM write on their way, and how it is told to the user.
 _STAGES = (
@@ -78,7 +80,7 @@ def _wait_ready(
 ) -> None:
     deadline = time.monotonic() + timeout
     watch = _LogWatch(handle, models, progress)
-    with http_client() as client:
+    with plain_client(_ANSWER_SECONDS) as client:
         while True:
             running = handle.is_running()  # before the log is read: the last lines count
             watch.look()
@@ -93,14 +95,6 @@ def _wait_ready(
                     last_lines(handle),
                 )
             time.sleep(POLL_SECONDS)
-
-
-def http_client(timeout: float = 5.0) -> httpx.Client:
-    """A client for a server's HTTP port."""
-    import httpx
-
-    # No proxy, as in all clients of the suite: between them and the server is nothing else.
-    return httpx.Client(timeout=timeout, trust_env=False)
 
 
 def not_ready(client: httpx.Client, handle: ServerHandle, models: Sequence[str]) -> str:

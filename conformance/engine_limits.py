@@ -1,4 +1,4 @@
-"""How long prompt and answer may be together."""
+"""What a check needs of the engine: how much it takes in one sequence, and how many of them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ def needs_context(harness: Harness, tokens: int) -> None:
     limit = _context_length(harness)
     if limit is not None and limit < tokens:
         untested(f"needs a context of {tokens} tokens; the model has {limit}")
+
+
+def needs_many_sequences(harness: Harness) -> None:
+    """The check is untested where it is not vLLM that says how many sequences run at a time."""
+    if "max_num_seqs" in harness.provision.settings.model_json:
+        untested("--vllm-model-json says how many sequences the engine takes")
+    if not harness.shared_server().owned:
+        untested("an attached server's engine may take few sequences at a time")
 
 
 def _context_length(harness: Harness) -> int | None:
