@@ -299,14 +299,18 @@ def test_waiting_requests_are_gone_while_one_runs(
         mine = page.of(alternate_model)
         return mine.value(running), mine.value(waiting)
 
-    with client.open() as first, client.open() as second:
-        first.send(LONG_STREAM)
-        first_of(first)
-        second.send(LONG_STREAM)
-        both = settled_page(vllm_server, lambda page: gauges(page) == (1, 1), BUSY_SECONDS)
-        second.cancel()
-        one = settled_page(vllm_server, lambda page: gauges(page) == (1, 0), BUSY_SECONDS)
-        first.cancel()
+    # Triton's page was seen to stand still for 14 s, longer than the first one runs.
+    for _ in range(2):
+        with client.open() as first, client.open() as second:
+            first.send(LONG_STREAM)
+            first_of(first)
+            second.send(LONG_STREAM)
+            both = settled_page(vllm_server, lambda page: gauges(page) == (1, 1), BUSY_SECONDS)
+            second.cancel()
+            one = settled_page(vllm_server, lambda page: gauges(page) == (1, 0), BUSY_SECONDS)
+            first.cancel()
+        if gauges(both) == (1, 1) and gauges(one) == (1, 0):
+            break
     if gauges(one)[0] == 0:
         untested("the request that runs ended before the page was read")
     expect.equal("running and waiting while one waits", gauges(both), (1, 1))
