@@ -11,7 +11,7 @@ from pytest_vllm_triton import fixtures
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
-from pytest_vllm_triton.state import TRANSCRIPT
+from pytest_vllm_triton.state import EARLIER_LOG, TRANSCRIPT
 
 from .alternate import Alternate, load_alternate
 from .experiments.bare_server import BareLife
@@ -101,6 +101,19 @@ def vision_extra(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[E
 def vision_model(vision_extra: ExtraModel) -> str:
     """The name of the model that names the colour of pictures, loaded."""
     return vision_extra.served()
+
+
+EXPERIMENTS = ("bare_life", "deaths", "many_gpus", "plain_life", "second_model_life")
+
+
+@pytest.fixture(autouse=True)
+def logs_of_experiments(request: pytest.FixtureRequest) -> None:
+    """What the servers of an experiment logged is in the report of a check that asks for it."""
+    names = [name for name in EXPERIMENTS if name in request.fixturenames]
+    experiments: list[Seen] = [request.getfixturevalue(name) for name in names]
+    for seen in experiments:
+        seen.forget_what_was_asked()
+    request.node.stash[EARLIER_LOG] = lambda: "".join(seen.logs() for seen in experiments)
 
 
 # What an experiment saw stays true when the shared server is replaced. So these ask the harness for

@@ -10,6 +10,7 @@ import pytest
 
 from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.expect import Violation, Words
+from pytest_vllm_triton.launchers.base import ServerHandle
 
 # What a part of an experiment may end with: an error, or that it cannot be done here.
 _ENDINGS = (Exception, pytest.skip.Exception)
@@ -21,18 +22,42 @@ class Seen:
     """What an experiment saw, by name.
 
     The experiment never fails: what goes wrong is kept, and fails the checks that ask for it, or is
-    their error where it is not the backend's.
+    their error where it is not the backend's. Of each step it keeps what the servers logged, for
+    the report of a check that fails of what the step saw.
     """
 
     def __init__(self) -> None:
         self._facts: dict[str, Any] = {}
         self._endings: dict[str, BaseException] = {}
         self._broken_off: dict[str, BaseException] = {}
+        self._servers: list[ServerHandle] = []
+        self._step = ""
+        self._step_of: dict[str, str] = {}
+        self._logs: dict[str, str] = {}
+        self._steps_asked_for: list[str] = []
+
+    def watch(self, server: ServerHandle) -> None:
+        """Keep what this server logs from the next step on."""
+        self._servers.append(server)
+
+    def forget_what_was_asked(self) -> None:
+        """Another check begins."""
+        self._steps_asked_for.clear()
+
+    def logs(self) -> str:
+        """What the servers logged in the steps that saw, or should have seen, what the check has
+        asked for."""
+        steps = dict.fromkeys(self._steps_asked_for)
+        found = [f"[{step}]\n{self._logs[step]}" for step in steps if self._logs.get(step)]
+        return "\n".join(found)
 
     def __setitem__(self, name: str, fact: Any) -> None:
         self._facts[name] = fact
+        self._step_of[name] = self._step
 
     def __getitem__(self, name: str) -> Any:
+        known = self._step_of.get(name)
+        self._steps_asked_for += self._broken_off if known is None else [known]
         if name in self._facts:
             return self._facts[name]
         if name in self._endings:
@@ -48,6 +73,7 @@ class Seen:
 
     def look(self, name: str, see: Callable[[], Any]) -> None:
         """Keep what `see` returns or raises."""
+        self._step_of[name] = self._step
         try:
             self._facts[name] = see()
         except _ENDINGS as ending:
@@ -58,9 +84,15 @@ class Seen:
 
         Returns whether it came to its end.
         """
+        name, outer = act.__name__.replace("_", " "), self._step
+        logs = {server.log: server.log.position() for server in self._servers if server.log}
+        self._step = name
         try:
             act()
         except _ENDINGS as ending:
-            self._broken_off[act.__name__.replace("_", " ")] = ending
+            self._broken_off[name] = ending
             return False
+        finally:
+            self._step = outer
+            self._logs[name] = "\n".join(log.read(since) for log, since in logs.items())
         return True

@@ -23,7 +23,14 @@ from pytest_vllm_triton.report.checks import (
     expect_known_failure,
 )
 from pytest_vllm_triton.requirements import load_catalogue
-from pytest_vllm_triton.state import COLLECTED_CHECKS, HARNESS, JUDGE, SETTINGS, TRANSCRIPT
+from pytest_vllm_triton.state import (
+    COLLECTED_CHECKS,
+    EARLIER_LOG,
+    HARNESS,
+    JUDGE,
+    SETTINGS,
+    TRANSCRIPT,
+)
 from pytest_vllm_triton.suggest import did_you_mean
 from pytest_vllm_triton.transcript import Transcript
 from pytest_vllm_triton.verdicts import Verdict, combine
@@ -219,9 +226,12 @@ class ServerSession:
         self.harness.close()
 
     def _log_since(self, item: pytest.Item) -> str:
-        """What the servers logged since the test's set-up began."""
+        """What the servers logged since the test's set-up began, and what it tells of that was
+        logged before."""
         positions = item.stash.get(_LOG_POSITIONS, {})
-        slices = [
+        earlier = item.stash.get(EARLIER_LOG, None)
+        slices = [] if earlier is None else [earlier()]
+        slices += [
             server.log.read(positions.get(server.log.path, 0))
             for server in self.harness.servers
             if server.log is not None

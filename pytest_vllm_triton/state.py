@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pytest_vllm_triton.collected_checks import CollectedChecks
     from pytest_vllm_triton.harness import Harness
     from pytest_vllm_triton.judge import Judge
@@ -17,4 +19,6 @@ SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 HARNESS: pytest.StashKey[Harness] = pytest.StashKey()
 COLLECTED_CHECKS: pytest.StashKey[CollectedChecks] = pytest.StashKey()
 JUDGE: pytest.StashKey[Judge] = pytest.StashKey()
+#: What was logged before the check began, of which it tells.
+EARLIER_LOG: pytest.StashKey[Callable[[], str]] = pytest.StashKey()
 TRANSCRIPT: pytest.StashKey[Transcript] = pytest.StashKey()

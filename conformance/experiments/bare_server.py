@@ -100,6 +100,7 @@ class BareLife:
         )
         purpose = ", ".join(["no control API", *names])
         self.handle = harness.boot(spec, f"{purpose}; its engine dies")
+        self.seen.watch(self.handle)
 
     def _kill(self) -> None:
         self.handle.kill()

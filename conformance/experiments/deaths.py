@@ -86,6 +86,7 @@ class Deaths:
 
     def _open_clients(self) -> None:
         endpoints = self.strict.handle.endpoints
+        self.seen.watch(self.strict.handle)
         self.repository = self.strict.repository()
         self.http = HttpClient(endpoints.http, self.model, deadline=PATIENCE)
         self.grpc = GrpcClient(endpoints.grpc, self.model, deadline=PATIENCE)

@@ -129,6 +129,7 @@ class ManyGpus:
     def run(self) -> Seen:
         seen = self.seen
         seen["texts expected"] = [expected_text(self.oracle, request) for request in REQUESTS]
+        seen.watch(self.server)
         try:
             if not seen.step(self.load):
                 return seen

@@ -60,6 +60,7 @@ class PlainLife:
         )
         self.regions_before = self.shared.all_regions()
         self.handle = harness.boot(spec, "all models, no control API, until SIGTERM")
+        seen.watch(self.handle)
         try:
             for step in (
                 self.health,

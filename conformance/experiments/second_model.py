@@ -98,6 +98,7 @@ class SecondModelLife:
 
     def run(self) -> Seen:
         seen = self.seen
+        seen.watch(self.server)
         seen.look("first text", lambda: self.first.generate(self.first_request).text)
         seen["before"] = Footprint.of(self.server)
         try:
