@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,24 +9,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_vllm_triton.errors import ModelUnavailable
+from pytest_vllm_triton.checkpoints import checked_checkpoint
+from pytest_vllm_triton.hub import download
 from pytest_vllm_triton.launcher_kinds import LauncherKind
 from pytest_vllm_triton.option_values import KNOWN_ANSWER
 from pytest_vllm_triton.paths import cache_home
 from pytest_vllm_triton.progress import Progress
 from pytest_vllm_triton.settings import Settings
-from pytest_vllm_triton.suggest import nearest_sibling
-from pytest_vllm_triton.texts import cut, first_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from pytest_vllm_triton.known_answer import KnownAnswer, KnownAnswerSpec
 
-# What vLLM reads of a checkpoint; original PyTorch or TensorFlow weights beside it stay on the hub.
-_DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
-_DOWNLOADED_OLD_FORMAT = [*_DOWNLOADED, "*.bin"]
-_HUB_TIMEOUT_SECONDS = 10.0
 _SURE_CHARACTERS = 40
 
 # What model.json says of a known-answer checkpoint, and of the suite's other tiny ones: a length
@@ -93,9 +87,9 @@ def resolve_model(settings: Settings, progress: Progress) -> ModelUnderTest:
     folder = Path(name).expanduser()
     is_there = os.path.exists(folder)  # noqa: PTH110 - unlike Path.exists, it takes any text
     if is_there or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        path = _checked_checkpoint(folder.absolute())
+        path = checked_checkpoint(folder.absolute())
     else:
-        path = _downloaded(name, progress)
+        path = download(name, progress)
     return ModelUnderTest(source=name, path=path, engine_args=OTHER_MODEL_ARGS)
 
 
@@ -130,106 +124,3 @@ def _generated(spec: KnownAnswerSpec) -> ModelUnderTest:
         known_answer=KnownAnswer(spec),
         engine_args=TINY_MODEL_ARGS,
     )
-
-
-def _checked_checkpoint(folder: Path) -> Path:
-    """The folder, if vLLM can be expected to read it."""
-    if not folder.exists():
-        raise ModelUnavailable(
-            f"--vllm-model: {str(folder)!r} does not exist.{nearest_sibling(folder)}"
-        )
-    if not folder.is_dir():
-        raise ModelUnavailable(
-            f"--vllm-model: {str(folder)!r} is a file; give the checkpoint's directory."
-        )
-    config = folder / "config.json"
-    if not config.is_file():
-        raise ModelUnavailable(
-            f"--vllm-model: {str(folder)!r} is no Hugging Face checkpoint: it holds no config.json."
-        )
-    if not _json_object(config).get("architectures"):
-        raise ModelUnavailable(f"--vllm-model: {str(config)!r} names no architecture.")
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        raise ModelUnavailable(
-            f"--vllm-model: {str(folder)!r} holds no weights (*.safetensors or *.bin)."
-        )
-    for index in folder.glob("*.safetensors.index.json"):
-        shards = _json_object(index).get("weight_map", {}).values()
-        for shard in sorted(set(shards)):
-            if not (folder / shard).is_file():
-                raise ModelUnavailable(
-                    f"--vllm-model: {str(folder)!r} lacks {shard}, which {index.name} names."
-                )
-    return folder
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelUnavailable(f"--vllm-model: {str(path)!r} is not valid JSON: {error}.") from None
-    if not isinstance(value, dict):
-        raise ModelUnavailable(f"--vllm-model: {str(path)!r} is not a JSON object.")
-    return value
-
-
-def _downloaded(name: str, progress: Progress) -> Path:
-    """The snapshot of a model of the hub (or of HF_ENDPOINT), cached by the hub's own client."""
-    # Read by huggingface_hub when it is imported; the user's own setting wins.
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(int(_HUB_TIMEOUT_SECONDS)))
-    from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    def cached() -> Path | None:
-        # With the patterns of the download, or what it left out would count as missing.
-        for patterns in (_DOWNLOADED, _DOWNLOADED_OLD_FORMAT):
-            try:
-                folder = snapshot_download(name, allow_patterns=patterns, local_files_only=True)
-                return _checked_checkpoint(Path(folder))
-            except (LocalEntryNotFoundError, ModelUnavailable):
-                continue
-        return None
-
-    endpoint = constants.ENDPOINT
-    try:
-        complete = cached()
-        if complete is not None:
-            return complete
-        progress(f"Downloading {name} from {endpoint}")
-        # One request, which is not repeated: a hub that cannot be reached is said soon.
-        files = HfApi().model_info(name, timeout=_HUB_TIMEOUT_SECONDS).siblings or []
-        patterns = (
-            _DOWNLOADED
-            if any(file.rfilename.endswith(".safetensors") for file in files)
-            else _DOWNLOADED_OLD_FORMAT
-        )
-        return _checked_checkpoint(Path(snapshot_download(name, allow_patterns=patterns)))
-    except HFValidationError:
-        raise ModelUnavailable(
-            f"--vllm-model: {name!r} is neither known-answer, nor a Hugging Face id, nor a "
-            f"directory.{nearest_sibling(Path(name).absolute())}"
-        ) from None
-    except GatedRepoError:
-        raise ModelUnavailable(
-            f"--vllm-model: {name!r} is gated: accept its licence on {endpoint} and set HF_TOKEN."
-        ) from None
-    except RepositoryNotFoundError:
-        raise ModelUnavailable(
-            f"--vllm-model: {endpoint} knows no model {name!r} (or it is private: set HF_TOKEN)."
-        ) from None
-    except ModelUnavailable:
-        raise
-    except Exception as error:
-        # The hub client reports a missing network through several libraries' exceptions.
-        said = cut(first_line(str(error), "no details"), 200)
-        raise ModelUnavailable(
-            f"--vllm-model: {name!r} is not in the local cache and could not be downloaded from "
-            f"{endpoint} ({type(error).__name__}: {said}). Check the network or "
-            "HF_ENDPOINT, give a local checkpoint directory, or use --vllm-model known-answer, "
-            "which needs no download."
-        ) from None
