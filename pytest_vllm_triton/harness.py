@@ -29,8 +29,6 @@ _REPLACEMENTS = 2
 # Crashes that are Triton's own come with many checks: more of them than of the others.
 _OWN_CRASHES = 5
 
-_SHARED_PURPOSE = "shared by all checks that can share"
-
 # Begins the line on which reference_engine.py tells its result.
 _REFERENCE = "reference texts: "
 
@@ -48,11 +46,12 @@ class Harness:
     provision: Provision
     boots: list[Boot] = field(default_factory=list)
     servers: list[ServerHandle] = field(default_factory=list)
-    _shared: ServerHandle | None = None
-    _shared_failure: ServerFailed | None = None
-    _replaced: int = 0
-    _own_crashes: int = 0
-    _triton_version: str = ""
+    _shared: ServerHandle | None = field(default=None, init=False)
+    _shared_failure: ServerFailed | None = field(default=None, init=False)
+    _shared_command: str = field(default="", init=False)
+    _replaced: int = field(default=0, init=False)
+    _own_crashes: int = field(default=0, init=False)
+    _triton_version: str = field(default="", init=False)
 
     @cached_property
     def load_slots(self) -> LoadSlots:
@@ -121,12 +120,14 @@ class Harness:
             raise ServerFailed("the shared server did not boot (see the first error)")
         if self._shared is None:
             try:
-                purpose = _SHARED_PURPOSE
+                purpose = "shared by all checks that can share"
                 if self._replaced or self._own_crashes:
                     purpose += ", after the one before had ended"
                 self._shared = self.boot(self.server_spec(), purpose)
+                self._shared_command = self._shared.reproduce()
             except ServerFailed as error:
                 self._shared_failure = error
+                self._shared_command = error.command
                 raise
             if not self.provision.uses_embedded_runtime:
                 # The embedded runtime's is known; two reports of others could not be compared.
@@ -271,8 +272,6 @@ class Harness:
         launcher, *others = self.provision.describe().items()
         triton = [("triton", self._triton_version)] if self._triton_version else []
         facts = dict([launcher, *triton, *others])
-        if self.provision.choice.kind is LauncherKind.CONTAINER:
-            shared = [b.command for b in self.boots if b.purpose.startswith(_SHARED_PURPOSE)]
-            if any(shared):
-                facts["by hand"] = next(filter(None, shared))
+        if self.provision.choice.kind is LauncherKind.CONTAINER and self._shared_command:
+            facts["by hand"] = self._shared_command
         return facts
