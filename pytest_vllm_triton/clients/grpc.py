@@ -25,6 +25,7 @@ from pytest_vllm_triton.clients.messages import (
     Tensor,
     Unanswered,
 )
+from pytest_vllm_triton.expect import Words
 from pytest_vllm_triton.transcript import Excerpt, Transcript
 
 _NUMPY_OF = {
@@ -208,9 +209,8 @@ class GrpcStream:
             self.detail = str(error.details())
             if self.status == "DEADLINE_EXCEEDED":
                 self._transcript.triton_may_crash = True
-                raise Unanswered(
-                    "gRPC stream", f"its end within {self._deadline:.0f} s", self.detail
-                ) from None
+                expected = Words(f"its end within {self._deadline:.0f} s")
+                raise Unanswered("gRPC stream", expected, Words(self.detail)) from None
             if self.status != "CANCELLED":
                 response = Response(outputs={}, error=self.detail, at=self.seconds)
                 self._received.add(response)

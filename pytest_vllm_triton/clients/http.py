@@ -183,9 +183,8 @@ class HttpClient:
                     finally:
                         exchange.answered(stream.shown())
             except httpx.HTTPError as error:
-                raise Unanswered(
-                    f"{method} {path}", f"an answer within {seconds:.0f} s", repr(error)
-                ) from error
+                expected = Words(f"an answer within {seconds:.0f} s")
+                raise Unanswered(f"{method} {path}", expected, Words(repr(error))) from error
 
 
 class OpenAnswer:
@@ -208,7 +207,8 @@ class OpenAnswer:
             self._body += piece
             now = time.monotonic() - self._started
             if now > self._deadline:
-                raise Unanswered("body", f"its end within {self._deadline:.0f} s", f"{now:.0f} s")
+                expected = Words(f"its end within {self._deadline:.0f} s")
+                raise Unanswered("body", expected, Words(f"none after {now:.0f} s"))
             while streaming and (end := self._body.find(_EVENT_END, read)) >= 0:
                 event = (now, bytes(self._body[read:end]))
                 read = end + len(_EVENT_END)
