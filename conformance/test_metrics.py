@@ -494,15 +494,6 @@ def expect_declared_once(page: MetricsPage) -> None:
     expect.equal("families declared twice", [name for name, n in types.items() if n > 1], [])
 
 
-@pytest.mark.requirement("MET-012")
-def test_nothing_is_lost_with_the_old_instance(second_model_life: Seen) -> None:
-    growth: Growth = second_model_life["growth while it is loaded anew"]
-    answers = second_model_life["answers while it is loaded anew"]
-    if growth.after.value(LATENCIES) < growth.before.value(LATENCIES):
-        untested("the counters begin again at 0")
-    expect.equal(f"growth of {LATENCIES}", growth.of(LATENCIES), answers)
-
-
 @pytest.mark.requirement("MET-013")
 def test_sigterm_with_metrics_on(plain_life: Seen) -> None:
     """A model with metrics streams when the server is told to end."""

@@ -22,12 +22,12 @@ from pytest_vllm_triton.launchers.base import ServerHandle, ServerProcess
 from pytest_vllm_triton.models import other_known_answer_model
 
 from ..extra_models import config_with
-from ..metered_traffic import LATENCIES, sent
-from ..metrics_page import grown_page, metrics_page, quiet_page
+from ..metered_traffic import sent
+from ..metrics_page import metrics_page
 from ..processes import Footprint, Holdings, is_stub, living
 from ..record import Seen
 from ..traffic import Background, at_once, expected_text, first_of, greedy, second_oracle, words_of
-from ..waits import GONE_SECONDS, NOTICED_SECONDS, PATIENCE, UNLOAD_SECONDS, until
+from ..waits import GONE_SECONDS, PATIENCE, UNLOAD_SECONDS, until
 
 SECOND = "second_model"
 STREAM_ID = "stream"
@@ -231,14 +231,8 @@ class SecondModelLife:
         old_processes = [*old, *(p for stub in old for p in stub.children(recursive=True))]
         self._write(config_with(MAX_INFLIGHT_REQUESTS=str(IN_FLIGHT), **METRICS))
         request = greedy("mars", 200, stream=True)
-        before = quiet_page(self.server, SECOND)
         with Background(self.grpc, request) as streams:
             seen["error of the load while it streams"] = self.repository.load(SECOND).error
-        answered = len(streams.answers)
-        seen["answers while it is loaded anew"] = answered
-        seen["growth while it is loaded anew"] = grown_page(
-            self.server, before, [(LATENCIES, answered)], NOTICED_SECONDS
-        )
         seen["texts while it is loaded anew"] = streams.texts
         seen["text expected while it is loaded anew"] = expected_text(self.oracle, request)
         until(lambda: not living(old_processes), GONE_SECONDS)
