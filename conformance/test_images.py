@@ -4,6 +4,7 @@ cleanly."""
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import random
 import struct
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from pytest_vllm_triton import expect
-from pytest_vllm_triton.clients import Generate, GenerateRequest, GrpcClient, HttpClient
+from pytest_vllm_triton.clients import Generate, GenerateRequest, GrpcClient, HttpClient, Unanswered
 from pytest_vllm_triton.known_answer import (
     COLOURS,
     IMAGE_TOKEN,
@@ -24,7 +25,7 @@ from pytest_vllm_triton.known_answer import (
 from pytest_vllm_triton.launchers.base import ServerHandle
 
 from .extra_models import MAX_PICTURES, ExtraModel
-from .logs import nothing_in_the_log
+from .logs import expect_not_logged, log_of
 from .marks import UNARY_AND_STREAM
 from .metrics_page import NO_METRICS_SECONDS, page_with_lines
 from .processes import is_stub, kill_engine
@@ -32,6 +33,7 @@ from .traffic import UNHEALTHY, at_once, first_of
 from .waits import GONE_SECONDS
 
 TOKENS = 6
+DOOMED = "secret of the doomed"
 PICTURES = (
     [" red"],
     [" green"],
@@ -145,9 +147,9 @@ def test_prompt_with_an_image_is_echoed(look: Generate) -> None:
 
 @pytest.mark.requirement("GEN-030")
 def test_prompt_with_an_image_is_not_in_the_log(look: Generate, vllm_server: ServerHandle) -> None:
-    request = looking_at([" red"])
-    with nothing_in_the_log(vllm_server, "secret of a picture"):
-        look(request.but(text_input=f"secret of a picture {IMAGE_TOKEN}:")).ok()
+    secret = "secret of a picture"
+    request = looking_at([" red"]).but(text_input=f"{secret} {IMAGE_TOKEN}:")
+    expect_not_logged(vllm_server, secret, lambda: look(request))
 
 
 @pytest.mark.requirement("IMG-001")
@@ -248,30 +250,43 @@ def test_no_vllm_metrics_without_statistics(
     expect.equal("lines of the model", page.vllm_lines(vision_model), [])
 
 
-@pytest.mark.requirement("HLT-002", "GEN-030")
-def test_health_check_is_off_by_default(
-    vision_extra: ExtraModel, vision_model: str, triton_http: HttpClient, triton_grpc: GrpcClient
-) -> None:
-    """Its configuration does not name the check. Nothing needs this model any more.
-
-    Nor does the log tell the prompt of a request that its engine takes with it.
-    """
-    stubs = [p for p in vision_extra.server.processes() if is_stub(p, vision_model)]
+@pytest.fixture(scope="module")
+def log_of_its_death(vision_extra: ExtraModel) -> Iterator[str]:
+    """What is logged when the engine dies while it answers. Nothing needs this model any more."""
+    model, server = vision_extra.served(), vision_extra.server
+    log = log_of(server)
+    since = log.position()
+    stubs = [process for process in server.processes() if is_stub(process, model)]
     sampling = {"max_tokens": 3000, "ignore_eos": True}
-    doomed = GOOD.but(text_input="secret of the doomed", stream=True, sampling=sampling)
+    doomed = GOOD.but(text_input=f"the {DOOMED}", stream=True, sampling=sampling)
     with (
-        nothing_in_the_log(vision_extra.server, "secret of the doomed"),
-        triton_grpc.for_model(vision_model).open() as call,
+        GrpcClient(server.endpoints.grpc, model, deadline=GONE_SECONDS) as client,
+        client.open() as call,
+        # That the stream ends is another requirement's.
+        contextlib.suppress(Unanswered),
     ):
         call.send(doomed)
+        call.half_close()
         responses = iter(call)
         first_of(responses)
         kill_engine(stubs, GONE_SECONDS)
-        for response in responses:
-            if response.error is not None:
-                break
+        list(responses)
+    yield log.read(since)
+    vision_extra.unload()
+
+
+@pytest.mark.requirement("GEN-030")
+def test_prompt_that_dies_with_its_engine_is_not_in_the_log(log_of_its_death: str) -> None:
+    expect.lacks("log since the request", log_of_its_death, DOOMED)
+
+
+@pytest.mark.requirement("HLT-002")
+def test_health_check_is_off_by_default(
+    log_of_its_death: str, vision_extra: ExtraModel, triton_http: HttpClient
+) -> None:
+    """Its configuration does not name the check."""
+    client = triton_http.for_model(vision_extra.spec.name)
     # vLLM may take the first one before it has noticed.
     for _ in range(3):
-        error = triton_http.for_model(vision_model).generate(GOOD).failed()
+        error = client.generate(GOOD).failed()
         expect.lacks("error of a request to a dead engine", error, UNHEALTHY)
-    vision_extra.unload()

@@ -31,7 +31,7 @@ from .extra_models import (
     config_with,
     oracle,
 )
-from .logs import nothing_in_the_log
+from .logs import expect_not_logged
 from .metered_traffic import sent
 from .record import Seen
 from .traffic import CLIENTS_MISTAKE, first_of
@@ -303,9 +303,9 @@ def test_changed_adapter_uses_no_cache_of_the_old_one(
 def test_prompt_of_an_adapter_is_not_in_the_log(
     triton_http: HttpClient, vllm_server: ServerHandle, lora_model: str
 ) -> None:
-    with nothing_in_the_log(vllm_server, "secret of an adapter"):
-        request = asked("leaps").but(text_input="secret of an adapter")
-        triton_http.for_model(lora_model).generate(request).ok()
+    secret = "secret of an adapter"
+    request, client = asked("leaps").but(text_input=secret), triton_http.for_model(lora_model)
+    expect_not_logged(vllm_server, secret, lambda: client.generate(request))
 
 
 @pytest.mark.requirement("LOR-012")
