@@ -177,10 +177,10 @@ class ServerSession:
                         result = replace(result, reason=f"{death}\n{result.reason}")
                 result = expect_known_failure(report, result, self._settings.known_failures)
                 setattr(report, RESULT_ATTRIBUTE, result.to_dict())
-                item.stash[_VERDICTS].append(result.verdict)
+                item.stash.setdefault(_VERDICTS, []).append(result.verdict)
             if report.when == "teardown":
                 # The report from which JUnit's <properties> are written.
-                verdicts = item.stash[_VERDICTS]
+                verdicts = item.stash.setdefault(_VERDICTS, [])
                 report.user_properties.append(("verdict", combine(verdicts).value))
         return report
 
