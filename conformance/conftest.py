@@ -28,7 +28,7 @@ from .extra_models import (
     vision_spec,
 )
 from .record import Seen
-from .servers import StrictServer
+from .strict_server import StrictServer
 
 # Again, so that fixtures of these names in a user's own conftest.py are not taken for them.
 generate = fixtures.generate

@@ -22,7 +22,7 @@ from pytest_vllm_triton.verdicts import untested
 from .alternate import MAX_MODEL_LEN
 from .extra_models import config_with
 from .record import Seen
-from .servers import HUB_ARCHITECTURE, HUB_ID, StrictServer
+from .strict_server import HUB_ARCHITECTURE, HUB_ID, StrictServer
 from .waits import until
 
 # Seconds that an engine may take to give its memory back.

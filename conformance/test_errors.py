@@ -24,11 +24,12 @@ from pytest_vllm_triton.state import TRANSCRIPT
 from pytest_vllm_triton.transcript import Transcript
 
 from .alternate import MAX_MODEL_LEN
+from .error_words import CLIENTS_MISTAKE
+from .experiments.deaths import EngineDeath
 from .marks import UNARY_AND_STREAM
 from .processes import is_engine, is_stub
 from .record import Seen
-from .servers import EngineDeath, StrictServer
-from .traffic import CLIENTS_MISTAKE
+from .strict_server import StrictServer
 
 PROMPT = "What is Triton Inference Server?"
 GOOD = GenerateRequest(PROMPT, sampling={"temperature": 0}, exclude_input_in_output=True)

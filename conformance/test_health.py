@@ -10,10 +10,9 @@ from pytest_vllm_triton.clients import HttpClient
 from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.verdicts import untested
 
-from .experiments.deaths import ASKS_MODELS
+from .error_words import UNHEALTHY
+from .experiments.deaths import ASKS_MODELS, EngineDeath
 from .record import Seen
-from .servers import EngineDeath
-from .traffic import UNHEALTHY
 from .waits import NOTICED_SECONDS, UNLOAD_SECONDS
 
 UNKNOWN = "has no available versions"

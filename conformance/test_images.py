@@ -24,12 +24,13 @@ from pytest_vllm_triton.known_answer import (
 )
 from pytest_vllm_triton.launchers.base import ServerHandle
 
+from .error_words import UNHEALTHY
 from .extra_models import MAX_PICTURES, ExtraModel
 from .logs import expect_not_logged, log_of
 from .marks import UNARY_AND_STREAM
 from .metrics_page import NO_METRICS_SECONDS, page_with_lines
 from .processes import is_stub, kill_engine
-from .traffic import UNHEALTHY, at_once, first_of
+from .traffic import at_once, first_of
 from .waits import GONE_SECONDS
 
 TOKENS = 6

@@ -23,6 +23,7 @@ from pytest_vllm_triton.paths import cache_home
 from pytest_vllm_triton.verdicts import untested
 
 from .alternate import NO_LORA, Alternate
+from .error_words import CLIENTS_MISTAKE
 from .extra_models import (
     BASE,
     LARGE_ADAPTER,
@@ -34,7 +35,7 @@ from .extra_models import (
 from .logs import expect_not_logged
 from .metered_traffic import sent
 from .record import Seen
-from .traffic import CLIENTS_MISTAKE, first_of
+from .traffic import first_of
 from .waits import NOTICED_SECONDS, until
 
 PROMPT = "Say alpha"

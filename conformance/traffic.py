@@ -14,10 +14,6 @@ from pytest_vllm_triton.models import other_known_answer_model
 
 # The tokens of a long stream, at most.
 STREAM_TOKENS = 1800
-# What gRPC calls a request of something that is not there, or that the model cannot do.
-CLIENTS_MISTAKE = ("INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED")
-# What the health check answers (ENABLE_VLLM_HEALTH_CHECK).
-UNHEALTHY = "Model is unavailable due to unhealthy vLLM engine"
 T = TypeVar("T")
 
 

@@ -28,8 +28,6 @@ from ..waits import GONE_SECONDS, PATIENCE
 
 # More than the start of a Python process takes, less than a load: vLLM is imported in it.
 SHORT_STUB_TIMEOUT = 10
-
-
 # What is unusual about this server -> the flag. Two are settings of the python backend that are not
 # for the vLLM backend: a batch size for models that name none, and a time-out of stubs that is
 # shorter than a load.
@@ -39,10 +37,8 @@ FLAGS = {
     BATCH_SIZE: "--backend-config=python,default-max-batch-size=8",
     STUB_TIMEOUT: f"--backend-config=python,stub-timeout-seconds={SHORT_STUB_TIMEOUT}",
 }
-
-
 # Failures of a boot that say nothing of the backend.
-_NO_VERDICT = (NotReadyInTime, LoadStumbled, PortTaken)
+_NOT_THE_BACKENDS = (NotReadyInTime, LoadStumbled, PortTaken)
 
 
 class BareLife:
@@ -60,11 +56,7 @@ class BareLife:
     def run(self) -> Seen:
         seen = self.seen
         names = list(FLAGS)
-        try:
-            self._boot(names)
-        except _NO_VERDICT:
-            raise
-        except ServerFailed:
+        if not self._boots(names):
             # One of them is enough for that: the others are not to be blamed.
             names = [name for name in FLAGS if self._boots_with(name)]
             self._boot(names)
@@ -79,13 +71,18 @@ class BareLife:
         return seen
 
     def _boots_with(self, name: str) -> bool:
+        if not self._boots([name]):
+            return False
+        self._kill()
+        return True
+
+    def _boots(self, names: Sequence[str]) -> bool:
         try:
-            self._boot([name])
-        except _NO_VERDICT:
+            self._boot(names)
+        except _NOT_THE_BACKENDS:
             raise
         except ServerFailed:
             return False
-        self._kill()
         return True
 
     def _boot(self, names: Sequence[str]) -> None:

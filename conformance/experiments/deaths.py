@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from packaging.version import Version
 
@@ -24,7 +24,7 @@ from pytest_vllm_triton.verdicts import untested
 
 from ..processes import WORKER, Footprint, engine_process, is_engine, is_stub, kill, living
 from ..record import Seen
-from ..servers import EngineDeath, StrictServer
+from ..strict_server import StrictServer
 from ..traffic import Background, greedy, long_stream
 from ..waits import (
     GONE_SECONDS,
@@ -40,6 +40,23 @@ from .shared_host import share_the_host
 ASKS_MODELS = Version("2.67")
 # Streams at the same time when the engine is killed.
 KILLED_STREAMS = 3
+
+
+@dataclass(frozen=True)
+class EngineDeath:
+    """What clients saw when the engine process was killed.
+
+    Attributes:
+        in_flight: the request that was being streamed.
+        seconds_to_error: from the kill to its last response.
+        later: a request sent after that.
+        full_text: what the request in flight would have told.
+    """
+
+    in_flight: Generation
+    seconds_to_error: float
+    later: Generation
+    full_text: str
 
 
 class Deaths:

@@ -1,4 +1,4 @@
-"""Servers beside the shared one, and what is done to them."""
+"""The server for checks that harm one, or that need other flags than the shared one's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from pytest_vllm_triton.clients import Generation, GrpcClient, HttpClient
+from pytest_vllm_triton.clients import GrpcClient, HttpClient
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.harness import Harness
@@ -106,20 +106,3 @@ class StrictServer:
             self._handle.kill()
             self.harness.forget(self._handle)
             self._handle = None
-
-
-@dataclass(frozen=True)
-class EngineDeath:
-    """What clients saw when the engine process was killed.
-
-    Attributes:
-        in_flight: the request that was being streamed.
-        seconds_to_error: from the kill to its last response.
-        later: a request sent after that.
-        full_text: what the request in flight would have told.
-    """
-
-    in_flight: Generation
-    seconds_to_error: float
-    later: Generation
-    full_text: str

@@ -1,0 +1,8 @@
+"""What errors say and are called, where several modules ask for it."""
+
+from __future__ import annotations
+
+# What gRPC calls a request of something that is not there, or that the model cannot do.
+CLIENTS_MISTAKE = ("INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED")
+# What the health check answers (ENABLE_VLLM_HEALTH_CHECK).
+UNHEALTHY = "Model is unavailable due to unhealthy vLLM engine"
