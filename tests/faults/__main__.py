@@ -16,6 +16,8 @@ from fault_document import write_document
 from fault_runner import Outcome, read_outcomes, run, write_outcomes
 from fault_table import HARMLESS, load_faults
 
+from pytest_vllm_triton.gpus import list_gpus
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python tests/faults", description=__doc__)
@@ -42,6 +44,10 @@ def main() -> int:
         if (not options.names or name in options.names)
         and (not options.group or any(_group(k) in options.group for k in fault.allowed))
     ]
+    gpus = len(list_gpus())
+    if out_of_reach := [fault.name for fault in chosen if fault.gpus > gpus]:
+        _tell(f"this host has {gpus} GPUs, too few for {', '.join(out_of_reach)}")
+        chosen = [fault for fault in chosen if fault.gpus <= gpus]
     outcomes = read_outcomes(options.results) if options.results else {}
     outcomes = {name: outcome for name, outcome in outcomes.items() if name in faults}
     left = [fault for fault in chosen if not _is_caught(outcomes.get(fault.name))]

@@ -36,6 +36,7 @@ class Fault:
     may: frozenset[str] = frozenset()
     checks: frozenset[str] = frozenset()
     more: str = ""
+    gpus: int = 0
     alone: bool = False
     reaches_others: bool = False
 
