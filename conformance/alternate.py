@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from itertools import product
 
 from pytest_vllm_triton.clients.repository import ModelRepository
-from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ModelSpec
-from pytest_vllm_triton.models import other_known_answer_model
+from pytest_vllm_triton.models.under_test import other_known_answer_model
+from pytest_vllm_triton.servers.harness import Harness
 
 from .extra_models import config_with
 

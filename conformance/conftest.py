@@ -9,9 +9,9 @@ import pytest
 
 from pytest_vllm_triton import fixtures
 from pytest_vllm_triton.clients.repository import ModelRepository
-from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
-from pytest_vllm_triton.state import EARLIER_LOG, TRANSCRIPT
+from pytest_vllm_triton.servers.harness import Harness
+from pytest_vllm_triton.session.state import EARLIER_LOG, TRANSCRIPT
 
 from .alternate import Alternate, load_alternate
 from .experiments.bare_server import BareLife

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pytest_vllm_triton.harness import Harness
+from pytest_vllm_triton.servers.harness import Harness
 from pytest_vllm_triton.verdicts import untested
 
 # What config.json calls it, by architecture.

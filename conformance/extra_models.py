@@ -10,7 +10,6 @@ from typing import Any
 
 from pytest_vllm_triton.clients import GenerateRequest, HttpClient, Unanswered
 from pytest_vllm_triton.clients.repository import ControlAnswer, ModelRepository
-from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.known_answer import (
     BACKWARDS,
     LEAPS,
@@ -21,9 +20,10 @@ from pytest_vllm_triton.known_answer import (
     build_vision_checkpoint,
 )
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle
-from pytest_vllm_triton.models import known_answer_model
+from pytest_vllm_triton.models.tiny_encoder import TinyEncoder
+from pytest_vllm_triton.models.under_test import known_answer_model
 from pytest_vllm_triton.paths import cache_home
-from pytest_vllm_triton.tiny_encoder import TinyEncoder
+from pytest_vllm_triton.servers.harness import Harness
 from pytest_vllm_triton.verdicts import untested
 
 from .waits import UNLOAD_SECONDS, until

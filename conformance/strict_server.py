@@ -10,8 +10,8 @@ from pathlib import Path
 from pytest_vllm_triton.clients import GrpcClient, HttpClient
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.errors import ServerFailed
-from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.servers.harness import Harness
 from pytest_vllm_triton.transcript import Transcript
 
 # A model in the hub cache of the strict server: no more than a configuration.

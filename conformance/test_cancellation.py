@@ -30,9 +30,9 @@ from pytest_vllm_triton.clients import (
 )
 from pytest_vllm_triton.clients.grpc import infer_request
 from pytest_vllm_triton.clients.http import http_body
-from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
-from pytest_vllm_triton.models import ModelUnderTest, other_known_answer_model
+from pytest_vllm_triton.models.under_test import ModelUnderTest, other_known_answer_model
+from pytest_vllm_triton.servers.harness import Harness
 from pytest_vllm_triton.verdicts import untested
 
 from .alternate import MAX_MODEL_LEN

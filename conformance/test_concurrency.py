@@ -8,9 +8,9 @@ import pytest
 
 from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import GenerateRequest, GrpcClient, HttpClient
-from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
-from pytest_vllm_triton.models import ModelUnderTest
+from pytest_vllm_triton.models.under_test import ModelUnderTest
+from pytest_vllm_triton.servers.harness import Harness
 from pytest_vllm_triton.verdicts import untested
 
 from .engine_limits import needs_many_sequences

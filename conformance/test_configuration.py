@@ -13,9 +13,9 @@ from pytest_vllm_triton.clients import GenerateRequest, HttpClient
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.gpus import MemoryUnknown
-from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle
-from pytest_vllm_triton.models import known_answer_model, other_known_answer_model
+from pytest_vllm_triton.models.under_test import known_answer_model, other_known_answer_model
+from pytest_vllm_triton.servers.harness import Harness
 from pytest_vllm_triton.transcript import Transcript
 from pytest_vllm_triton.verdicts import untested
 

@@ -13,7 +13,7 @@ import pytest
 from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import Generate, GenerateRequest, Generation, GrpcClient, HttpClient
 from pytest_vllm_triton.launchers.base import ServerHandle
-from pytest_vllm_triton.tiny_encoder import DIMENSIONS, HIDDEN
+from pytest_vllm_triton.models.tiny_encoder import DIMENSIONS, HIDDEN
 from pytest_vllm_triton.verdicts import untested
 
 from .extra_models import ENCODER, ENCODER_MAX_LEN, ExtraModel

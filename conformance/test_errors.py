@@ -19,8 +19,8 @@ from pytest_vllm_triton.clients import (
 )
 from pytest_vllm_triton.clients.http import http_body
 from pytest_vllm_triton.launchers.base import ServerHandle
-from pytest_vllm_triton.models import ModelUnderTest
-from pytest_vllm_triton.state import TRANSCRIPT
+from pytest_vllm_triton.models.under_test import ModelUnderTest
+from pytest_vllm_triton.session.state import TRANSCRIPT
 from pytest_vllm_triton.transcript import Transcript
 
 from .alternate import MAX_MODEL_LEN

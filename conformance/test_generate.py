@@ -13,10 +13,10 @@ import pytest
 from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import Generate, GenerateRequest, Generation, GrpcClient, HttpClient
 from pytest_vllm_triton.clients.grpc import infer_request
-from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.known_answer import KnownAnswer
 from pytest_vllm_triton.launchers.base import ServerHandle
-from pytest_vllm_triton.models import ModelUnderTest
+from pytest_vllm_triton.models.under_test import ModelUnderTest
+from pytest_vllm_triton.servers.harness import Harness
 from pytest_vllm_triton.verdicts import not_applicable, untested
 
 from .alternate import ONLY_VERSION, Alternate

@@ -7,7 +7,7 @@ from packaging.version import Version
 
 from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import HttpClient
-from pytest_vllm_triton.harness import Harness
+from pytest_vllm_triton.servers.harness import Harness
 from pytest_vllm_triton.verdicts import untested
 
 from .error_words import UNHEALTHY

@@ -14,10 +14,10 @@ import pytest
 from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient, HttpClient
 from pytest_vllm_triton.clients.repository import ModelRepository
-from pytest_vllm_triton.harness import Harness
-from pytest_vllm_triton.launcher_kinds import LauncherKind
 from pytest_vllm_triton.launchers.base import ServerHandle
-from pytest_vllm_triton.provision import ServerPython
+from pytest_vllm_triton.options.launcher_kinds import LauncherKind
+from pytest_vllm_triton.servers.harness import Harness
+from pytest_vllm_triton.servers.provision import ServerPython
 from pytest_vllm_triton.single_file_backend import bundle
 from pytest_vllm_triton.verdicts import untested
 

@@ -6,8 +6,8 @@ import pytest
 
 from pytest_vllm_triton import expect
 from pytest_vllm_triton.errors import ServerFailed
-from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.servers.harness import Harness
 from pytest_vllm_triton.verdicts import untested
 
 from .experiments.bare_server import BATCH_SIZE, SHORT_STUB_TIMEOUT, STUB_TIMEOUT

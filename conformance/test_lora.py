@@ -12,7 +12,6 @@ import pytest
 from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import Generate, GenerateRequest, GrpcClient, HttpClient
 from pytest_vllm_triton.clients.repository import ModelRepository
-from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.known_answer import (
     BACKWARDS,
     KnownAnswer,
@@ -20,6 +19,7 @@ from pytest_vllm_triton.known_answer import (
 )
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.paths import cache_home
+from pytest_vllm_triton.servers.harness import Harness
 from pytest_vllm_triton.verdicts import untested
 
 from .alternate import NO_LORA, Alternate

@@ -16,8 +16,8 @@ from pytest_vllm_triton.clients import (
     GrpcClient,
     HttpClient,
 )
-from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.servers.harness import Harness
 from pytest_vllm_triton.verdicts import untested
 
 from .alternate import Alternate

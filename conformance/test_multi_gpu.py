@@ -10,8 +10,8 @@ from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import GenerateRequest, HttpClient
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.gpus import Gpu
-from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.servers.harness import Harness
 from pytest_vllm_triton.verdicts import not_applicable, untested
 
 from .experiments.placement import (

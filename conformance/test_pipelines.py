@@ -11,9 +11,9 @@ import pytest
 from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import GenerateRequest, GrpcClient, HttpClient
 from pytest_vllm_triton.clients.repository import ModelRepository
-from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle
-from pytest_vllm_triton.models import ModelUnderTest
+from pytest_vllm_triton.models.under_test import ModelUnderTest
+from pytest_vllm_triton.servers.harness import Harness
 
 from .extra_models import needs_owned
 from .marks import UNARY_AND_STREAM

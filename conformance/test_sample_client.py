@@ -18,11 +18,11 @@ import pytest
 from tritonclient.grpc import service_pb2_grpc
 
 from pytest_vllm_triton import assets, expect
-from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.known_answer import KnownAnswer
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.launchers.ports import reserved_ports
-from pytest_vllm_triton.models import ModelUnderTest
+from pytest_vllm_triton.models.under_test import ModelUnderTest
+from pytest_vllm_triton.servers.harness import Harness
 
 from .extra_models import oracle
 

@@ -17,7 +17,7 @@ from pytest_vllm_triton.clients import (
 )
 from pytest_vllm_triton.clients.http import http_body, text_of_event
 from pytest_vllm_triton.known_answer import KnownAnswer
-from pytest_vllm_triton.models import ModelUnderTest
+from pytest_vllm_triton.models.under_test import ModelUnderTest
 
 from .traffic import first_of
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient
 from pytest_vllm_triton.expect import Violation, Words
 from pytest_vllm_triton.known_answer import KnownAnswer
-from pytest_vllm_triton.models import other_known_answer_model
+from pytest_vllm_triton.models.under_test import other_known_answer_model
 
 # The tokens of a long stream, at most.
 STREAM_TOKENS = 1800

@@ -7,17 +7,16 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pytest_vllm_triton import bundle_command, catalogue_command, report_command
+from pytest_vllm_triton.commands import bundle, catalogue, report, runtime
 from pytest_vllm_triton.errors import UserError
-from pytest_vllm_triton.runtime import command as runtime_command
 
 #: Each adds its sub-command: a parser whose default ``run`` takes the arguments and returns the
 #: exit status.
 COMMANDS = (
-    runtime_command.add_parser,
-    catalogue_command.add_parser,
-    report_command.add_parser,
-    bundle_command.add_parser,
+    runtime.add_parser,
+    catalogue.add_parser,
+    report.add_parser,
+    bundle.add_parser,
 )
 
 EXIT_USER_ERROR = 2

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
-from pytest_vllm_triton.launcher_kinds import LauncherKind
-from pytest_vllm_triton.state import HARNESS, TRANSCRIPT
+from pytest_vllm_triton.options.launcher_kinds import LauncherKind
+from pytest_vllm_triton.session.state import HARNESS, TRANSCRIPT
 from pytest_vllm_triton.verdicts import untested
 
 if TYPE_CHECKING:
     from pytest_vllm_triton.clients import Generate, GrpcClient, HttpClient
-    from pytest_vllm_triton.harness import Harness
     from pytest_vllm_triton.known_answer import KnownAnswer
     from pytest_vllm_triton.launchers.base import ServerHandle
-    from pytest_vllm_triton.models import ModelUnderTest
+    from pytest_vllm_triton.models.under_test import ModelUnderTest
+    from pytest_vllm_triton.servers.harness import Harness
 
 
 class ServerFactory(Protocol):

@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_triton import options
-from pytest_vllm_triton.collected_checks import CollectedChecks
-from pytest_vllm_triton.environment_names import check_environment_names
-from pytest_vllm_triton.judge import Judge
-from pytest_vllm_triton.state import COLLECTED_CHECKS, JUDGE, SETTINGS
+from pytest_vllm_triton.options.environment_names import check_environment_names
+from pytest_vllm_triton.options.loading import add_options, load_settings
+from pytest_vllm_triton.session.collected_checks import CollectedChecks
+from pytest_vllm_triton.session.judge import Judge
+from pytest_vllm_triton.session.state import COLLECTED_CHECKS, JUDGE, SETTINGS
 
 pytest_plugins = ["pytest_vllm_triton.fixtures"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    options.add_options(parser)
+    add_options(parser)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
         'The configuration option "asyncio_default_fixture_loop_scope" is unset',
         pytest.PytestDeprecationWarning,
     )
-    settings = options.load_settings(config)
+    settings = load_settings(config)
     config.stash[SETTINGS] = settings
     judge = Judge(config)
     config.stash[JUDGE] = judge
@@ -79,7 +79,7 @@ def pytest_report_header(config: pytest.Config) -> list[str] | None:
     settings = config.stash[SETTINGS]
     if settings.is_default:
         return None
-    from pytest_vllm_triton.provision import Provision
+    from pytest_vllm_triton.servers.provision import Provision
 
     facts = Provision(settings, make_work_dir=Path).describe()
     return [f"vllm-triton {name}: {value}" for name, value in facts.items()]
@@ -92,7 +92,7 @@ def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[Any]) -> None
     if not settings.selects_suite:
         return
     from pytest_vllm_triton.errors import UserError
-    from pytest_vllm_triton.provision import Provision
+    from pytest_vllm_triton.servers.provision import Provision
 
     try:
         Provision(settings, make_work_dir=Path, workers=len(specs)).check_gpus()
@@ -113,7 +113,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     # cannot refuse the run: it refuses each test.
     if not hasattr(config, "workerinput"):
         check_environment_names()
-    from pytest_vllm_triton.session import ServerSession
+    from pytest_vllm_triton.session.server_session import ServerSession
 
     session = ServerSession(config)
     session.select(items)

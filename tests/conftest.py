@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from pytest_vllm_triton.environment_names import ENV_PREFIXES
+from pytest_vllm_triton.options.environment_names import ENV_PREFIXES
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from pytest_vllm_triton.models import known_answer_model
+from pytest_vllm_triton.models.under_test import known_answer_model
 
 # vLLM's CPU attention wants heads of at least 32.
 HIDDEN, HEADS, LAYERS, FEED_FORWARD, POSITIONS = 64, 2, 2, 128, 2048

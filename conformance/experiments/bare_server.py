@@ -15,10 +15,10 @@ from pytest_vllm_triton.clients import (
 )
 from pytest_vllm_triton.clients.grpc import add_input, infer_request
 from pytest_vllm_triton.errors import ServerFailed
-from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ModelSpec
 from pytest_vllm_triton.launchers.readiness import LoadStumbled, NotReadyInTime, PortTaken
 from pytest_vllm_triton.plain_http import plain_client
+from pytest_vllm_triton.servers.harness import Harness
 
 from ..extra_models import config_with
 from ..processes import described, is_stub, kill_engine, living

@@ -13,9 +13,9 @@ from typing import Any
 from pytest_vllm_triton.clients import GrpcClient, HttpClient
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.gpus import VISIBLE_DEVICES, Gpu, MemoryUnknown
-from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle, ServerProcess
-from pytest_vllm_triton.models import known_answer_model, known_answer_model_of_layers
+from pytest_vllm_triton.models.under_test import known_answer_model, known_answer_model_of_layers
+from pytest_vllm_triton.servers.harness import Harness
 from pytest_vllm_triton.verdicts import untested
 
 from ..extra_models import config_with, lora_spec, oracle

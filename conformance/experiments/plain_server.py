@@ -12,10 +12,10 @@ from pytest_vllm_triton.clients import (
     HttpClient,
 )
 from pytest_vllm_triton.clients.repository import ModelRepository
-from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.launchers.flags import EXIT_TIMEOUT_SECONDS
-from pytest_vllm_triton.models import other_known_answer_model
+from pytest_vllm_triton.models.under_test import other_known_answer_model
+from pytest_vllm_triton.servers.harness import Harness
 
 from ..extra_models import config_with
 from ..metrics_page import page_with_lines

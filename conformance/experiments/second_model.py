@@ -17,9 +17,9 @@ from pytest_vllm_triton.clients import (
 )
 from pytest_vllm_triton.clients.http import http_body
 from pytest_vllm_triton.clients.repository import ModelRepository
-from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle, ServerProcess
-from pytest_vllm_triton.models import other_known_answer_model
+from pytest_vllm_triton.models.under_test import other_known_answer_model
+from pytest_vllm_triton.servers.harness import Harness
 
 from ..extra_models import config_with
 from ..metered_traffic import sent

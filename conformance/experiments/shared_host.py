@@ -8,8 +8,8 @@ from pytest_vllm_triton.clients import (
     GrpcClient,
     HttpClient,
 )
-from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.servers.harness import Harness
 
 from ..processes import described, is_stub
 from ..record import Seen

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.gpus import host_has_gpu
-from pytest_vllm_triton.launcher_kinds import DEFAULT_IMAGE, LauncherKind
-from pytest_vllm_triton.settings import Settings
+from pytest_vllm_triton.options.launcher_kinds import DEFAULT_IMAGE, LauncherKind
+from pytest_vllm_triton.options.settings import Settings
 
 
 @dataclass(frozen=True)

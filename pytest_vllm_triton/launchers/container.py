@@ -15,7 +15,6 @@ from typing import Any
 
 from pytest_vllm_triton.errors import ServerFailed, UserError
 from pytest_vllm_triton.gpus import host_has_gpu
-from pytest_vllm_triton.launcher_kinds import DEFAULT_SHM_SIZE
 from pytest_vllm_triton.launchers import docker_engine, leftovers
 from pytest_vllm_triton.launchers.base import (
     HOST_SHM,
@@ -46,6 +45,7 @@ from pytest_vllm_triton.launchers.ports import LOOPBACK
 from pytest_vllm_triton.launchers.readiness import wait_ready
 from pytest_vllm_triton.launchers.redact import Redactor
 from pytest_vllm_triton.launchers.repository import ServerFolder
+from pytest_vllm_triton.options.launcher_kinds import DEFAULT_SHM_SIZE
 from pytest_vllm_triton.progress import Progress, silent
 from pytest_vllm_triton.supervision.client import Supervised
 

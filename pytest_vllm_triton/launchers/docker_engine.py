@@ -11,8 +11,8 @@ from typing import Any
 import psutil
 
 from pytest_vllm_triton.errors import UserError
-from pytest_vllm_triton.launcher_kinds import DEFAULT_IMAGE
 from pytest_vllm_triton.launchers.docker_run import GpuRequest
+from pytest_vllm_triton.options.launcher_kinds import DEFAULT_IMAGE
 from pytest_vllm_triton.progress import Progress
 from pytest_vllm_triton.texts import cut_start, first_line
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pytest_vllm_triton.launcher_kinds import DEFAULT_SHM_SIZE
 from pytest_vllm_triton.launchers.ports import LOOPBACK
 from pytest_vllm_triton.launchers.redact import is_secret
+from pytest_vllm_triton.options.launcher_kinds import DEFAULT_SHM_SIZE
 
 #: What vLLM's shared-memory transport and Triton's many threads need, as NVIDIA's manuals say.
 STACK_BYTES = 67108864

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest_vllm_triton
-from pytest_vllm_triton.boots import Boot
 from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.report.gate import Gate
 from pytest_vllm_triton.report.results import RequirementResult
+from pytest_vllm_triton.servers.boots import Boot
 from pytest_vllm_triton.texts import cut
 from pytest_vllm_triton.verdicts import Verdict
 

@@ -20,7 +20,6 @@ from waiting import eventually
 
 from pytest_vllm_triton.errors import ServerFailed, UserError
 from pytest_vllm_triton.gpus import host_has_gpu
-from pytest_vllm_triton.launcher_kinds import DEFAULT_IMAGE, LauncherKind
 from pytest_vllm_triton.launchers import container_probe, docker_engine, leftovers
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerSpec
 from pytest_vllm_triton.launchers.choice import choose
@@ -30,9 +29,10 @@ from pytest_vllm_triton.launchers.container_probe import ContainerProbe, Contain
 from pytest_vllm_triton.launchers.docker_run import ContainerRun, GpuRequest, Mount
 from pytest_vllm_triton.launchers.leftovers import Owner
 from pytest_vllm_triton.launchers.redact import Redactor, is_secret
-from pytest_vllm_triton.option_values import BackendSource
-from pytest_vllm_triton.settings import Settings
-from pytest_vllm_triton.state import SETTINGS
+from pytest_vllm_triton.options.launcher_kinds import DEFAULT_IMAGE, LauncherKind
+from pytest_vllm_triton.options.settings import Settings
+from pytest_vllm_triton.options.values import BackendSource
+from pytest_vllm_triton.session.state import SETTINGS
 
 SECRET = "hf_1234567890"
 RUN = ContainerRun(

@@ -12,9 +12,9 @@ import pytest
 from tiny_servers import TALKATIVE, Launch, model
 
 from pytest_vllm_triton.errors import ServerFailed
-from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import ModelSpec
 from pytest_vllm_triton.launchers.process import ProcessLauncher
+from pytest_vllm_triton.servers.harness import Harness
 
 SECRET = "hf_1234567890"
 NO_METRICS = "--allow-metrics=false"

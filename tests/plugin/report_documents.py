@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pytest_vllm_triton.boots import Boot
 from pytest_vllm_triton.known_failures import KnownFailure
 from pytest_vllm_triton.report.document import build_document
 from pytest_vllm_triton.report.gate import Gate
 from pytest_vllm_triton.report.results import CheckResult, Results
 from pytest_vllm_triton.requirements import load_catalogue
+from pytest_vllm_triton.servers.boots import Boot
 from pytest_vllm_triton.verdicts import Verdict
 
 ENVIRONMENT = {"launcher": "process: Triton 2.51.0", "model": "known-answer", "backend": "/ours"}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_vllm_triton import suite_index
 from pytest_vllm_triton.requirements import Level, load_catalogue
+from pytest_vllm_triton.session import suite_index
 
 ROW = '[groups]\nGEN = "Generate"\n[GEN-001]\nlevel = "MUST"\nsentence = "a → b"\nsource = "x"\n'
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from plugin_helpers import PREAMBLE, Report, verdicts
 
-from pytest_vllm_triton import assets, suite_index
+from pytest_vllm_triton import assets
+from pytest_vllm_triton.session import suite_index
 
 Judged = Callable[..., tuple[pytest.RunResult, Report]]
 
@@ -218,7 +219,7 @@ def test_checked_in_part_is_visible(judged: Judged) -> None:
 
 
 READ_ONE = """
-from pytest_vllm_triton.state import COLLECTED_CHECKS
+from pytest_vllm_triton.session.state import COLLECTED_CHECKS
 
 def pytest_collection_finish(session):
     checks = session.config.stash[COLLECTED_CHECKS].checks()

@@ -13,10 +13,10 @@ import pytest
 from pytest_vllm_triton import gpus
 from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.gpus import Gpu, MemoryUnknown, memory_of, visible_gpus
-from pytest_vllm_triton.harness import Harness
-from pytest_vllm_triton.leases import GpuLeases
-from pytest_vllm_triton.provision import Provision
-from pytest_vllm_triton.state import SETTINGS
+from pytest_vllm_triton.servers.gpu_leases import GpuLeases
+from pytest_vllm_triton.servers.harness import Harness
+from pytest_vllm_triton.servers.provision import Provision
+from pytest_vllm_triton.session.state import SETTINGS
 
 FOUR = tuple(Gpu(i, f"GPU-{i}{i}{i}{i}", "H200", 1 << 37) for i in range(4))
 
@@ -86,7 +86,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 from pytest_vllm_triton.gpus import Gpu
-from pytest_vllm_triton.leases import GpuLeases
+from pytest_vllm_triton.servers.gpu_leases import GpuLeases
 gpus = [Gpu(i, f"GPU-{i}{i}{i}{i}", "H200", 1 << 37) for i in range(4)]
 leases = GpuLeases(Path(sys.argv[1]))
 print([gpu.index for gpu in leases.acquire(gpus, 2)], flush=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_vllm_triton.harness import Harness
-from pytest_vllm_triton.models import TINY_MODEL_ARGS, ModelUnderTest
-from pytest_vllm_triton.provision import Provision
-from pytest_vllm_triton.state import SETTINGS
+from pytest_vllm_triton.models.under_test import TINY_MODEL_ARGS, ModelUnderTest
+from pytest_vllm_triton.servers.harness import Harness
+from pytest_vllm_triton.servers.provision import Provision
+from pytest_vllm_triton.session.state import SETTINGS
 
 MakeHarness = Callable[[ModelUnderTest], Harness]
 

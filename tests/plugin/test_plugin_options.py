@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_triton.launcher_kinds import LauncherKind
-from pytest_vllm_triton.option_table import OPTIONS, Option
-from pytest_vllm_triton.option_values import BackendSource
+from pytest_vllm_triton.options.launcher_kinds import LauncherKind
+from pytest_vllm_triton.options.settings import Settings
+from pytest_vllm_triton.options.table import OPTIONS, Option
+from pytest_vllm_triton.options.values import BackendSource
 from pytest_vllm_triton.requirements import Level
-from pytest_vllm_triton.settings import Settings
-from pytest_vllm_triton.state import SETTINGS
+from pytest_vllm_triton.session.state import SETTINGS
 
 # option -> (text, what it means, another text, what that means); paths are made by the test.
 VALUES: dict[str, tuple[str, Any, str, Any]] = {

@@ -6,7 +6,7 @@ import pytest
 
 CONFTEST = """
 import pytest
-from pytest_vllm_triton import pytest_internals
+from pytest_vllm_triton.session import pytest_internals
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem):

@@ -21,7 +21,7 @@ SCHEMA = json.loads(
 )
 
 EVERY_VERDICT = """
-from pytest_vllm_triton.state import TRANSCRIPT
+from pytest_vllm_triton.session.state import TRANSCRIPT
 
 @requirement('GEN-001')
 def test_good(): pass
@@ -213,7 +213,7 @@ def test_many_of_one_reason_are_told_once(judged: Judged) -> None:
 
 
 VIOLATION = """
-from pytest_vllm_triton.state import TRANSCRIPT
+from pytest_vllm_triton.session.state import TRANSCRIPT
 
 class Log:
     path = "log"
@@ -345,7 +345,7 @@ def test_death_of_the_server_is_told_first(
 
 
 MANY = """
-from pytest_vllm_triton.state import TRANSCRIPT
+from pytest_vllm_triton.session.state import TRANSCRIPT
 
 @requirement('GEN-001')
 def test_it(request):

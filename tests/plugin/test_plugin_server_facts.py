@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from pytest_vllm_triton.harness import Harness
 from pytest_vllm_triton.launchers.base import Endpoints
-from pytest_vllm_triton.provision import Provision
-from pytest_vllm_triton.server_facts import triton_version
-from pytest_vllm_triton.state import SETTINGS
+from pytest_vllm_triton.servers.facts import triton_version
+from pytest_vllm_triton.servers.harness import Harness
+from pytest_vllm_triton.servers.provision import Provision
+from pytest_vllm_triton.session.state import SETTINGS
 
 
 class Server(HTTPServer):

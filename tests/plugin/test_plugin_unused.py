@@ -26,7 +26,7 @@ HEAVY = (
     "tokenizers",
     "tritonclient",
     "pytest_vllm_triton.clients",
-    "pytest_vllm_triton.harness",
+    "pytest_vllm_triton.servers.harness",
     "pytest_vllm_triton.launchers",
     "pytest_vllm_triton.report.document",
     "pytest_vllm_triton.report.html",

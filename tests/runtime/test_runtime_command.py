@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from pytest_vllm_triton import cli
-from pytest_vllm_triton.provision import Provision
 from pytest_vllm_triton.runtime import progress
-from pytest_vllm_triton.state import SETTINGS
+from pytest_vllm_triton.servers.provision import Provision
+from pytest_vllm_triton.session.state import SETTINGS
 
 pytestmark = pytest.mark.usefixtures("home")
 

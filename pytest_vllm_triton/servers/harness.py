@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_vllm_triton import assets
-from pytest_vllm_triton.boots import Boot
 from pytest_vllm_triton.errors import ServerFailed
-from pytest_vllm_triton.launcher_kinds import LauncherKind
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle, ServerSpec
 from pytest_vllm_triton.launchers.redact import Redactor
-from pytest_vllm_triton.provision import Provision
+from pytest_vllm_triton.options.launcher_kinds import LauncherKind
+from pytest_vllm_triton.servers.boots import Boot
+from pytest_vllm_triton.servers.provision import Provision
 
 if TYPE_CHECKING:
     from pytest_vllm_triton.launchers.load_slots import LoadSlots
@@ -82,7 +82,7 @@ class Harness:
             config: text of config.pbtxt (default: the sample's).
             fields: further fields of `ModelSpec`.
         """
-        from pytest_vllm_triton.models import TINY_MODEL_ARGS
+        from pytest_vllm_triton.models.under_test import TINY_MODEL_ARGS
 
         sample = assets.fixtures_dir() / "model_repository" / "vllm_model"
         merged = json.loads((sample / "1" / "model.json").read_text(encoding="utf-8"))
@@ -131,7 +131,7 @@ class Harness:
                 raise
             if not self.provision.uses_embedded_runtime:
                 # The embedded runtime's is known; two reports of others could not be compared.
-                from pytest_vllm_triton.server_facts import triton_version
+                from pytest_vllm_triton.servers.facts import triton_version
 
                 self._triton_version = triton_version(self._shared.endpoints.http)
         return self._shared

@@ -8,8 +8,8 @@ from typing import Any
 
 from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.requirements import Level, load_catalogue
+from pytest_vllm_triton.session.suite_index import tests_by_requirement
 from pytest_vllm_triton.suggest import did_you_mean
-from pytest_vllm_triton.suite_index import tests_by_requirement
 
 _WIDTH = 100
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_vllm_triton.boots import Boot
-from pytest_vllm_triton.state import SETTINGS
+from pytest_vllm_triton.servers.boots import Boot
+from pytest_vllm_triton.session.state import SETTINGS
 
 if TYPE_CHECKING:
-    from pytest_vllm_triton.harness import Harness
     from pytest_vllm_triton.report.gate import Gate
     from pytest_vllm_triton.report.results import Results
+    from pytest_vllm_triton.servers.harness import Harness
 
 # Under this key a worker of pytest-xdist tells the controller what its reports do not.
 _WORKER_OUTPUT = "vllm_triton"

@@ -10,12 +10,8 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_triton import pytest_internals
-from pytest_vllm_triton.collected_checks import requirement_ids
-from pytest_vllm_triton.environment_names import check_environment_names
 from pytest_vllm_triton.errors import ServerFailed, UserError
-from pytest_vllm_triton.harness import Harness
-from pytest_vllm_triton.provision import Provision
+from pytest_vllm_triton.options.environment_names import check_environment_names
 from pytest_vllm_triton.report.checks import (
     RESULT_ATTRIBUTE,
     check_result,
@@ -23,7 +19,11 @@ from pytest_vllm_triton.report.checks import (
     expect_known_failure,
 )
 from pytest_vllm_triton.requirements import load_catalogue
-from pytest_vllm_triton.state import (
+from pytest_vllm_triton.servers.harness import Harness
+from pytest_vllm_triton.servers.provision import Provision
+from pytest_vllm_triton.session import pytest_internals
+from pytest_vllm_triton.session.collected_checks import requirement_ids
+from pytest_vllm_triton.session.state import (
     COLLECTED_CHECKS,
     EARLIER_LOG,
     HARNESS,

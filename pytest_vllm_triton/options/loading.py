@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from pytest_vllm_triton.environment_names import check_environment_names
 from pytest_vllm_triton.errors import UserError
-from pytest_vllm_triton.launcher_kinds import LauncherKind
-from pytest_vllm_triton.launcher_options import Distance, Origin, Selection, select_launcher
-from pytest_vllm_triton.option_table import OPTIONS, Option
-from pytest_vllm_triton.option_values import BackendSource
-from pytest_vllm_triton.settings import Settings
+from pytest_vllm_triton.options.environment_names import check_environment_names
+from pytest_vllm_triton.options.launcher_kinds import LauncherKind
+from pytest_vllm_triton.options.launcher_options import Distance, Origin, Selection, select_launcher
+from pytest_vllm_triton.options.settings import Settings
+from pytest_vllm_triton.options.table import OPTIONS, Option
+from pytest_vllm_triton.options.values import BackendSource
 
 
 @dataclass(frozen=True)

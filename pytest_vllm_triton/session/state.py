@@ -9,10 +9,10 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_vllm_triton.collected_checks import CollectedChecks
-    from pytest_vllm_triton.harness import Harness
-    from pytest_vllm_triton.judge import Judge
-    from pytest_vllm_triton.settings import Settings
+    from pytest_vllm_triton.options.settings import Settings
+    from pytest_vllm_triton.servers.harness import Harness
+    from pytest_vllm_triton.session.collected_checks import CollectedChecks
+    from pytest_vllm_triton.session.judge import Judge
     from pytest_vllm_triton.transcript import Transcript
 
 SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()

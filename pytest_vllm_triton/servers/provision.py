@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pytest_vllm_triton import assets
-from pytest_vllm_triton.launcher_kinds import DEFAULT_IMAGE, LauncherKind
 from pytest_vllm_triton.launchers.base import Launcher
-from pytest_vllm_triton.option_values import BackendSource
+from pytest_vllm_triton.options.launcher_kinds import DEFAULT_IMAGE, LauncherKind
+from pytest_vllm_triton.options.settings import Settings
+from pytest_vllm_triton.options.values import BackendSource
 from pytest_vllm_triton.progress import Progress, silent
-from pytest_vllm_triton.settings import Settings
 
 if TYPE_CHECKING:
     import subprocess
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from pytest_vllm_triton.gpus import Gpu
     from pytest_vllm_triton.launchers.choice import Choice
     from pytest_vllm_triton.launchers.container import ContainerLauncher, ContainerOptions
-    from pytest_vllm_triton.leases import GpuLeases
-    from pytest_vllm_triton.models import ModelUnderTest
+    from pytest_vllm_triton.models.under_test import ModelUnderTest
     from pytest_vllm_triton.runtime import Accelerator, Runtime
+    from pytest_vllm_triton.servers.gpu_leases import GpuLeases
 
 
 class ServerPython(Protocol):
@@ -162,7 +162,7 @@ class Provision:
         Raises:
             UserError: there are fewer GPUs than workers.
         """
-        from pytest_vllm_triton.leases import share_of
+        from pytest_vllm_triton.servers.gpu_leases import share_of
 
         if self.gpus_to_divide:
             share_of(self.gpus_to_divide, self.workers)
@@ -176,8 +176,8 @@ class Provision:
         """
         if not self.gpus_to_divide:
             return None
-        from pytest_vllm_triton.leases import GpuLeases
         from pytest_vllm_triton.paths import cache_home
+        from pytest_vllm_triton.servers.gpu_leases import GpuLeases
 
         self._leases = GpuLeases(cache_home() / "gpu-leases")
         leased = self._leases.acquire(self.gpus_to_divide, self.workers)
@@ -253,7 +253,7 @@ class Provision:
         Raises:
             ModelUnavailable: it cannot be had.
         """
-        from pytest_vllm_triton.models import resolve_model
+        from pytest_vllm_triton.models.under_test import resolve_model
 
         return resolve_model(self.settings, self.progress)
 

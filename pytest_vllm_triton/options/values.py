@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.known_failures import KnownFailure, load_known_failures
-from pytest_vllm_triton.launcher_kinds import DEFAULT_IMAGE
+from pytest_vllm_triton.options.launcher_kinds import DEFAULT_IMAGE
 from pytest_vllm_triton.report.formats import check_suffix
 from pytest_vllm_triton.requirements import load_catalogue
 from pytest_vllm_triton.suggest import did_you_mean, nearest_sibling

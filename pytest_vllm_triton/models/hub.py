@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pytest_vllm_triton.checkpoints import checked_checkpoint
 from pytest_vllm_triton.errors import ModelUnavailable
+from pytest_vllm_triton.models.checkpoints import checked_checkpoint
 from pytest_vllm_triton.progress import Progress
 from pytest_vllm_triton.suggest import nearest_sibling
 from pytest_vllm_triton.texts import cut, first_line

@@ -9,13 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_vllm_triton.checkpoints import checked_checkpoint
-from pytest_vllm_triton.hub import download
-from pytest_vllm_triton.launcher_kinds import LauncherKind
-from pytest_vllm_triton.option_values import KNOWN_ANSWER
+from pytest_vllm_triton.models.checkpoints import checked_checkpoint
+from pytest_vllm_triton.models.hub import download
+from pytest_vllm_triton.options.launcher_kinds import LauncherKind
+from pytest_vllm_triton.options.settings import Settings
+from pytest_vllm_triton.options.values import KNOWN_ANSWER
 from pytest_vllm_triton.paths import cache_home
 from pytest_vllm_triton.progress import Progress
-from pytest_vllm_triton.settings import Settings
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from pytest_vllm_triton.option_table import OPTIONS
+from pytest_vllm_triton.options.table import OPTIONS
 from pytest_vllm_triton.paths import HOME_VARIABLE
 from pytest_vllm_triton.suggest import did_you_mean
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from pytest_vllm_triton.errors import UserError
-from pytest_vllm_triton.launcher_kinds import LauncherKind
+from pytest_vllm_triton.options.launcher_kinds import LauncherKind
 
 _CONTAINER = LauncherKind.CONTAINER
 _PROCESS = LauncherKind.PROCESS

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_vllm_triton.known_failures import KnownFailure
-from pytest_vllm_triton.launcher_kinds import LauncherKind
-from pytest_vllm_triton.option_values import BackendSource
+from pytest_vllm_triton.options.launcher_kinds import LauncherKind
+from pytest_vllm_triton.options.values import BackendSource
 from pytest_vllm_triton.requirements import Level, Requirement
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_vllm_triton import option_values
 from pytest_vllm_triton.addresses import host_and_port, http_url
-from pytest_vllm_triton.launcher_kinds import DEFAULT_IMAGE, DEFAULT_SHM_SIZE, LauncherKind
+from pytest_vllm_triton.options import values
+from pytest_vllm_triton.options.launcher_kinds import DEFAULT_IMAGE, DEFAULT_SHM_SIZE, LauncherKind
 from pytest_vllm_triton.requirements import Level
 
 _GROUP = re.compile("^(vllm|triton|conformance)_")
@@ -70,8 +70,8 @@ class Option:
 OPTIONS: tuple[Option, ...] = (
     Option(
         "--vllm-model",
-        option_values.not_empty,
-        option_values.KNOWN_ANSWER,
+        values.not_empty,
+        values.KNOWN_ANSWER,
         "MODEL",
         "the model to serve: known-answer (default, generated offline), a Hugging Face id, "
         "or a local checkpoint directory",
@@ -79,14 +79,14 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "--vllm-model-json",
-        option_values.model_json,
+        values.model_json,
         None,
         "JSON",
         "vLLM engine arguments merged into the served model.json: a file or inline JSON",
     ),
     Option(
         "--vllm-version",
-        option_values.vllm_version,
+        values.vllm_version,
         None,
         "VERSION",
         "the vLLM version of the embedded server runtime",
@@ -94,7 +94,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "--triton-accelerator",
-        option_values.choice("auto", "cpu", "cuda"),
+        values.choice("auto", "cpu", "cuda"),
         "auto",
         "auto|cpu|cuda",
         "what the embedded server runtime computes on; auto (default): cuda if this host has a GPU "
@@ -102,14 +102,14 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "--triton-launcher",
-        option_values.one_of({kind.value: kind for kind in LauncherKind}),
+        values.one_of({kind.value: kind for kind in LauncherKind}),
         LauncherKind.AUTO.value,
         "KIND",
         "how to get a server: auto (default), container, process or attach",
     ),
     Option(
         "--triton-image",
-        option_values.image,
+        values.image,
         None,
         "IMAGE",
         f"the image to start containers of; it selects the container launcher (its default: "
@@ -117,14 +117,14 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "--triton-gpus",
-        option_values.gpus,
+        values.gpus,
         None,
         "all|none|0,1",
         "the GPUs of containers (default: all that this host has)",
     ),
     Option(
         "--triton-xdist-gpus",
-        option_values.choice("lease", "share"),
+        values.choice("lease", "share"),
         "lease",
         "lease|share",
         "whether each worker of pytest-xdist has GPUs of its own (lease, the default) or all use "
@@ -132,21 +132,21 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "--triton-ipc",
-        option_values.choice("private", "host"),
+        values.choice("private", "host"),
         "private",
         "private|host",
         "whose /dev/shm containers use: their own (default) or this host's",
     ),
     Option(
         "--triton-shm-size",
-        option_values.size,
+        values.size,
         DEFAULT_SHM_SIZE,
         "SIZE",
         "the size of a container's own /dev/shm",
     ),
     Option(
         "--triton-server-bin",
-        option_values.executable,
+        values.executable,
         None,
         "PATH",
         "the tritonserver to run (process launcher); default: the one on PATH, else the "
@@ -154,7 +154,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "--triton-backend-dir",
-        option_values.backend_dir,
+        values.backend_dir,
         None,
         "DIR",
         "the vLLM backend under test (default: the one in this package); image: the one that the "
@@ -184,21 +184,21 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "--triton-model-name",
-        option_values.not_empty,
+        values.not_empty,
         "vllm_model",
         "NAME",
         "the name under which the model is served",
     ),
     Option(
         "--triton-boot-timeout",
-        option_values.seconds,
+        values.seconds,
         "300",
         "SECONDS",
         "how long a server may take to get ready",
     ),
     Option(
         "--conformance-level",
-        option_values.one_of({level.value.lower(): level for level in Level}),
+        values.one_of({level.value.lower(): level for level in Level}),
         "may",
         "LEVEL",
         "check requirements of this level and above: must, should or may (default: all)",
@@ -206,7 +206,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "--conformance-select",
-        option_values.group_or_id,
+        values.group_or_id,
         None,
         "GROUP_OR_ID",
         "check only this group or requirement; may be repeated (default: all)",
@@ -215,14 +215,14 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "--conformance-examples",
-        option_values.count,
+        values.count,
         "25",
         "NUMBER",
         "generated inputs per property: the same ones in each run, more go deeper (default: 25)",
     ),
     Option(
         "--conformance-report",
-        option_values.report_path,
+        values.report_path,
         None,
         "PATH",
         "write the verdict of every requirement to this file: .json, .md (for a CI job summary) "
@@ -233,7 +233,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "--conformance-require",
-        option_values.group_or_id,
+        values.group_or_id,
         None,
         "GROUP_OR_ID",
         "a group or requirement that this run has to decide: UNTESTED is red; may be repeated",
@@ -243,7 +243,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "--known-failures",
-        option_values.known_failures,
+        values.known_failures,
         None,
         "PATH",
         "TOML file of requirements that are known to fail, or 'upstream' for the shipped list of "

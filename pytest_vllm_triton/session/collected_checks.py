@@ -46,7 +46,7 @@ class CollectedChecks:
         unread = {path.name for path in suite - self._files}
         if not unread or suite.isdisjoint(self._files):
             return dict(self._found)
-        from pytest_vllm_triton.suite_index import tests_by_requirement
+        from pytest_vllm_triton.session.suite_index import tests_by_requirement
 
         told: dict[str, list[str]] = defaultdict(list)
         for key, names in tests_by_requirement().items():

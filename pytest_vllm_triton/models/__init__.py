@@ -1,0 +1,1 @@
+"""The model under test: found, fetched or generated."""

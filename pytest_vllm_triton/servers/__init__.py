@@ -1,0 +1,1 @@
+"""The servers of a session: what they are made from, and their lives."""

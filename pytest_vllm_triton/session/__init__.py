@@ -1,0 +1,1 @@
+"""What happens in a pytest session that uses the suite."""
