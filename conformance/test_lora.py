@@ -58,7 +58,7 @@ def asked_by_parameter(adapter: str) -> GenerateRequest:
     return asked(None).but(sampling=None, parameters=parameters)
 
 
-def expected_text(adapter: str | None) -> str:
+def text_with(adapter: str | None) -> str:
     return oracle(adapter).answer(PROMPT, max_tokens=LENGTH).text
 
 
@@ -81,7 +81,7 @@ def test_model_with_adapters_loads(lora_extra: ExtraModel) -> None:
 @pytest.mark.parametrize("adapter", ["backwards", "leaps"])
 def test_adapter_by_tensor(generate: Generate, adapter: str) -> None:
     for _ in range(2):
-        expect.equal(f"text with {adapter}", generate(asked(adapter)).text, expected_text(adapter))
+        expect.equal(f"text with {adapter}", generate(asked(adapter)).text, text_with(adapter))
 
 
 @pytest.mark.requirement("LOR-002")
@@ -91,20 +91,20 @@ def test_adapter_of_two_sequences(generate: Generate) -> None:
     answer = generate(asked(None, sampling=sampling)).ok()
     texts = answer.data[0].values("text_output")
     # How many there are is GEN-019's.
-    expect.equal("texts with backwards", set(texts), {expected_text("backwards")})
+    expect.equal("texts with backwards", set(texts), {text_with("backwards")})
 
 
 @pytest.mark.requirement("LOR-002")
 def test_streamed_adapter(generate: Generate) -> None:
     request = asked("backwards", stream=True, exclude_input_in_output=None)
-    expect.equal("joined text with backwards", generate(request).text, expected_text("backwards"))
+    expect.equal("joined text with backwards", generate(request).text, text_with("backwards"))
 
 
 @pytest.mark.requirement("LOR-003")
 @pytest.mark.parametrize("adapter", ["backwards", "leaps"])
 def test_adapter_by_parameter(generate: Generate, adapter: str) -> None:
     text = generate(asked_by_parameter(adapter)).text
-    expect.equal(f"text with {adapter}", text, expected_text(adapter))
+    expect.equal(f"text with {adapter}", text, text_with(adapter))
 
 
 @pytest.mark.requirement("LOR-004")
@@ -186,9 +186,9 @@ def test_missing_list_of_adapters(
 
 @pytest.mark.requirement("LOR-008")
 def test_no_adapter_means_the_base_model(generate: Generate) -> None:
-    expect.equal("text without lora_name", generate(asked(None)).text, expected_text(None))
+    expect.equal("text without lora_name", generate(asked(None)).text, text_with(None))
     null = asked(None).but(sampling={"temperature": 0, "max_tokens": LENGTH, "lora_name": None})
-    expect.equal("text with lora_name null", generate(null).text, expected_text(None))
+    expect.equal("text with lora_name null", generate(null).text, text_with(None))
 
 
 @pytest.mark.requirement("LOR-008")
@@ -196,7 +196,7 @@ def test_tensor_without_adapter_wins(generate: Generate) -> None:
     """Where the tensor is given, request parameters are not merged into it."""
     request = asked(None, parameters={"lora_name": "backwards"})
     expect.equal(
-        "text without lora_name in the tensor", generate(request).text, expected_text(None)
+        "text without lora_name in the tensor", generate(request).text, text_with(None)
     )
 
 
@@ -220,7 +220,7 @@ def test_adapters_do_not_mix(triton_grpc: GrpcClient, lora_model: str) -> None:
         for response in stream:
             expect.equal("error", response.error, None)
             texts[response.id] += response.text
-    expected = {str(index): expected_text(adapter) for index, adapter in enumerate(asked_for)}
+    expected = {str(index): text_with(adapter) for index, adapter in enumerate(asked_for)}
     expect.equal("texts by request", texts, expected)
 
 
@@ -228,7 +228,7 @@ def test_adapters_do_not_mix(triton_grpc: GrpcClient, lora_model: str) -> None:
 def test_path_relative_to_the_model(generate: Generate) -> None:
     """multi_lora.json says "adapters/nearby": a folder beside multi_lora.json."""
     expect.equal(
-        "text with a nearby adapter", generate(asked("nearby")).text, expected_text("nearby")
+        "text with a nearby adapter", generate(asked("nearby")).text, text_with("nearby")
     )
 
 
@@ -257,7 +257,7 @@ def test_changed_adapter_is_read_again(
 ) -> None:
     """The files of an adapter that is in use become those of another adapter."""
     client = triton_http.for_model(lora_model)
-    expect.equal("text before", client.generate(asked("changing")).text, expected_text("changing"))
+    expect.equal("text before", client.generate(asked("changing")).text, text_with("changing"))
     folder = lora_extra.folder / "adapters" / "changing"
     other = build_adapter(BASE, BACKWARDS, cache_home() / "checkpoints")
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
@@ -322,25 +322,25 @@ def test_list_of_adapters_is_read_again(
     try:
         file.write_text(before[: len(before) // 2], encoding="utf-8")
         text = client.generate(asked("leaps")).text
-        expect.equal("text while the file is half-written", text, expected_text("leaps"))
+        expect.equal("text while the file is half-written", text, text_with("leaps"))
         file.unlink()
         text = client.generate(asked("leaps")).text
-        expect.equal("text while the file is away", text, expected_text("leaps"))
+        expect.equal("text while the file is away", text, text_with("leaps"))
         file.write_text(json.dumps(paths, ensure_ascii=False), encoding="utf-8")
         # Nothing says that it is read at every request.
         until(lambda: client.generate(asked("größe")).error is None, NOTICED_SECONDS)
         expect.equal(
-            "text with a new name", client.generate(asked("größe")).text, expected_text("leaps")
+            "text with a new name", client.generate(asked("größe")).text, text_with("leaps")
         )
         text = client.generate(asked("nearby")).text
-        expect.equal("text with a name that leads elsewhere", text, expected_text("backwards"))
+        expect.equal("text with a name that leads elsewhere", text, text_with("backwards"))
         error = client.generate(asked("leaps")).failed()
         expect.contains("error with the old name", error, "LoRA leaps is not supported")
     finally:
         file.write_text(before, encoding="utf-8")
         until(lambda: client.generate(asked("leaps")).error is None, NOTICED_SECONDS)
     expect.equal(
-        "text with the old name", client.generate(asked("leaps")).text, expected_text("leaps")
+        "text with the old name", client.generate(asked("leaps")).text, text_with("leaps")
     )
 
 
@@ -373,12 +373,12 @@ def test_bad_adapter_fails_alone(
         expect.equal("requests with an error", sorted(errors), ["bad"])
         expect.clean_error(errors["bad"])
         expect.equal(
-            "texts of the others", texts, {"running": expected, "after": expected_text("leaps")}
+            "texts of the others", texts, {"running": expected, "after": text_with("leaps")}
         )
         # What was noted of the first attempt must not take it for loaded.
         expect.clean_error(client.generate(asked(adapter)).failed())
         expect.equal(
-            "text of a later request", client.generate(asked(None)).text, expected_text(None)
+            "text of a later request", client.generate(asked(None)).text, text_with(None)
         )
     finally:
         # A dead engine must not be taken for what later checks look at.

@@ -117,7 +117,7 @@ def client(vllm_harness: Harness, vllm_server: ServerHandle, tmp_path: Path) -> 
     return SampleClient(vllm_harness, vllm_server, tmp_path)
 
 
-def expected_text(model: ModelUnderTest, prompt: str) -> str | None:
+def known_text(model: ModelUnderTest, prompt: str) -> str | None:
     """What the model tells after a prompt; None when that is not known.
 
     The client asks for a temperature at which the known-answer model tells its story.
@@ -135,7 +135,7 @@ def test_default_run(client: SampleClient, vllm_model: ModelUnderTest) -> None:
     expect.equal("number of sections", len(run.sections), len(client.prompts))
     for prompt, section in zip(client.prompts, run.sections, strict=True):
         expect.starts_with("section", section, prompt)
-        text = expected_text(vllm_model, prompt)
+        text = known_text(vllm_model, prompt)
         if text is not None:
             expect.equal("section", section, (prompt + text).strip())
 
@@ -150,7 +150,7 @@ def test_prompts_of_other_alphabets(client: SampleClient, vllm_model: ModelUnder
     expect.equal("number of sections", len(sections), len(prompts))
     for prompt, section in zip(prompts, sections, strict=True):
         expect.starts_with("section", section, prompt)
-        text = expected_text(vllm_model, prompt)
+        text = known_text(vllm_model, prompt)
         if text is not None:
             expect.equal("section", section, (prompt + text).strip())
 
