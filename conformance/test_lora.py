@@ -195,9 +195,7 @@ def test_no_adapter_means_the_base_model(generate: Generate) -> None:
 def test_tensor_without_adapter_wins(generate: Generate) -> None:
     """Where the tensor is given, request parameters are not merged into it."""
     request = asked(None, parameters={"lora_name": "backwards"})
-    expect.equal(
-        "text without lora_name in the tensor", generate(request).text, text_with(None)
-    )
+    expect.equal("text without lora_name in the tensor", generate(request).text, text_with(None))
 
 
 @pytest.mark.requirement("LOR-009")
@@ -227,9 +225,7 @@ def test_adapters_do_not_mix(triton_grpc: GrpcClient, lora_model: str) -> None:
 @pytest.mark.requirement("LOR-010")
 def test_path_relative_to_the_model(generate: Generate) -> None:
     """multi_lora.json says "adapters/nearby": a folder beside multi_lora.json."""
-    expect.equal(
-        "text with a nearby adapter", generate(asked("nearby")).text, text_with("nearby")
-    )
+    expect.equal("text with a nearby adapter", generate(asked("nearby")).text, text_with("nearby"))
 
 
 @pytest.mark.requirement("LOR-010")
@@ -339,9 +335,7 @@ def test_list_of_adapters_is_read_again(
     finally:
         file.write_text(before, encoding="utf-8")
         until(lambda: client.generate(asked("leaps")).error is None, NOTICED_SECONDS)
-    expect.equal(
-        "text with the old name", client.generate(asked("leaps")).text, text_with("leaps")
-    )
+    expect.equal("text with the old name", client.generate(asked("leaps")).text, text_with("leaps"))
 
 
 @pytest.mark.requirement("LOR-010")
@@ -377,9 +371,7 @@ def test_bad_adapter_fails_alone(
         )
         # What was noted of the first attempt must not take it for loaded.
         expect.clean_error(client.generate(asked(adapter)).failed())
-        expect.equal(
-            "text of a later request", client.generate(asked(None)).text, text_with(None)
-        )
+        expect.equal("text of a later request", client.generate(asked(None)).text, text_with(None))
     finally:
         # A dead engine must not be taken for what later checks look at.
         if client.generate(asked(None)).error is not None:
