@@ -62,8 +62,12 @@ LONG_TWICE = LONG.but(
 NUMBER_OF_SEQUENCES = pytest.mark.parametrize("request_", [LONG, LONG_TWICE], ids=["1", "2"])
 LOG_SECONDS, GAUGE_SECONDS, BUSY_SECONDS = 5.0, 10.0, 10.0
 # Streams that go on while one is cancelled, as many as run at once in an engine of vLLM's own
-# settings; tokens of each by which their pace is taken; and the time until the cancellation shows.
+# settings; tokens of each by which their pace is taken; the time until the cancellation shows; and
+# requests that may have to wait for those.
 CROWD, CROWD_SAMPLE, CROWD_SECONDS = 70, 20, CANCEL_NOTICED_SECONDS + 1.0
+QUEUE = 200
+# Refused at once: what came before it on its stream has been taken by then.
+REFUSED = GenerateRequest(PROMPT, stream=True, sampling={"max_tokens": -1})
 STORM, STORM_SECONDS = 100, 2 * ABORTED_SECONDS
 CANCELLING = "[vllm] Cancelling the request"
 CANCELLED = "[vllm] Successfully cancelled the request"
@@ -221,6 +225,15 @@ def test_timeout_of_the_request(engine: OneAtATime, stream: bool) -> None:
     expect.between("seconds until the error", answer.seconds, 0.4, most)
 
 
+@pytest.mark.requirement("CAN-015")
+@UNARY_AND_STREAM
+def test_timeout_over_http(engine: OneAtATime, stream: bool) -> None:
+    """Beside the tensor, which wins over those request parameters only that are for sampling."""
+    answer = engine.http.generate(LONG.but(stream=stream, parameters={"timeout": 1000}))
+    expect.that("error", answer.error, bool, "an error")
+    engine.expect_free("a request's own timeout")
+
+
 @pytest.mark.requirement("ERR-019")
 def test_status_of_a_timeout(engine: OneAtATime) -> None:
     answer = engine.grpc.until_error(LONG.but(parameters={"timeout": 500_000}))
@@ -266,15 +279,20 @@ def test_one_of_a_crowd_is_cancelled(
                 begun.add(response.id)
                 if len(begun) == CROWD:
                     break
+            for index in range(QUEUE):
+                others.send(long.but(id=f"queued {index}"))
+            others.send(REFUSED.but(id="refused"))
+            until_refused(others)
             one.send(greedy(PROMPT, STREAM_TOKENS, stream=True))
-            first_of(one)
+            one.send(REFUSED)
+            until_refused(one)
             since = log.position()
             one.cancel()
             seconds = until(lambda: CANCELLED in log.read(since), CROWD_SECONDS)
             others.cancel()
         if seconds is None:
             # Lines that are late must not be taken for those of a second attempt.
-            until(lambda: log.read(since).count(CANCELLED) > CROWD, GONE_SECONDS)
+            until(lambda: log.read(since).count(CANCELLED) > CROWD + QUEUE, GONE_SECONDS)
         return seconds
 
     seconds = seconds_until_logged()
@@ -377,9 +395,8 @@ def test_queued_requests_are_removed(engine: OneAtATime) -> None:
             first_of(running)
             for request in engine.enough_prefills(1000 + 500 * attempt):
                 queued.send(request.but(stream=True))
-            # Refused at once, and after them on this stream: they have been taken by then.
-            queued.send(SHORT.but(stream=True, sampling={"max_tokens": -1}))
-            expect.that("error of max_tokens -1", first_of(queued).error, bool, "some")
+            queued.send(REFUSED)
+            until_refused(queued)
             queued.cancel()
             expect.equal("responses of the queued requests", list(queued), [])
             running.cancel()
@@ -531,6 +548,14 @@ def expect_soon_free(
         # It has waited for its answer, so the engine is free.
         cancel(1)
         engine.expect_free(after, within)
+
+
+def until_refused(stream: GrpcStream) -> None:
+    """Read on until an error comes, which must be that of `REFUSED`."""
+    for response in stream:
+        if response.error is not None:
+            return
+    raise expect.Violation("stream", expect.Words("an error of max_tokens -1"), "its end")
 
 
 def wait_until_busy(engine: OneAtATime) -> None:

@@ -159,7 +159,7 @@ def test_short_request_overtakes_a_long_one(triton_grpc: GrpcClient, vllm_harnes
 
 @pytest.mark.requirement("CON-006")
 def test_urgent_request_goes_first(triton_grpc: GrpcClient, alternate_model: str) -> None:
-    """The alternate model has one sequence at a time. While one runs, a second and a third wait."""
+    """The alternate model has one sequence at a time. While one runs, three others wait."""
 
     def ask(name: str, tokens: int, priority: int) -> GenerateRequest:
         sampling = {"max_tokens": tokens, "ignore_eos": True, "priority": priority}
@@ -169,20 +169,21 @@ def test_urgent_request_goes_first(triton_grpc: GrpcClient, alternate_model: str
     for _ in range(3):
         order = []
         with triton_grpc.for_model(alternate_model).open() as stream:
-            stream.send(ask("running", 500, -1))
+            stream.send(ask("running", 500, -9))
             error = first_of(stream).error
             if error is not None and "priority" in error:
                 untested(f"requests have no priority: {error}")
-            stream.send(ask("later", 4, 5))
-            stream.send(ask("sooner", 4, 1))
+            stream.send(ask("last", 4, 5))
+            stream.send(ask("later", 4, 1))
+            stream.send(ask("sooner", 4, -5))
             stream.half_close()
             for response in stream:
                 expect.equal("error", response.error, None)
                 if response.final:
                     order.append(response.id)
-        if order == ["running", "sooner", "later"]:
+        if order == ["running", "sooner", "later", "last"]:
             break
-    expect.equal("order in which they end", order, ["running", "sooner", "later"])
+    expect.equal("order in which they end", order, ["running", "sooner", "later", "last"])
 
 
 @pytest.mark.requirement("CON-004")

@@ -314,10 +314,11 @@ def test_other_instance_groups_serve(triton_http: HttpClient, alternate_model: s
         ("a", {}),
         ("-1", {}),
         ("0,0", {}),
+        ("0;0", {}),
         ("0,1,2", {"tensor_parallel_size": 2}),
         ("0", {"tensor_parallel_size": 2}),
     ],
-    ids=["no-number", "negative", "twice", "too-many", "too-few"],
+    ids=["no-number", "negative", "twice", "twice-in-slices", "too-many", "too-few"],
 )
 def test_impossible_device_ids_are_refused(
     repository: ModelRepository, vllm_harness: Harness, ids: str, engine_args: dict[str, Any]

@@ -167,7 +167,14 @@ def test_out_of_range_value_is_explained(generate: Generate, name: str, value: f
 @pytest.mark.requirement("ERR-011")
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("max_tokens", "abc"), ("temperature", "warm"), ("n", [1]), ("max_tokens", 7.5), ("n", 1.5)],
+    [
+        ("max_tokens", "abc"),
+        ("temperature", "warm"),
+        ("n", [1]),
+        ("max_tokens", 7.5),
+        ("n", 1.5),
+        ("max_tokens", ""),
+    ],
 )
 def test_unconvertible_value_is_named(generate: Generate, name: str, value: Any) -> None:
     requests = [GOOD.but(sampling={name: value})]
@@ -305,12 +312,13 @@ def test_an_error_is_one_final_response(
         GOOD.but(sampling=b"\xff"),
         # Longer than what gRPC takes of a status.
         GOOD.but(sampling={"max_tokens": "x" * 20_000}),
-        GOOD.but(sampling={"x" * 20_000: 1}),
+        GOOD.but(sampling={"字" * 20_000: 1}),
+        GOOD.but(sampling=r'{"\uD800": 1}'),
     ],
     ids=[
         *("unknown", "range", "json", "type", "engine", "echo", "prompt"),
         *("utf-8", "list", "two-structures", "priority", "json-in-utf-8"),
-        *("long-value", "long-name"),
+        *("long-value", "long-name", "half-a-character"),
     ],
 )
 def test_client_mistakes_are_invalid_argument(
@@ -424,6 +432,7 @@ def test_parameters_that_are_the_servers(generate: Generate) -> None:
         "max_tokens": 200,
         "ignore_eos": True,
         "timeout": 120_000_000,
+        "priority": 1,
         "sequence_id": 7,
         "sequence_start": True,
         "sequence_end": True,

@@ -356,7 +356,8 @@ def test_what_is_not_given_has_vllms_default(
 
 @pytest.mark.requirement("GEN-009")
 def test_numbers_may_be_strings(generate: Generate) -> None:
-    numbers = {**HOT, "top_p": 0.95, "top_k": 50, "max_tokens": 20, "seed": 7}
+    # A seed that no floating-point number is.
+    numbers = {**HOT, "top_p": 0.95, "top_k": 50, "max_tokens": 20, "seed": 2**53 + 1}
     as_text = {k: v if isinstance(v, bool) else str(v) for k, v in numbers.items()}
     expect.equal(
         "text with string-typed numbers",
@@ -375,6 +376,13 @@ def test_whole_numbers_may_have_a_point(generate: Generate) -> None:
         generate(ONE.but(sampling=pointed)).text,
         generate(ONE.but(sampling=numbers)).text,
     )
+
+
+@pytest.mark.requirement("GEN-009")
+@pytest.mark.parametrize("n", ["2", 2.0], ids=["text", "point"])
+def test_number_of_sequences_may_be_written_so(generate: Generate, n: str | float) -> None:
+    answer = generate(ONE.but(sampling={**HOT, "n": n, "max_tokens": 4}))
+    expect.equal("number of texts", len(answer.ok().data[0].values("text_output")), 2)
 
 
 @pytest.mark.requirement("GEN-010")
@@ -491,13 +499,15 @@ def test_stop_string_ends_the_text_before_it(generate: Generate, form: str) -> N
 @pytest.mark.requirement("GEN-013")
 @pytest.mark.parametrize(
     "stop",
-    [["\n"], [" victor"], ["~1", "~2", "~3", "~4", " victor"]],
-    ids=["line-break", "leading-blank", "fifth"],
+    [["\n"], [" victor"], ["~1", "~2", "~3", "~4", " victor"], "7"],
+    ids=["line-break", "leading-blank", "fifth", "digit"],
 )
 def test_stop_strings_are_taken_as_they_are(
-    generate: Generate, known_answer: KnownAnswer, stop: list[str]
+    generate: Generate, known_answer: KnownAnswer, stop: list[str] | str
 ) -> None:
-    expected = known_answer.answer("Say tango", max_tokens=64, stop=stop)
+    """A digit alone is JSON, too, and none is in the story."""
+    strings = [stop] if isinstance(stop, str) else stop
+    expected = known_answer.answer("Say tango", max_tokens=64, stop=strings)
     request = ONE.but(
         text_input="Say tango", sampling={"temperature": 0, "max_tokens": 64, "stop": stop}
     )
@@ -812,6 +822,8 @@ def test_what_users_say_is_not_in_the_log(
     generate(request.but(sampling={"temperature": -1, "stop": [secret]}))
     generate(request.but(sampling=f'{{"stop": ["{secret}'))
     generate(request.but(sampling={"structured_outputs": {"regex": "(("}}))
+    generate(request.but(sampling={"max_tokens": secret}))
+    generate(request.but(sampling={secret: 1}))
     for more in ({}, {"pooling_params": 5}):
         embedding = json.dumps({"input": prompt, **more})
         generate(GenerateRequest(inputs={"embedding_request": embedding}))

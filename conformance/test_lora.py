@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -251,7 +252,8 @@ def test_malformed_list_of_adapters(
 def test_changed_adapter_is_read_again(
     triton_http: HttpClient, lora_extra: ExtraModel, lora_model: str
 ) -> None:
-    """The files of an adapter that is in use become those of another adapter."""
+    """The files of an adapter that is in use become those of another adapter, and then its
+    configuration alone changes: of a weight of 0 the base model is left."""
     client = triton_http.for_model(lora_model)
     expect.equal("text before", client.generate(asked("changing")).text, text_with("changing"))
     folder = lora_extra.folder / "adapters" / "changing"
@@ -265,6 +267,11 @@ def test_changed_adapter_is_read_again(
             shutil.copyfile(file, folder / file.name)
         expected = KnownAnswer(BASE, adapter=BACKWARDS).answer(PROMPT, max_tokens=LENGTH).text
         expect.equal("text after", client.generate(asked("changing")).text, expected)
+        config = folder / "adapter_config.json"
+        content = json.loads(config.read_text(encoding="utf-8"))
+        config.write_text(json.dumps({**content, "lora_alpha": 0}), encoding="utf-8")
+        text = client.generate(asked("changing")).text
+        expect.equal("text with another adapter_config.json", text, text_with(None))
     finally:
         for name, content in before.items():
             (folder / name).write_bytes(content)
@@ -323,6 +330,8 @@ def test_list_of_adapters_is_read_again(
         text = client.generate(asked("leaps")).text
         expect.equal("text while the file is away", text, text_with("leaps"))
         file.write_text(json.dumps(paths, ensure_ascii=False), encoding="utf-8")
+        # As a file that is put in its place from somewhere else.
+        os.utime(file, (0, 0))
         # Nothing says that it is read at every request.
         until(lambda: client.generate(asked("größe")).error is None, NOTICED_SECONDS)
         expect.equal(
