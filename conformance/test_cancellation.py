@@ -262,43 +262,78 @@ def test_one_of_a_crowd_is_cancelled(
 ) -> None:
     """The others go on: what is done for them must not hide it."""
     needs_many_sequences(vllm_harness)
-    log = log_of(vllm_server)
-    started = time.monotonic()
-    at_once(triton_grpc.generate, [greedy(PROMPT, CROWD_SAMPLE)] * CROWD, CROWD)
-    pace = (time.monotonic() - started) / CROWD_SAMPLE
-    # No longer than it takes to tell: a backend that forgets them has them run on.
-    long = greedy(PROMPT, min(int(3 * CROWD_SECONDS / pace), STREAM_TOKENS), stream=True)
+    expect_cancelled_among(Crowd(triton_grpc, vllm_server))
 
-    def seconds_until_logged() -> float | None:
-        with triton_grpc.open() as others, triton_grpc.open() as one:
-            for index in range(CROWD):
-                others.send(long.but(id=str(index)))
-            begun: set[str] = set()
-            for response in others:
-                expect.equal("error", response.error, None)
-                begun.add(response.id)
-                if len(begun) == CROWD:
-                    break
-            for index in range(QUEUE):
-                others.send(long.but(id=f"queued {index}"))
-            others.send(REFUSED.but(id="refused"))
-            until_refused(others)
+
+@pytest.mark.requirement("CAN-007")
+def test_one_of_a_queue_is_cancelled(
+    triton_grpc: GrpcClient, vllm_server: ServerHandle, vllm_harness: Harness
+) -> None:
+    """The last of those that wait, if the engine does not run them all."""
+    needs_many_sequences(vllm_harness)
+    expect_cancelled_among(Crowd(triton_grpc, vllm_server, QUEUE))
+
+
+def expect_cancelled_among(crowd: Crowd) -> None:
+    seconds = crowd.seconds_until_logged()
+    if seconds is None:  # A host that stands still for seconds makes any one late.
+        seconds = crowd.seconds_until_logged()
+    expect.happened("seconds until the cancellation is in the log", seconds, CROWD_SECONDS)
+
+
+class Crowd:
+    """Streams that run while one more is cancelled.
+
+    Attributes:
+        queue: further ones that may have to wait for those, before the one that is cancelled.
+    """
+
+    def __init__(self, client: GrpcClient, server: ServerHandle, queue: int = 0) -> None:
+        self.client = client
+        self.log = log_of(server)
+        self.queue = queue
+        started = time.monotonic()
+        at_once(client.generate, [greedy(PROMPT, CROWD_SAMPLE)] * CROWD, CROWD)
+        pace = (time.monotonic() - started) / CROWD_SAMPLE
+        # No longer than it takes to tell: a backend that forgets them has them run on.
+        tokens = min(int(3 * CROWD_SECONDS / pace), STREAM_TOKENS)
+        self.long = greedy(PROMPT, tokens, stream=True)
+
+    def seconds_until_logged(self) -> float | None:
+        """From the cancellation on; None if it is not in the log in time."""
+        with self.client.open() as others, self.client.open() as one:
+            self._send_crowd(others)
             one.send(greedy(PROMPT, STREAM_TOKENS, stream=True))
-            one.send(REFUSED)
-            until_refused(one)
-            since = log.position()
+            if self.queue:
+                one.send(REFUSED)
+                until_refused(one)
+            else:
+                first_of(one)
+            since = self.log.position()
             one.cancel()
-            seconds = until(lambda: CANCELLED in log.read(since), CROWD_SECONDS)
+            seconds = until(lambda: CANCELLED in self.log.read(since), CROWD_SECONDS)
             others.cancel()
         if seconds is None:
             # Lines that are late must not be taken for those of a second attempt.
-            until(lambda: log.read(since).count(CANCELLED) > CROWD + QUEUE, GONE_SECONDS)
+            everyone = CROWD + self.queue
+            until(lambda: self.log.read(since).count(CANCELLED) > everyone, GONE_SECONDS)
         return seconds
 
-    seconds = seconds_until_logged()
-    if seconds is None:  # A host that stands still for seconds makes any one late.
-        seconds = seconds_until_logged()
-    expect.happened("seconds until the cancellation is in the log", seconds, CROWD_SECONDS)
+    def _send_crowd(self, others: GrpcStream) -> None:
+        """Until all of those run that shall, and the rest has been taken."""
+        for index in range(CROWD):
+            others.send(self.long.but(id=str(index)))
+        begun: set[str] = set()
+        for response in others:
+            expect.equal("error", response.error, None)
+            begun.add(response.id)
+            if len(begun) == CROWD:
+                break
+        if self.queue:
+            for index in range(self.queue):
+                others.send(self.long.but(id=f"queued {index}"))
+            others.send(REFUSED.but(id="refused"))
+            until_refused(others)
 
 
 @pytest.mark.requirement("CAN-003")

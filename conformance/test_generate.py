@@ -379,10 +379,11 @@ def test_whole_numbers_may_have_a_point(generate: Generate) -> None:
 
 
 @pytest.mark.requirement("GEN-009")
-@pytest.mark.parametrize("n", ["2", 2.0], ids=["text", "point"])
+@pytest.mark.parametrize("n", ["1", 1.0], ids=["text", "point"])
 def test_number_of_sequences_may_be_written_so(generate: Generate, n: str | float) -> None:
+    """Of one, as several are GEN-019's."""
     answer = generate(ONE.but(sampling={**HOT, "n": n, "max_tokens": 4}))
-    expect.equal("number of texts", len(answer.ok().data[0].values("text_output")), 2)
+    expect.equal("number of texts", len(answer.ok().data[0].values("text_output")), 1)
 
 
 @pytest.mark.requirement("GEN-010")
