@@ -50,6 +50,8 @@ SAME_SIZE = AdapterSpec(LEAPS.links, rank=len(BACKWARDS.links))
 ADAPTERS = {"backwards": BACKWARDS, "leaps": LEAPS, "nearby": LEAPS, "changing": SAME_SIZE}
 MISSING_ADAPTER, LARGE_ADAPTER = "missing", "large"
 LARGE = AdapterSpec(LEAPS.links, rank=4 * MAX_LORA_RANK)
+# How often the checks change what an adapter is, at most.
+ADAPTER_CHANGES = 12
 
 
 def config_with(group: str | None = "kind: KIND_MODEL", /, **parameters: str) -> str:
@@ -159,8 +161,9 @@ def lora_spec(harness: Harness, model: str = LORA_MODEL, **engine_args: Any) -> 
             "enable_lora": "true",
             "max_lora_rank": MAX_LORA_RANK,
             "disable_log_stats": False,
-            # vLLM 0.32 on CPUs goes wrong with fewer places than adapters.
-            "max_loras": len(paths) + 3,
+            # vLLM 0.32 on CPUs goes wrong with fewer places than adapters, and each change of an
+            # adapter's files, and back, makes one more.
+            "max_loras": len(paths) + ADAPTER_CHANGES,
             **engine_args,
         },
         config=config_with(REPORT_CUSTOM_METRICS="True"),
