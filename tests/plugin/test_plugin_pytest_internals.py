@@ -66,7 +66,7 @@ def test_a_test_is_run_again_with_new_fixtures(pytester: pytest.Pytester, captur
 
 def test_without_capture_and_terminal(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(
-        "from pytest_vllm_triton import pytest_internals\n"
+        "from pytest_vllm_triton.session import pytest_internals\n"
         "def pytest_collection_finish(session):\n"
         "    session.config.pluginmanager.unregister(name='terminalreporter')\n"
         "    pytest_internals.show_line(session.config, 'nobody sees it')\n"
