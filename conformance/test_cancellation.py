@@ -67,7 +67,7 @@ LOG_SECONDS, GAUGE_SECONDS, BUSY_SECONDS = 5.0, 10.0, 10.0
 CROWD, CROWD_SAMPLE, CROWD_SECONDS = 70, 20, CANCEL_NOTICED_SECONDS + 1.0
 QUEUE = 200
 # Refused at once: what came before it on its stream has been taken by then.
-REFUSED = GenerateRequest(PROMPT, stream=True, sampling={"max_tokens": -1})
+REFUSED = GenerateRequest(PROMPT, stream=True, sampling={"max_tokens": -1}, id="refused")
 STORM, STORM_SECONDS = 100, 2 * ABORTED_SECONDS
 CANCELLING = "[vllm] Cancelling the request"
 CANCELLED = "[vllm] Successfully cancelled the request"
@@ -274,68 +274,6 @@ def test_one_of_a_queue_is_cancelled(
     expect_cancelled_among(Crowd(triton_grpc, vllm_server, QUEUE))
 
 
-def expect_cancelled_among(crowd: Crowd) -> None:
-    seconds = crowd.seconds_until_logged()
-    if seconds is None:  # A host that stands still for seconds makes any one late.
-        seconds = crowd.seconds_until_logged()
-    expect.happened("seconds until the cancellation is in the log", seconds, CROWD_SECONDS)
-
-
-class Crowd:
-    """Streams that run while one more is cancelled.
-
-    Attributes:
-        queue: further ones that may have to wait for those, before the one that is cancelled.
-    """
-
-    def __init__(self, client: GrpcClient, server: ServerHandle, queue: int = 0) -> None:
-        self.client = client
-        self.log = log_of(server)
-        self.queue = queue
-        started = time.monotonic()
-        at_once(client.generate, [greedy(PROMPT, CROWD_SAMPLE)] * CROWD, CROWD)
-        pace = (time.monotonic() - started) / CROWD_SAMPLE
-        # No longer than it takes to tell: a backend that forgets them has them run on.
-        tokens = min(int(3 * CROWD_SECONDS / pace), STREAM_TOKENS)
-        self.long = greedy(PROMPT, tokens, stream=True)
-
-    def seconds_until_logged(self) -> float | None:
-        """From the cancellation on; None if it is not in the log in time."""
-        with self.client.open() as others, self.client.open() as one:
-            self._send_crowd(others)
-            one.send(greedy(PROMPT, STREAM_TOKENS, stream=True))
-            if self.queue:
-                one.send(REFUSED)
-                until_refused(one)
-            else:
-                first_of(one)
-            since = self.log.position()
-            one.cancel()
-            seconds = until(lambda: CANCELLED in self.log.read(since), CROWD_SECONDS)
-            others.cancel()
-        if seconds is None:
-            # Lines that are late must not be taken for those of a second attempt.
-            everyone = CROWD + self.queue
-            until(lambda: self.log.read(since).count(CANCELLED) > everyone, GONE_SECONDS)
-        return seconds
-
-    def _send_crowd(self, others: GrpcStream) -> None:
-        """Until all of those run that shall, and the rest has been taken."""
-        for index in range(CROWD):
-            others.send(self.long.but(id=str(index)))
-        begun: set[str] = set()
-        for response in others:
-            expect.equal("error", response.error, None)
-            begun.add(response.id)
-            if len(begun) == CROWD:
-                break
-        if self.queue:
-            for index in range(self.queue):
-                others.send(self.long.but(id=f"queued {index}"))
-            others.send(REFUSED.but(id="refused"))
-            until_refused(others)
-
-
 @pytest.mark.requirement("CAN-003")
 @NUMBER_OF_SEQUENCES
 def test_cancelled_stream_leaves_the_engine(engine: OneAtATime, request_: GenerateRequest) -> None:
@@ -431,7 +369,7 @@ def test_queued_requests_are_removed(engine: OneAtATime) -> None:
             for request in engine.enough_prefills(1000 + 500 * attempt):
                 queued.send(request.but(stream=True))
             queued.send(REFUSED)
-            until_refused(queued)
+            expect.that("error of max_tokens -1", first_of(queued).error, bool, "some")
             queued.cancel()
             expect.equal("responses of the queued requests", list(queued), [])
             running.cancel()
@@ -585,10 +523,73 @@ def expect_soon_free(
         engine.expect_free(after, within)
 
 
+def expect_cancelled_among(crowd: Crowd) -> None:
+    seconds = crowd.seconds_until_logged()
+    if seconds is None:  # A host that stands still for seconds makes any one late.
+        seconds = crowd.seconds_until_logged()
+    expect.happened("seconds until the cancellation is in the log", seconds, CROWD_SECONDS)
+
+
+class Crowd:
+    """Streams that run while one more is cancelled.
+
+    Attributes:
+        queue: further ones that may have to wait for those, before the one that is cancelled.
+    """
+
+    def __init__(self, client: GrpcClient, server: ServerHandle, queue: int = 0) -> None:
+        self.client = client
+        self.log = log_of(server)
+        self.queue = queue
+        started = time.monotonic()
+        at_once(client.generate, [greedy(PROMPT, CROWD_SAMPLE)] * CROWD, CROWD)
+        pace = (time.monotonic() - started) / CROWD_SAMPLE
+        # No longer than it takes to tell: a backend that forgets them has them run on.
+        tokens = min(int(3 * CROWD_SECONDS / pace), STREAM_TOKENS)
+        self.long = greedy(PROMPT, tokens, stream=True)
+
+    def seconds_until_logged(self) -> float | None:
+        """From the cancellation on; None if it is not in the log in time."""
+        with self.client.open() as others, self.client.open() as one:
+            self._send_crowd(others)
+            one.send(greedy(PROMPT, STREAM_TOKENS, stream=True))
+            if self.queue:
+                one.send(REFUSED)
+                until_refused(one)
+            else:
+                first_of(one)
+            since = self.log.position()
+            one.cancel()
+            seconds = until(lambda: CANCELLED in self.log.read(since), CROWD_SECONDS)
+            others.cancel()
+        if seconds is None:
+            # Lines that are late must not be taken for those of a second attempt.
+            everyone = CROWD + self.queue
+            until(lambda: self.log.read(since).count(CANCELLED) > everyone, GONE_SECONDS)
+        return seconds
+
+    def _send_crowd(self, others: GrpcStream) -> None:
+        """Until all of those run that shall, and the rest has been taken."""
+        for index in range(CROWD):
+            others.send(self.long.but(id=str(index)))
+        begun: set[str] = set()
+        for response in others:
+            expect.equal("error", response.error, None)
+            begun.add(response.id)
+            if len(begun) == CROWD:
+                break
+        if self.queue:
+            for index in range(self.queue):
+                others.send(self.long.but(id=f"queued {index}"))
+            others.send(REFUSED)
+            until_refused(others)
+
+
 def until_refused(stream: GrpcStream) -> None:
     """Read on until an error comes, which must be that of `REFUSED`."""
     for response in stream:
         if response.error is not None:
+            expect.equal(f"request that fails ({response.error})", response.id, REFUSED.id)
             return
     raise expect.Violation("stream", expect.Words("an error of max_tokens -1"), "its end")
 

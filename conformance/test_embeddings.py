@@ -55,7 +55,7 @@ def vector_in(text: str) -> list[float]:
         raise expect.Violation("text_output", expect.Words(f"JSON ({error})"), text) from None
     numbers = isinstance(vector, list) and all(type(item) is float for item in vector)
     expect.that("text_output", vector, lambda _: numbers, "a list of numbers")
-    # As a float32 has them: rounded ones would be shorter, and lose the order of near texts.
+    # As a float32 has them: rounded ones, or those of half precision, lose the order of near texts.
     rounded = all(abs(item - round(item, 7)) < 1e-12 for item in vector)
     rounded = rounded or all(float(np.float16(item)) == item for item in vector)
     expect.that("text_output", vector, lambda _: not rounded, "numbers with all their digits")

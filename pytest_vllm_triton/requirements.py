@@ -56,6 +56,12 @@ class Requirement:
     def group(self) -> str:
         return self.id.partition("-")[0]
 
+    @property
+    def gpus(self) -> int:
+        """How many GPUs its check takes."""
+        number, _, unit = self.needs.partition(" ")
+        return int(number) if unit in ("gpu", "gpus") else 0
+
 
 class Catalogue(Mapping[str, Requirement]):
     """All requirements by id, in the order of the data file."""
