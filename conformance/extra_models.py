@@ -47,11 +47,20 @@ ONE_VECTOR = GenerateRequest(inputs={"embedding_request": json.dumps({"input": "
 # "changing" too, and its files are replaced while the model is served.
 # Its files have the same names and sizes as those that take their place.
 SAME_SIZE = AdapterSpec(LEAPS.links, rank=len(BACKWARDS.links))
-ADAPTERS = {"backwards": BACKWARDS, "leaps": LEAPS, "nearby": LEAPS, "changing": SAME_SIZE}
+ADAPTERS = {
+    "backwards": BACKWARDS,
+    "leaps": LEAPS,
+    "nearby": LEAPS,
+    "changing": SAME_SIZE,
+    "late-backwards": BACKWARDS,
+    "late-leaps": LEAPS,
+}
+# These two are first used by one check, at the same time.
+LATE_ADAPTERS = ("late-backwards", "late-leaps")
 MISSING_ADAPTER, LARGE_ADAPTER = "missing", "large"
 LARGE = AdapterSpec(LEAPS.links, rank=4 * MAX_LORA_RANK)
 # How often the checks change what an adapter is, at most.
-ADAPTER_CHANGES = 12
+ADAPTER_CHANGES = 13
 
 
 def config_with(group: str | None = "kind: KIND_MODEL", /, **parameters: str) -> str:
@@ -141,7 +150,8 @@ def lora_spec(harness: Harness, model: str = LORA_MODEL, **engine_args: Any) -> 
     """The known-answer model with adapters, good and bad ones, and with custom metrics."""
     cache = cache_home() / "checkpoints"
     paths = {
-        name: str(build_adapter(BASE, ADAPTERS[name], cache)) for name in ("backwards", "leaps")
+        name: str(build_adapter(BASE, ADAPTERS[name], cache))
+        for name in ("backwards", "leaps", *LATE_ADAPTERS)
     }
     files = {}
     for name in ("nearby", "changing"):
@@ -177,7 +187,7 @@ def oracle(adapter: str | None = None) -> KnownAnswer:
 
 
 def embedding_spec(harness: Harness) -> ModelSpec:
-    """The tiny encoder; it asks for metrics, as the others do."""
+    """The tiny encoder; it asks for metrics, as the others do, and for vLLM's health check."""
     folder = harness.provision.work_dir / "tiny-encoder"
     if not folder.is_dir():
         ENCODER.write(folder)
@@ -188,7 +198,7 @@ def embedding_spec(harness: Harness) -> ModelSpec:
             "dtype": "float32",
             "max_model_len": ENCODER_MAX_LEN,
         },
-        config=config_with(REPORT_CUSTOM_METRICS="true"),
+        config=config_with(REPORT_CUSTOM_METRICS="true", ENABLE_VLLM_HEALTH_CHECK="true"),
     )
 
 

@@ -68,6 +68,8 @@ CROWD, CROWD_SAMPLE, CROWD_SECONDS = 70, 20, CANCEL_NOTICED_SECONDS + 1.0
 QUEUE = 200
 # Refused at once: what came before it on its stream has been taken by then.
 REFUSED = GenerateRequest(PROMPT, stream=True, sampling={"max_tokens": -1}, id="refused")
+# More streams than a backend is likely to serve one by one.
+TIMED = 32
 STORM, STORM_SECONDS = 100, 2 * ABORTED_SECONDS
 CANCELLING = "[vllm] Cancelling the request"
 CANCELLED = "[vllm] Successfully cancelled the request"
@@ -223,6 +225,22 @@ def test_timeout_of_the_request(engine: OneAtATime, stream: bool) -> None:
         if answer.seconds <= most:
             break
     expect.between("seconds until the error", answer.seconds, 0.4, most)
+
+
+@pytest.mark.requirement("CAN-015")
+def test_timeouts_of_many(triton_grpc: GrpcClient, vllm_harness: Harness) -> None:
+    """Of so many streams at once that a backend has other things to do when they are due."""
+    needs_many_sequences(vllm_harness)
+    request = greedy(PROMPT, STREAM_TOKENS, stream=True).but(parameters={"timeout": 500_000})
+    waiting = {str(index) for index in range(TIMED)}
+    with triton_grpc.open(deadline=STREAM_DEADLINE) as stream:
+        for name in sorted(waiting):
+            stream.send(request.but(id=name))
+        stream.half_close()
+        for response in stream:
+            if response.error is not None:
+                waiting.discard(response.id)
+    expect.equal("requests that did not end with an error", waiting, set())
 
 
 @pytest.mark.requirement("CAN-015")

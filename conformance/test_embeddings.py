@@ -16,11 +16,13 @@ from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.models.tiny_encoder import DIMENSIONS, HIDDEN
 from pytest_vllm_triton.verdicts import untested
 
+from .error_words import UNHEALTHY, UNLOADED
 from .extra_models import ENCODER, ENCODER_MAX_LEN, ExtraModel
 from .logs import expect_not_logged
 from .metered_traffic import LATENCIES
 from .metrics_page import grown_page, page_with_lines, quiet_page
-from .waits import UNLOAD_SECONDS, until
+from .processes import is_stub, kill_engine
+from .waits import GONE_SECONDS, UNLOAD_SECONDS, until
 
 TEXT = "the quick brown fox"
 # The model has no token for the first two words; they are in the text all the same.
@@ -110,6 +112,13 @@ def test_token_counts(generate: Generate, text: str) -> None:
         "num_input_tokens", answer.all_values("num_input_tokens"), [len(ENCODER.tokenize(text))]
     )
     expect.equal("num_output_tokens", answer.all_values("num_output_tokens"), [0])
+
+
+@pytest.mark.requirement("EMB-003")
+@pytest.mark.parametrize("name", ["num_input_tokens", "num_output_tokens"])
+def test_one_count_alone(generate: Generate, name: str) -> None:
+    (response,) = generate(embedding(TEXT).but(returns=(name,))).ok().data
+    expect.equal("outputs", set(response.outputs), {"text_output", name})
 
 
 @pytest.mark.requirement("OUT-011")
@@ -211,12 +220,13 @@ def test_odd_embedding_request(generate: Generate, request_: GenerateRequest) ->
 
 @pytest.mark.requirement("EMB-008")
 def test_many_at_once(triton_grpc: GrpcClient, embedding_model: str) -> None:
-    """32 on one stream: each vector belongs to its own text."""
+    """32 on one stream, every second one as token ids: each vector belongs to its own text."""
     texts = [f"number {chr(ord('a') + index % 26) * (1 + index)}" for index in range(32)]
     vectors: dict[str, list[float]] = {}
     with triton_grpc.for_model(embedding_model).open() as stream:
         for index, text in enumerate(texts):
-            stream.send(embedding(text).but(id=str(index)))
+            given = ENCODER.tokenize(text) if index % 2 else text
+            stream.send(embedding(given).but(id=str(index)))
         stream.half_close()
         for response in stream:
             expect.equal("error", response.error, None)
@@ -309,3 +319,22 @@ def test_model_unloads_after_a_task_mismatch(
     until(lambda: len(before - set(embedding_extra.server.processes())) >= 1, UNLOAD_SECONDS)
     gone = before - set(embedding_extra.server.processes())
     expect.that("processes that ended", len(gone), bool, "at least the stub's")
+
+
+@pytest.mark.requirement("HLT-004")
+def test_unhealthy_engine_unloads_the_model_that_embeds(
+    triton_grpc: GrpcClient, embedding_extra: ExtraModel, embedding_model: str
+) -> None:
+    """It asks for vLLM's health check. Nothing needs this model any more."""
+    stubs = [p for p in embedding_extra.server.processes() if is_stub(p, embedding_model)]
+    kill_engine(stubs, GONE_SECONDS)
+    client, repository = triton_grpc.for_model(embedding_model), embedding_extra.repository
+    # vLLM may take the first one before it has noticed.
+    for _ in range(3):
+        error = client.generate(embedding(TEXT)).failed()
+        if UNHEALTHY in error or UNLOADED in error:
+            break
+    expect.matches("error", error, f"{UNHEALTHY}|{UNLOADED}")
+    gone = until(lambda: not repository.is_ready(embedding_model), UNLOAD_SECONDS)
+    embedding_extra.unload()
+    expect.happened("seconds until the model is not ready", gone, UNLOAD_SECONDS)

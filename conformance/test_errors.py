@@ -206,7 +206,9 @@ def test_sampling_parameters_must_be_json(generate: Generate, text: str) -> None
 
 
 @pytest.mark.requirement("ERR-013")
-@pytest.mark.parametrize("text", ["[1]", "5", "null", '"a"'])
+@pytest.mark.parametrize(
+    "text", ["[1]", "[]", '[["max_tokens", 1]]', "5", "null", '"a"', '""', "false"]
+)
 def test_sampling_parameters_must_be_an_object(generate: Generate, text: str) -> None:
     error = generate(GOOD.but(sampling=text)).failed()
     expect.matches("error", error, "(?i)sampling|json|object|dict")
@@ -214,10 +216,18 @@ def test_sampling_parameters_must_be_an_object(generate: Generate, text: str) ->
 
 
 @pytest.mark.requirement("ERR-014")
-@pytest.mark.parametrize("name", ["text_input", "sampling_parameters"])
-def test_invalid_utf8(triton_grpc: GrpcClient, name: str) -> None:
-    field = {"text_input": "text_input", "sampling_parameters": "sampling"}[name]
-    error = triton_grpc.generate(GOOD.but(**{field: b"\xff\xfe\x80"})).failed()
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"text_input": b"\xff\xfe\x80"},
+        {"text_input": b"Say \xf0\x9f alpha"},
+        {"sampling": b"\xff\xfe\x80"},
+        {"sampling": b'{"stop": ["\xff"]}'},
+    ],
+    ids=["text_input", "half-a-character", "sampling_parameters", "in-json"],
+)
+def test_invalid_utf8(triton_grpc: GrpcClient, changes: dict[str, bytes]) -> None:
+    error = triton_grpc.generate(GOOD.but(**changes)).failed()
     expect.clean_error(error)
     expect.equal("status of the next request", triton_grpc.generate(GOOD).ok().status, "OK")
 

@@ -367,6 +367,17 @@ def test_numbers_may_be_strings(generate: Generate) -> None:
 
 
 @pytest.mark.requirement("GEN-009")
+def test_numbers_below_zero_may_be_strings(generate: Generate) -> None:
+    numbers = {**HOT, "seed": 7, "max_tokens": 20, "top_k": -1, "presence_penalty": -1.5}
+    as_text = {**numbers, "top_k": "-1", "presence_penalty": "-1.5"}
+    expect.equal(
+        "text with string-typed numbers",
+        generate(ONE.but(sampling=as_text)).text,
+        generate(ONE.but(sampling=numbers)).text,
+    )
+
+
+@pytest.mark.requirement("GEN-009")
 def test_whole_numbers_may_have_a_point(generate: Generate) -> None:
     """As JSON knows one kind of number only: 24.0 is 24."""
     numbers = {**HOT, "top_k": 50, "max_tokens": 20, "seed": 7}
@@ -438,6 +449,58 @@ def test_text_among_the_request_parameters(generate: Generate) -> None:
     stop = full[len(full) // 2 :][:3]
     request = ONE.but(sampling=None, parameters={**GREEDY, "stop": stop})
     expect.equal(f"text with stop={stop!r}", generate(request).text, full[: full.index(stop)])
+
+
+@pytest.mark.requirement("GEN-011")
+@pytest.mark.parametrize("stop", [" victor", "7", "null"], ids=["blank", "digit", "null"])
+def test_text_among_the_request_parameters_is_taken_as_it_is(
+    generate: Generate, known_answer: KnownAnswer, stop: str
+) -> None:
+    """White space and all, and where it is JSON, too; neither of the last two is in the story."""
+    expected = known_answer.answer("Say tango", max_tokens=64, stop=[stop])
+    parameters = {"temperature": 0, "max_tokens": 64, "stop": stop}
+    request = ONE.but(text_input="Say tango", sampling=None, parameters=parameters)
+    expect.equal(f"text with stop={stop!r}", generate(request).text, expected.text)
+
+
+# What each does to the text of a hot request with a seed; of two of them the count shows it.
+SCALARS: dict[str, Any] = {
+    "top_k": 5,
+    "top_p": 0.5,
+    "min_p": 0.2,
+    "presence_penalty": 2.0,
+    "frequency_penalty": 2.0,
+    "repetition_penalty": 2.0,
+    "min_tokens": 24,
+    "ignore_eos": False,
+    "n": 2,
+}
+
+
+@pytest.mark.requirement("GEN-011")
+@pytest.mark.parametrize("name", SCALARS)
+def test_every_request_parameter_means_what_it_means_in_the_tensor(
+    generate: Generate, name: str
+) -> None:
+    sampling = {**HOT, "seed": 5, "max_tokens": 24, name: SCALARS[name]}
+    request = ONE.but(returns=("num_output_tokens", "finish_reason"))
+    outputs = ("text_output", *request.returns)
+    by_parameters, by_tensor = (
+        {output: generate(asked).ok().data[0].values(output) for output in outputs}
+        for asked in (
+            request.but(sampling=None, parameters=sampling),
+            request.but(sampling=sampling),
+        )
+    )
+    expect.equal(f"answer with {name} as a request parameter", by_parameters, by_tensor)
+
+
+@pytest.mark.requirement("GEN-011")
+def test_request_parameter_of_an_outputs_name(generate: Generate) -> None:
+    """`logprobs` is a sampling parameter, too."""
+    request = ONE.but(sampling=None, parameters={**GREEDY, "logprobs": 2}, returns=("logprobs",))
+    for entry in generate(request).logprobs():
+        expect.between("alternatives of a token", len(entry), 2, 3)
 
 
 @pytest.mark.requirement("GEN-031")
@@ -513,6 +576,15 @@ def test_stop_strings_are_taken_as_they_are(
         text_input="Say tango", sampling={"temperature": 0, "max_tokens": 64, "stop": stop}
     )
     expect.equal(f"text with stop={stop!r}", generate(request).text, expected.text)
+
+
+@pytest.mark.requirement("GEN-013")
+def test_stop_string_that_json_escapes(generate: Generate, known_answer: KnownAnswer) -> None:
+    """As most clients write JSON: a smiley is a pair of surrogates there."""
+    sampling = {"temperature": 0, "max_tokens": 40, "stop": ["😀"]}
+    expected = known_answer.answer("Say lima", max_tokens=40, stop=["😀"])
+    request = ONE.but(text_input="Say lima", sampling=json.dumps(sampling, ensure_ascii=True))
+    expect.equal("text_output", generate(request).text, expected.text)
 
 
 @pytest.mark.requirement("GEN-013")
@@ -597,6 +669,15 @@ def test_null_means_unset(generate: Generate) -> None:
         sampling={"temperature": 0, "max_tokens": 24, "stop": None, "seed": None, "top_k": None}
     )
     expect.equal("text with null parameters", generate(request).text, generate(ONE).text)
+
+
+@pytest.mark.requirement("GEN-016")
+def test_null_log_probabilities_are_none(generate: Generate) -> None:
+    request = ONE.but(returns=("logprobs",))
+    answer = generate(request.but(sampling={**GREEDY, "logprobs": None}))
+    unset = generate(request).ok().data[0].outputs.get("logprobs")
+    given = answer.ok().data[0].outputs.get("logprobs")
+    expect.equal("logprobs with null", given and given.values, unset and unset.values)
 
 
 @pytest.mark.requirement("GEN-016")
@@ -804,7 +885,7 @@ def test_what_users_say_is_not_in_the_log(
     generate: Generate, triton_grpc: GrpcClient, vllm_server: ServerHandle
 ) -> None:
     """Prompts of requests that are answered, of one that is cancelled, and of some that are
-    refused, by the backend and by the engine; and a parameter that is the answer."""
+    refused, by the backend and by the engine; and parameters, of which one is the answer."""
     log = log_of(vllm_server)
     since = log.position()
     secret = f"secret{random.getrandbits(64)}"
@@ -814,6 +895,8 @@ def test_what_users_say_is_not_in_the_log(
     with triton_grpc.open() as call:
         call.send(stream.but(sampling={"max_tokens": 1500, "ignore_eos": True}))
         first_of(call)
+    # No token's; longer than what a time in the log may hold.
+    number = random.randint(2_000_000_000, 2**31 - 1)
     structure = json.dumps({"choice": [secret]})
     choice = {"structured_outputs": structure, "temperature": 0, "max_tokens": 64}
     # What becomes of each of them is the affair of other requirements.
@@ -825,6 +908,8 @@ def test_what_users_say_is_not_in_the_log(
     generate(request.but(sampling={"structured_outputs": {"regex": "(("}}))
     generate(request.but(sampling={"max_tokens": secret}))
     generate(request.but(sampling={secret: 1}))
+    for refused in ({"logprobs": number}, {"logit_bias": {str(number): 1}}):
+        generate(request.but(sampling=refused))
     for more in ({}, {"pooling_params": 5}):
         embedding = json.dumps({"input": prompt, **more})
         generate(GenerateRequest(inputs={"embedding_request": embedding}))
@@ -832,4 +917,5 @@ def test_what_users_say_is_not_in_the_log(
     generate(stream.but(sampling={"max_tokens": 500}, parameters={"timeout": 1000}))
     if any(answer.error is not None for answer in answered):
         untested(f"a good request is not answered: {[answer.error for answer in answered]}")
-    expect.lacks("log since the first request", log.read(since), secret)
+    for said in (secret, str(number)):
+        expect.lacks("log since the first request", log.read(since), said)

@@ -208,11 +208,12 @@ def test_what_is_no_image(look: Generate, images: list[str]) -> None:
     ("prompt", "images"),
     [
         (IMAGE_TOKEN, ["!!! no base64 !!!"]),
+        (IMAGE_TOKEN, [f"{RED[:40]}!{RED[40:]}"]),
         (IMAGE_TOKEN, [encoded(b"no image")]),
         (IMAGE_TOKEN, [encoded(cut_short())]),
         ("See:", [RED]),
     ],
-    ids=["base64", "bytes", "cut-short", "no-place"],
+    ids=["base64", "foreign-character", "bytes", "cut-short", "no-place"],
 )
 def test_bad_image_is_an_invalid_argument(
     triton_grpc: GrpcClient, vision_model: str, prompt: str, images: list[str]

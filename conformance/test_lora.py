@@ -28,6 +28,7 @@ from .error_words import CLIENTS_MISTAKE
 from .extra_models import (
     BASE,
     LARGE_ADAPTER,
+    LATE_ADAPTERS,
     MISSING_ADAPTER,
     ExtraModel,
     config_with,
@@ -36,7 +37,7 @@ from .extra_models import (
 from .logs import expect_not_logged
 from .metered_traffic import sent
 from .record import Seen
-from .traffic import first_of
+from .traffic import at_once, first_of
 from .waits import NOTICED_SECONDS, until
 
 PROMPT = "Say alpha"
@@ -223,6 +224,21 @@ def test_adapters_do_not_mix(triton_grpc: GrpcClient, lora_model: str) -> None:
     expect.equal("texts by request", texts, expected)
 
 
+@pytest.mark.requirement("LOR-009")
+def test_adapters_that_are_loaded_at_the_same_time(
+    triton_grpc: GrpcClient, lora_model: str
+) -> None:
+    """No other check uses these two: both are loaded for the first requests here."""
+    client = triton_grpc.for_model(lora_model)
+    asked_for = list(LATE_ADAPTERS) * 4
+    for _ in range(2):
+        expect.equal(
+            "texts by request",
+            at_once(client.generate, map(asked, asked_for), len(asked_for)),
+            [*map(text_with, asked_for)],
+        )
+
+
 @pytest.mark.requirement("LOR-010")
 def test_path_relative_to_the_model(generate: Generate) -> None:
     """multi_lora.json says "adapters/nearby": a folder beside multi_lora.json."""
@@ -321,6 +337,7 @@ def test_list_of_adapters_is_read_again(
     before = file.read_text(encoding="utf-8")
     paths = json.loads(before)
     paths["größe"] = paths.pop("leaps")
+    paths["beside"] = paths["nearby"]
     paths["nearby"] = paths["backwards"]
     try:
         file.write_text(before[: len(before) // 2], encoding="utf-8")
@@ -339,6 +356,8 @@ def test_list_of_adapters_is_read_again(
         )
         text = client.generate(asked("nearby")).text
         expect.equal("text with a name that leads elsewhere", text, text_with("backwards"))
+        text = client.generate(asked("beside")).text
+        expect.equal("text with a new name of a relative path", text, text_with("nearby"))
         error = client.generate(asked("leaps")).failed()
         expect.contains("error with the old name", error, "LoRA leaps is not supported")
     finally:

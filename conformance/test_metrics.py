@@ -327,6 +327,16 @@ def test_preempted_requests(second_model_life: Seen) -> None:
 
 
 @pytest.mark.requirement("MET-017")
+def test_usage_of_a_full_cache(second_model_life: Seen) -> None:
+    """More sequences run than its cache holds. A share, and no percentage, is at most 1."""
+    pages = second_model_life["pages while its cache is full"]
+    usages = [page.value(CACHE_USAGE) for page in pages]
+    if not any(usages):
+        untested(f"no page that was read meanwhile has {CACHE_USAGE}")
+    expect.between(f"largest {CACHE_USAGE}", max(usages), 0, 1)
+
+
+@pytest.mark.requirement("MET-017")
 def test_hits_of_the_prefix_cache(traffic: Traffic) -> None:
     queries, hits = (f"vllm:prefix_cache_{name}_total" for name in ("queries", "hits"))
     if not {sample.name for sample in samples(traffic)}.issuperset((queries, hits)):

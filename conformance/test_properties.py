@@ -168,6 +168,8 @@ def test_any_text_is_a_prompt(
     @example(prompt="\ufeffSay alpha", protocol="grpc")
     @example(prompt="\n\n Say\r\nalpha", protocol="grpc")
     @example(prompt=" Say alpha \n", protocol="http")
+    # What decoders write for bytes that are no text is a character like others.
+    @example(prompt="Say \ufffd alpha", protocol="grpc")
     # Long, but no longer than another model, of whose words these are several tokens, takes.
     @example(prompt=" lima" * (1500 if oracle else 100), protocol="http")
     @given(prompt=PROMPTS, protocol=PROTOCOLS)
@@ -187,14 +189,15 @@ def test_any_text_is_a_prompt(
 
 
 @pytest.mark.requirement("GEN-029")
+@pytest.mark.parametrize("words", [150, 900])
 def test_long_prompts_that_end_differently(
-    triton_grpc: GrpcClient, vllm_model: ModelUnderTest, vllm_harness: Harness
+    triton_grpc: GrpcClient, vllm_model: ModelUnderTest, vllm_harness: Harness, words: int
 ) -> None:
     """As with one long system prompt before each question: one after another, and at once."""
     # A word is two tokens or so of another model's.
-    needs_context(vllm_harness, 2000)
+    needs_context(vllm_harness, 2 * words + 200)
     sampling = {"temperature": 0, "max_tokens": TOKENS}
-    head = " kilo" * 900
+    head = " kilo" * words
     requests = [
         GenerateRequest(head + end, sampling=sampling, exclude_input_in_output=True)
         for end in (" lima", " mike", " golf", " oscar", " papa") * 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import queue
 import subprocess
@@ -224,6 +225,14 @@ def test_one_refused_prompt_is_a_failure(client: SampleClient, alternate_model: 
     expect.starts_with("third section", run.sections[2], "three")
 
 
+@pytest.mark.requirement("CLI-005")
+def test_stream_that_breaks_is_a_failure(client: SampleClient) -> None:
+    """After the first piece of its one answer."""
+    client.write("one.txt", "Say alpha\n")
+    with recorded(client, responses=1) as seen:
+        client.run("-u", seen.address, "-s", "--input-prompts", "one.txt").failed()
+
+
 @pytest.mark.requirement("CLI-006")
 def test_verbose_and_help(client: SampleClient) -> None:
     run = client.run("-v").passed()
@@ -255,9 +264,14 @@ def test_prompts_without_line_breaks(client: SampleClient) -> None:
 
 
 class Recorder(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """Stands between client and server: hands everything on, and keeps the requests."""
+    """Stands between client and server: hands everything on, and keeps the requests.
 
-    def __init__(self, server: str) -> None:
+    Args:
+        responses: so many are handed on before a stream breaks; None: all.
+    """
+
+    def __init__(self, server: str, responses: int | None = None) -> None:
+        self._responses = responses
         self._kept: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._channel = grpc.insecure_channel(server, options=[("grpc.enable_http_proxy", 0)])
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
@@ -272,7 +286,11 @@ class Recorder(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
                 self._kept.put(request)
                 yield request
 
-        yield from self._stub.ModelStreamInfer(passed_on(), timeout=SECONDS)
+        answers = self._stub.ModelStreamInfer(passed_on(), timeout=SECONDS)
+        yield from itertools.islice(answers, self._responses)
+        if self._responses is not None:
+            answers.cancel()
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the stream breaks here")
 
     def requests(self) -> list[Any]:
         """All requests so far, in the order of their arrival."""
@@ -284,9 +302,13 @@ class Recorder(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
 
 
 @contextlib.contextmanager
-def recorded(client: SampleClient) -> Iterator[Recorder]:
-    """A recorder in front of the server that the client talks to."""
-    recorder = Recorder(client.server)
+def recorded(client: SampleClient, responses: int | None = None) -> Iterator[Recorder]:
+    """A recorder in front of the server that the client talks to.
+
+    Args:
+        responses: see `Recorder`.
+    """
+    recorder = Recorder(client.server, responses)
     try:
         yield recorder
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from pytest_vllm_triton import expect
@@ -23,7 +23,7 @@ from pytest_vllm_triton.servers.harness import Harness
 
 from ..extra_models import config_with
 from ..metered_traffic import sent
-from ..metrics_page import metrics_page
+from ..metrics_page import MetricsPage, metrics_page
 from ..processes import Footprint, Holdings, is_stub, living
 from ..record import Seen
 from ..traffic import Background, at_once, expected_text, first_of, greedy, second_oracle, words_of
@@ -65,6 +65,8 @@ QUEUE = 1200
 LAST_ID = "last"
 # Its metrics are the old stub's and the new one's while it is loaded anew.
 METRICS = {"REPORT_CUSTOM_METRICS": "true"}
+# How often its page is read while the engine's cache is full.
+PAGE_SECONDS = 0.2
 # What a configuration says that was written for an early version of the backend.
 EARLY_CONFIG: dict[str, Any] = {
     "input": [
@@ -144,7 +146,10 @@ class SecondModelLife:
         words = words_of(self.oracle)
         crowd = [greedy(f"number {i} {words[i % len(words)]}", 200) for i in range(64)]
         seen["crowd expected"] = [expected_text(self.oracle, request) for request in crowd]
-        seen["crowd"] = at_once(self.grpc.generate, crowd, len(crowd))
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(at_once, self.grpc.generate, crowd, len(crowd))
+            seen.look("pages while its cache is full", lambda: self._pages_until(running))
+            seen["crowd"] = running.result()
         with Background(self.first, self.first_request) as streams:
             both = [greedy(f"number {i} {words[i % len(words)]}", 32) for i in range(16)]
             seen["second texts beside the first"] = at_once(self.http.generate, both, 4)
@@ -217,6 +222,13 @@ class SecondModelLife:
         ):
             first_of(answer.events())
 
+    def _pages_until(self, over: Future[Any]) -> list[MetricsPage]:
+        pages = []
+        while not over.done():
+            pages.append(metrics_page(self.server).of(SECOND))
+            wait([over], PAGE_SECONDS)
+        return pages
+
     def _cancel(self, *requests: GenerateRequest) -> None:
         """Give up these requests, of one gRPC stream, with their first response."""
         with self.grpc.open() as stream:
@@ -274,6 +286,8 @@ class SecondModelLife:
                         "HTTP answer to one too many",
                         lambda: self.http.generate(greedy("venus", 4)),
                     )
+                    # As many again: what a refusal leaves behind would fill all places.
+                    at_once(self.http.generate, [greedy("venus", 4)] * IN_FLIGHT, SOAK_CONCURRENCY)
                     continue
                 expect.one_of(f"id of a response ({response.error})", response.id, [*texts])
                 texts[response.id] += response.error or response.text
