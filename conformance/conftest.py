@@ -154,5 +154,5 @@ def plain_life(vllm_harness: Harness) -> Seen:
 @pytest.fixture(scope="session")
 def bare_life(vllm_harness: Harness) -> Seen:
     """What was seen of a server without metrics page and control API, whose engine was killed."""
-    needs_owned(vllm_harness.shared_server())
-    return BareLife(vllm_harness).run()
+    shared = needs_owned(vllm_harness.shared_server())
+    return BareLife(vllm_harness, shared).run()

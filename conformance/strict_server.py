@@ -25,7 +25,7 @@ class StrictServer:
 
     It completes no configuration and forwards all headers, and it has a hub cache of its own. It
     is booted when first asked for, and again after `discard`. It shares /dev/shm with the shared
-    server.
+    server, and has the same prefix there, as two servers have that are started without the option.
 
     Attributes:
         load_error: why its model did not load, which is CFG-004's to judge; None if it did.
@@ -52,6 +52,8 @@ class StrictServer:
                 ),
                 env={"HF_HUB_CACHE": str(self._hub_cache()), "HF_HUB_OFFLINE": "1"},
                 load=(),
+                two_words=True,
+                shm_prefix=shared.shm_prefix,
                 shm_domain=shared.shm_domain,
             )
             self._handle = self.harness.boot(spec, "strict configuration, and checks that harm it")

@@ -27,9 +27,10 @@ def expect_own_answers(seen: Seen) -> None:
 
 
 @pytest.mark.requirement("SHM-001")
-def test_two_servers_with_different_prefixes(deaths: Seen) -> None:
-    expect.different("prefix of the other", deaths["prefix of other"], deaths["prefix of one"])
-    expect_own_answers(deaths)
+def test_two_servers_with_different_prefixes(bare_life: Seen) -> None:
+    seen = bare_life
+    expect.different("prefix of the other", seen["prefix of other"], seen["prefix of one"])
+    expect_own_answers(seen)
 
 
 @pytest.mark.requirement("SHM-002")
@@ -39,10 +40,10 @@ def test_two_servers_with_the_same_prefix(plain_life: Seen) -> None:
 
 
 @pytest.mark.requirement("SHM-003")
-def test_prefix_reaches_the_backend(deaths: Seen) -> None:
+def test_prefix_reaches_the_backend(bare_life: Seen) -> None:
     for name in ("one", "other"):
-        prefix = deaths[f"prefix of {name}"]
-        stubs = deaths[f"regions of {name}'s stubs"]
+        prefix = bare_life[f"prefix of {name}"]
+        stubs = bare_life[f"regions of {name}'s stubs"]
         if not stubs:
             untested("no process of the server looks like a stub of Triton's Python backend")
         for stub, regions in stubs.items():
@@ -67,6 +68,7 @@ def test_clean_stop_leaves_no_region(plain_life: Seen) -> None:
 
 @pytest.mark.requirement("SHM-006")
 def test_killed_server_disturbs_no_other(deaths: Seen) -> None:
+    """It had the same prefix as the other."""
     expect.equal(
         "distinct texts of the other server meanwhile",
         deaths["texts of the other server meanwhile"],

@@ -37,7 +37,7 @@ from .extra_models import (
 from .logs import expect_not_logged
 from .metered_traffic import sent
 from .record import Seen
-from .traffic import at_once, first_of
+from .traffic import first_of
 from .waits import NOTICED_SECONDS, until
 
 PROMPT = "Say alpha"
@@ -230,12 +230,14 @@ def test_adapters_that_are_loaded_at_the_same_time(
 ) -> None:
     """No other check uses these two: both are loaded for the first requests here."""
     client = triton_grpc.for_model(lora_model)
-    asked_for = list(LATE_ADAPTERS) * 4
     for _ in range(2):
+        with client.open() as stream:
+            for adapter in LATE_ADAPTERS:
+                stream.send(asked(adapter, id=adapter))
+            stream.half_close()
+            texts = {response.id: response.error or response.text for response in stream}
         expect.equal(
-            "texts by request",
-            at_once(client.generate, map(asked, asked_for), len(asked_for)),
-            [*map(text_with, asked_for)],
+            "texts by request", texts, {adapter: text_with(adapter) for adapter in LATE_ADAPTERS}
         )
 
 

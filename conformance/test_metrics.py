@@ -309,8 +309,10 @@ def test_waiting_requests_are_gone_while_one_runs(
             second.cancel()
             one = settled_page(vllm_server, lambda page: gauges(page) == (1, 0), BUSY_SECONDS)
             first.cancel()
+        none = settled_page(vllm_server, lambda page: gauges(page) == (0, 0))
         if gauges(both) == (1, 1) and gauges(one) == (1, 0):
             break
+    expect.equal("running and waiting when all have gone", gauges(none), (0, 0))
     if gauges(one)[0] == 0:
         untested("the request that runs ended before the page was read")
     expect.equal("running and waiting while one waits", gauges(both), (1, 1))

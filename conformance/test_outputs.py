@@ -185,7 +185,7 @@ def test_cumulative_logprob_grows_with_the_tokens(generate: Generate) -> None:
 
 @pytest.mark.requirement("OUT-005")
 def test_cumulative_logprob_is_the_requests_own(triton_grpc: GrpcClient) -> None:
-    """The same for each sequence of several streams at once."""
+    """The same for each sequence of several streams at once, also when one of them has ended."""
     requests = {
         str(number): asking(
             True,
@@ -195,6 +195,8 @@ def test_cumulative_logprob_is_the_requests_own(triton_grpc: GrpcClient) -> None
             seed=number,
             n=1 + number % 3,
             max_tokens=16,
+            stop=["e", "o"],
+            ignore_eos=False,
         )
         for number in range(8)
     }

@@ -15,7 +15,7 @@ from pytest_vllm_triton.clients import (
 )
 from pytest_vllm_triton.clients.grpc import add_input, infer_request
 from pytest_vllm_triton.errors import ServerFailed
-from pytest_vllm_triton.launchers.base import ModelSpec
+from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle
 from pytest_vllm_triton.launchers.readiness import LoadStumbled, NotReadyInTime, PortTaken
 from pytest_vllm_triton.plain_http import plain_client
 from pytest_vllm_triton.servers.harness import Harness
@@ -25,6 +25,7 @@ from ..processes import described, is_stub, kill_engine, living
 from ..record import Seen
 from ..traffic import greedy
 from ..waits import GONE_SECONDS, PATIENCE
+from .shared_host import share_the_host
 
 # More than the start of a Python process takes, less than a load: vLLM is imported in it.
 SHORT_STUB_TIMEOUT = 10
@@ -45,11 +46,12 @@ class BareLife:
     """A server without metrics page and without control API, whose engine is then killed.
 
     Its vLLM model asks for custom metrics and has the health check on; beside it is a model without
-    vLLM.
+    vLLM. It shares /dev/shm with the shared server, where it has a prefix of its own.
     """
 
-    def __init__(self, harness: Harness) -> None:
+    def __init__(self, harness: Harness, shared: ServerHandle) -> None:
         self.harness = harness
+        self.shared = shared
         self.model = harness.model_name
         self.seen = Seen()
 
@@ -63,6 +65,7 @@ class BareLife:
         seen["flags"] = names
         seen["boot seconds"] = self.handle.boot_seconds
         try:
+            seen.step(self.two_servers_under_load)
             for step in (self.serve, self.wrong_tensors, self.engine_dies):
                 if not seen.step(step):
                     break
@@ -94,6 +97,7 @@ class BareLife:
             echo,
             args=tuple(FLAGS[name] for name in names),
             control_mode="none",
+            shm_domain=self.shared.shm_domain,
         )
         purpose = ", ".join(["no control API", *names])
         self.handle = harness.boot(spec, f"{purpose}; its engine dies")
@@ -102,6 +106,9 @@ class BareLife:
     def _kill(self) -> None:
         self.handle.kill()
         self.harness.forget(self.handle)
+
+    def two_servers_under_load(self) -> None:
+        share_the_host(self.seen, self.shared, self.handle, self.harness)
 
     def serve(self) -> None:
         seen = self.seen

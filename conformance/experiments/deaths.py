@@ -34,7 +34,6 @@ from ..waits import (
     UNLOAD_SECONDS,
     until,
 )
-from .shared_host import share_the_host
 
 # 26.03, whose python backend calls a model's is_ready().
 ASKS_MODELS = Version("2.67")
@@ -83,7 +82,6 @@ class Deaths:
         )
         self._open_clients()
         steps = (
-            self.two_servers_under_load,
             self.engine_dies_while_streaming,
             self.worker_dies_with_health_check,
             self.stub_dies,
@@ -112,9 +110,6 @@ class Deaths:
         self.repository.close()
         self.http.close()
         self.grpc.close()
-
-    def two_servers_under_load(self) -> None:
-        share_the_host(self.seen, self.shared, self.strict.handle, self.strict.harness)
 
     def engine_dies_while_streaming(self) -> None:
         """The engine's own process, with ENABLE_VLLM_HEALTH_CHECK "1", which is not "true"."""
@@ -227,9 +222,12 @@ class Deaths:
         seen = self.seen
         handle = self.strict.handle
         footprint = Footprint.of(handle)
-        if handle.leaves_shm_when_killed:
-            footprint = replace(footprint, regions=frozenset())
         others = self.shared.regions_of(self.shared.processes())
+        # Those of the shared server have the same prefix.
+        own = handle.regions_of(footprint.processes) - others
+        if handle.leaves_shm_when_killed:
+            own.clear()
+        footprint = replace(footprint, regions=frozenset(own))
         with Background(self.bystander, self.bystander_request) as streams:
             until(lambda: bool(streams.answers), NOTICED_SECONDS)
             handle.send_signal(signal.SIGKILL)

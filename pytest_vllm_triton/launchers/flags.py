@@ -58,9 +58,10 @@ def check_spec(spec: ServerSpec) -> None:
 def model_flags(spec: ServerSpec, repository: Path) -> list[str]:
     """The flags that say what is served."""
     loaded = spec.started_models if spec.control_mode == "explicit" else ()
+    mode = ["--model-control-mode", spec.control_mode]
     return [
         f"--model-repository={repository}",
-        f"--model-control-mode={spec.control_mode}",
+        *(mode if spec.two_words else ["=".join(mode)]),
         *(f"--load-model={name}" for name in loaded),
     ]
 
