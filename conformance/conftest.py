@@ -9,9 +9,12 @@ import pytest
 
 from pytest_vllm_triton import fixtures
 from pytest_vllm_triton.clients.repository import ModelRepository
+from pytest_vllm_triton.known_answer import KnownAnswer
 from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.models.under_test import ModelUnderTest
 from pytest_vllm_triton.servers.harness import Harness
 from pytest_vllm_triton.session.state import EARLIER_LOG, TRANSCRIPT
+from pytest_vllm_triton.verdicts import not_applicable
 
 from .alternate import Alternate, load_alternate
 from .experiments.bare_server import BareLife
@@ -101,6 +104,14 @@ def vision_extra(vllm_harness: Harness, vllm_server: ServerHandle) -> Iterator[E
 def vision_model(vision_extra: ExtraModel) -> str:
     """The name of the model that names the colour of pictures, loaded."""
     return vision_extra.served()
+
+
+@pytest.fixture
+def story(vllm_model: ModelUnderTest) -> KnownAnswer:
+    """The oracle of GEN-005 where the model under test has a known answer."""
+    if vllm_model.known_answer is None:
+        not_applicable("for other models vLLM itself is the oracle")
+    return vllm_model.known_answer
 
 
 EXPERIMENTS = ("bare_life", "deaths", "many_gpus", "plain_life", "second_model_life")

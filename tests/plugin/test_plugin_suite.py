@@ -18,6 +18,8 @@ MODULES = {
     "test_errors.py",
     "test_generate.py",
     "test_outputs.py",
+    "test_parameter_forms.py",
+    "test_sampling.py",
     "test_streaming.py",
 }
 
