@@ -163,6 +163,18 @@ def test_signals_for_the_terminal_do_not_reach_the_server(start: Start) -> None:
     assert process.end(5.0).exit_code == -signal.SIGTERM
 
 
+def test_the_server_lets_other_sessions_go_first(start: Start) -> None:
+    """Where the kernel gives each session its share (sched_autogroup)."""
+    process = start(FAMILY)
+    orphan_of(process)
+    groups = {
+        name: Path(f"/proc/{pid}/autogroup").read_text(encoding="ascii").split()[-1]
+        for name, pid in (("server", process.pid), ("pytest", os.getpid()))
+        if Path("/proc/self/autogroup").exists()
+    }
+    assert groups in ({}, {"server": "5", "pytest": "0"})
+
+
 def test_the_server_gets_default_signal_handlers(start: Start) -> None:
     process = start(
         "import signal\n"
