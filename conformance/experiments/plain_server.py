@@ -51,7 +51,7 @@ class PlainLife:
         )
         spec = harness.server_spec(
             harness.model_spec(
-                config=config_with(ENABLE_VLLM_HEALTH_CHECK="true", REPORT_CUSTOM_METRICS="false")
+                config=config_with(ENABLE_VLLM_HEALTH_CHECK="true", REPORT_CUSTOM_METRICS="yes")
             ),
             second,
             control_mode="none",
