@@ -20,7 +20,7 @@ from pytest_vllm_triton.supervision.standalone.processes import (
     command_line,
     descendants,
     kill_all,
-    session_family,
+    remaining_family,
 )
 from pytest_vllm_triton.supervision.standalone.scratch import remove_environments, remove_folder
 from pytest_vllm_triton.supervision.standalone.shared_memory import Regions, list_regions
@@ -104,7 +104,6 @@ class Supervised:
                 stdin=theirs.fileno(),
                 stdout=own_log,
                 stderr=own_log,
-                start_new_session=True,  # Ctrl-C on the terminal is for pytest to decide on
             )
         return cls(config, process, ours, folder)
 
@@ -143,7 +142,7 @@ class Supervised:
             return []
         if self.connected:
             return descendants(self.supervisor.pid)
-        return session_family(self.pid) if self.pid is not None else []
+        return self._remaining()
 
     def end(self, grace: float) -> StopReport:
         """SIGTERM, then SIGKILL of the whole tree after ``grace`` seconds; 0: SIGKILL at once."""
@@ -217,15 +216,20 @@ class Supervised:
         while lives(server) and time.monotonic() < deadline:
             time.sleep(0.05)
         forced = lives(server)
-        left = session_family(server)
+        left = self._remaining()
         orphans = tuple(f"{pid} {command_line(pid)}" for pid in left if pid != server)
         regions = self._regions()
         regions.observe(regions.unknown(), left)
-        kill_all(lambda: session_family(server), 40.0)
+        kill_all(self._remaining, 40.0)
         swept = tuple(regions.sweep())
         remove_folder(self._state().get("scratch", ""))
         remove_environments()
         return StopReport(self.facts.get("code"), forced, () if forced else orphans, swept)
+
+    def _remaining(self) -> list[int]:
+        """The server and all that came from it and lives, as far as it can be told without the
+        supervisor."""
+        return [] if self.pid is None else remaining_family(self.pid, self._state().get("tree", []))
 
     def _regions(self) -> Regions:
         regions = Regions(self.config.shm_prefix, set(self.config.shm_before))

@@ -24,7 +24,7 @@ class Process(NamedTuple):
     name: str
     state: str
     parent: int
-    session: int
+    group: int
     user: int
     system: int
     threads: int
@@ -48,7 +48,7 @@ def read_process(pid: int | str) -> Process:
         name=name.decode("utf-8", "replace"),
         state=fields[0].decode(),
         parent=int(fields[1]),
-        session=int(fields[3]),
+        group=int(fields[2]),
         user=int(fields[11]),
         system=int(fields[12]),
         threads=int(fields[17]),

@@ -25,14 +25,25 @@ def descendants(root: int) -> list[int]:
     return family(all_processes(), [root])
 
 
-def session_family(session: int) -> list[int]:
-    """The living processes of a session, and all their descendants.
+def births(pids: list[int]) -> list[list[int]]:
+    """[process id, start] of each that is still there; the start tells it from a later one."""
+    processes = all_processes()
+    return [[pid, processes[pid].started] for pid in pids if pid in processes]
+
+
+def remaining_family(group: int, noted: list[list[int]]) -> list[int]:
+    """The living processes of a process group and those that were `noted` (see `births`), and all
+    their descendants.
 
     What is left to find a server's processes by, when its supervisor is gone and init has adopted
     its orphans.
     """
     processes = all_processes()
-    members = [process.pid for process in processes.values() if process.session == session]
+    members = [
+        process.pid
+        for process in processes.values()
+        if process.group == group or [process.pid, process.started] in noted
+    ]
     living = {pid for pid in members if processes[pid].lives}
     return sorted(living.union(family(processes, members)))
 

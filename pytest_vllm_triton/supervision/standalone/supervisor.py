@@ -4,6 +4,10 @@ Its standard input is one end of a socket pair.
 
 * It starts the server's command and becomes the subreaper of all that comes from it, so that
   orphans and processes in other sessions stay its descendants and can be found.
+* Neither it nor the server has a session of its own, but a process group, which Ctrl-C at pytest's
+  terminal does not reach. Linux gives each session its share of the processors (sched(7),
+  autogroup): of two cores that an engine's session kept busy, pytest's threads were seen to wait up
+  to 26 s for one (Linux 6.18), and took the backend for late; in one session they wait for 0.01 s.
 * When pytest dies, in whatever way, the other end of that pair closes (and the pidfd of pytest
   fires, should a forked child of pytest still hold a copy): the server is asked to stop, then
   killed with its whole tree, then its shared memory is swept.
@@ -33,16 +37,13 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .processes import command_line, descendants, kill_all, reap, send
+from .processes import births, command_line, descendants, kill_all, reap, send
 from .scratch import Scratch, remove_environments
-from .shared_memory import Regions
+from .shared_memory import LOOK_AGAIN_SECONDS, Regions
 
 POLL_SECONDS = 0.5
 #: How long the server's own children may take to end after it.
 AFTER_EXIT_SECONDS = 3.0
-
-#: How nice a server's session is to others.
-SERVER_NICE = 5
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -69,6 +70,8 @@ class Supervisor:
         self.control: socket.socket | None = control
         self.libc = libc
         self.regions = Regions(config.shm_prefix, set(config.shm_before))
+        self.tree: list[int] = []
+        self.look_again = 0.0
         self.scratch = Scratch(config.environment.get("TMPDIR") or "/tmp")
         self.server = 0
         self.exit_code: int | None = None
@@ -89,6 +92,7 @@ class Supervisor:
         """Keep the state in a file too: it survives us, should we be killed."""
         self.state.update(content)
         self.state.update(ours=sorted(self.regions.ours), foreign=sorted(self.regions.foreign))
+        self.state.update(tree=births(self.tree))
         temporary = self.config.state + ".new"
         with contextlib.suppress(OSError):
             with open(temporary, "w") as file:
@@ -104,7 +108,7 @@ class Supervisor:
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
             if os.getppid() != us:
                 os._exit(125)
-            let_clients_go_first()
+            os.setpgid(0, 0)
 
         with open(self.config.log, "ab") as log, open(os.devnull, "rb") as nothing:
             self.server = subprocess.Popen(
@@ -113,7 +117,6 @@ class Supervisor:
                 stdin=nothing,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
                 preexec_fn=in_child,  # safe: this process has one thread
             ).pid
         self.tell("started", pid=self.server)
@@ -126,7 +129,6 @@ class Supervisor:
 
     def run(self, wakeup: int, stopping: list[int]) -> None:
         """Watch until pytest wants the server ended, or died, or we are told to end (SIGTERM)."""
-        us = os.getpid()
         poll = select.poll()
         poll.register(wakeup, select.POLLIN)
         if self.control is not None:
@@ -140,9 +142,7 @@ class Supervisor:
             if wakeup in ready:
                 os.read(wakeup, 4096)
             self.note_ended()
-            names = self.regions.due()
-            if names and self.regions.observe(names, descendants(us)):
-                self.remember()
+            self.look()
             # The second test is for a death before the pidfd was made.
             if parent in ready or os.getppid() != self.config.parent or stopping:
                 return self.finish(self.config.orphan_grace)
@@ -150,6 +150,18 @@ class Supervisor:
                 order = self.next_order()
                 if order is not None:
                     return self.finish(order)
+
+    def look(self) -> None:
+        """Note which processes there are, and who uses new regions."""
+        names, now = self.regions.due(), time.monotonic()
+        if not names and now < self.look_again:
+            return
+        self.look_again = now + LOOK_AGAIN_SECONDS
+        tree = descendants(os.getpid())
+        news = self.regions.observe(names, tree) if names else False
+        if news or tree != self.tree:
+            self.tree = tree
+            self.remember()
 
     def next_order(self) -> float | None:
         """Seconds of grace before SIGKILL, once we are to end the server."""
@@ -217,18 +229,8 @@ class Supervisor:
             self.note_ended()
 
 
-def let_clients_go_first() -> None:
-    """Give this session's processes a smaller share of the processors than those of others.
-
-    Linux gives each session the same (sched(7), autogroup), however busy it is. Of two cores with
-    an engine's session on them, pytest's threads were seen to wait up to 26 s for one (Linux 6.18),
-    and then took a backend for late; with this at most 0.04 s.
-    """
-    with contextlib.suppress(OSError), open("/proc/self/autogroup", "w") as file:
-        file.write(str(SERVER_NICE))
-
-
 def main(arguments: list[str]) -> int:
+    os.setpgid(0, 0)
     control = socket.socket(fileno=0)
     control.set_inheritable(False)  # the server must not keep the connection open
     with open(arguments[0]) as file:
