@@ -68,8 +68,9 @@ CROWD, CROWD_SAMPLE, CROWD_SECONDS = 70, 20, CANCEL_NOTICED_SECONDS + 1.0
 QUEUE = 200
 # Refused at once: what came before it on its stream has been taken by then.
 REFUSED = GenerateRequest(PROMPT, stream=True, sampling={"max_tokens": -1}, id="refused")
-# More streams than a backend is likely to serve one by one.
-TIMED = 32
+# More streams than a backend is likely to serve one by one, of tokens that take longer than half a
+# second.
+TIMED, TIMED_TOKENS = 32, 600
 STORM, STORM_SECONDS = 100, 2 * ABORTED_SECONDS
 CANCELLING = "[vllm] Cancelling the request"
 CANCELLED = "[vllm] Successfully cancelled the request"
@@ -231,7 +232,7 @@ def test_timeout_of_the_request(engine: OneAtATime, stream: bool) -> None:
 def test_timeouts_of_many(triton_grpc: GrpcClient, vllm_harness: Harness) -> None:
     """Of so many streams at once that a backend has other things to do when they are due."""
     needs_many_sequences(vllm_harness)
-    request = greedy(PROMPT, STREAM_TOKENS, stream=True).but(parameters={"timeout": 500_000})
+    request = greedy(PROMPT, TIMED_TOKENS, stream=True).but(parameters={"timeout": 500_000})
     waiting = {str(index) for index in range(TIMED)}
     with triton_grpc.open(deadline=STREAM_DEADLINE) as stream:
         for name in sorted(waiting):
