@@ -117,7 +117,7 @@ class PlainLife:
         own = footprint.regions - self.regions_before - others
         with self._grpc(SECOND) as streaming, self._grpc(SECOND) as late:
             # And connects before the server shuts down. Short enough for a server that drains.
-            request = long_stream(late, "mars", seconds=8.0)
+            request = long_stream(late, "mars", seconds=5.0)
             with streaming.open() as stream:
                 stream.send(request)
                 stream.half_close()

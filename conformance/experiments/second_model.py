@@ -60,8 +60,6 @@ UNARY_AT_UNLOAD = 12
 # MAX_INFLIGHT_REQUESTS of the second stub: more than are in flight at the unload.
 IN_FLIGHT = 20
 TOO_MANY_ID = "too many"
-# Requests of as many sequences as run at a time, whose clients leave during an unload.
-LEAVING = 25
 # More requests than any limit of those in flight that is there without being asked for.
 QUEUE = 1200
 LAST_ID = "last"
@@ -306,22 +304,20 @@ class SecondModelLife:
         for _ in range(3):
             # They begin together, and the first response is the second one's.
             self._cancel(GIVEN_UP.but(stream=None), GIVEN_UP)
-        # The stream ends before the others, some of which wait for a place.
-        request = greedy("mars", 300, stream=True)
-        unary = {str(i): greedy(f"venus {i}", 400).but(id=str(i)) for i in range(UNARY_AT_UNLOAD)}
+        request = greedy("mars", 500, stream=True)
+        unary = {str(i): greedy(f"venus {i}", 200).but(id=str(i)) for i in range(UNARY_AT_UNLOAD)}
         responses: list[Response] = []
         with self.grpc.open() as stream, ThreadPoolExecutor(1) as pool:
-            stream.send(request.but(id=STREAM_ID))
             for one in unary.values():
                 stream.send(one)
-            # Triton takes a stream's requests in order: when this one is refused, it has all.
-            stream.send(_refused()[0].but(id=LAST_ID))
+            # Triton takes a stream's requests in order: when this one is answered, it has all.
+            stream.send(request.but(id=STREAM_ID))
             stream.half_close()
             answers = iter(stream)
             for response in answers:
-                if response.id == LAST_ID:
-                    break
                 responses.append(response)
+                if response.id == STREAM_ID:
+                    break
             unload = pool.submit(self.repository.unload, SECOND)
             until(lambda: not self.repository.is_ready(SECOND), UNLOAD_SECONDS)
             self._note_refusal("during the unload")
@@ -366,33 +362,16 @@ class SecondModelLife:
         request = greedy("venus", 32)
         seen["text after the second load"] = at_once(self.http.generate, [request], 1)
         seen["text expected after the second load"] = [expected_text(self.oracle, request)]
-        # No request of this life has failed by now: its unload is what that of the first one is
-        # compared with.
+        # No request of this life fails: its unload is what that of the first one is compared with.
         endless = greedy("venus", SECOND_MAX_MODEL_LEN)
         seen.look("longest text", lambda: self.http.generate(endless).text)
         room = OVERRIDE_MAX_MODEL_LEN - len(self.oracle.tokenize("venus"))
         seen["longest text expected"] = expected_text(self.oracle, greedy("venus", room))
-        if not seen.step(self.clients_leave_during_the_unload):
-            self.repository.unload(SECOND)
-        left_at = seen["time when the last client left"]
-        seen["seconds of the second unload"] = self._until_unavailable(left_at)
+        started = time.monotonic()
+        self.repository.unload(SECOND)
+        seen["seconds of the second unload"] = self._until_unavailable(started)
         seen["left after the second unload"] = self._left_after_unload()
         seen["after two lives"] = Footprint.of(self.server)
-
-    def clients_leave_during_the_unload(self) -> None:
-        """They ask for more than an unload waits for."""
-        sampling = {"temperature": 1, "n": 8, "max_tokens": 200, "ignore_eos": True}
-        request = GenerateRequest("venus", stream=True, sampling=sampling)
-        with self.grpc.open() as stream, ThreadPoolExecutor(1) as pool:
-            self.seen["time when the last client left"] = time.monotonic()
-            for _ in range(LEAVING):
-                stream.send(request)
-            first_of(stream)
-            unload = pool.submit(self.repository.unload, SECOND)
-            until(lambda: not self.repository.is_ready(SECOND), UNLOAD_SECONDS)
-            stream.cancel()
-            self.seen["time when the last client left"] = time.monotonic()
-            unload.result()
 
     def count_after_the_second_load(self) -> None:
         request = greedy("venus", 9)
