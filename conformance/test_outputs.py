@@ -185,7 +185,18 @@ def test_cumulative_logprob_grows_with_the_tokens(generate: Generate) -> None:
 
 @pytest.mark.requirement("OUT-005")
 def test_cumulative_logprob_is_the_requests_own(triton_grpc: GrpcClient) -> None:
-    """The same for each sequence of several streams at once, also when one of them has ended."""
+    """The same for each sequence of several streams at once."""
+    expect_sums_of_logprobs(triton_grpc, ignore_eos=True)
+
+
+@pytest.mark.requirement("OUT-016")
+def test_cumulative_logprob_of_a_sequence_that_has_ended(triton_grpc: GrpcClient) -> None:
+    """While others of its request go on it is what it was."""
+    expect_sums_of_logprobs(triton_grpc, ignore_eos=False, stop=["e", "o"])
+
+
+def expect_sums_of_logprobs(client: GrpcClient, **sampling: Any) -> None:
+    """In each response, for each sequence of each of these streams."""
     requests = {
         str(number): asking(
             True,
@@ -195,17 +206,15 @@ def test_cumulative_logprob_is_the_requests_own(triton_grpc: GrpcClient) -> None
             seed=number,
             n=1 + number % 3,
             max_tokens=16,
-            stop=["e", "o"],
-            ignore_eos=False,
+            **sampling,
         )
         for number in range(8)
     }
-    for name, responses in on_one_stream(triton_grpc, requests).items():
+    for name, responses in on_one_stream(client, requests).items():
         expect.equal(f"errors of {name}", [r.error for r in responses if r.error], [])
         totals: dict[int, float] = defaultdict(float)
         for response in responses:
             for index in range(len(response.values("cumulative_logprob"))):
-                # Of a sequence without a token in this response it is what it was.
                 has_none = response.value("logprobs", index) in ("", "null", "[]")
                 entries = [] if has_none else response.logprobs(index)
                 totals[index] += sum(next(iter(entry.values()))["logprob"] for entry in entries)

@@ -178,7 +178,7 @@ def test_text_among_the_request_parameters_is_taken_as_it_is(
     expect.equal(f"text with stop={stop!r}", generate(request).text, expected.text)
 
 
-# What each does to the text of a hot request with a seed; of two of them the count shows it.
+# What changes the text of a hot request with a seed.
 SCALARS: dict[str, Any] = {
     "top_k": 5,
     "top_p": 0.5,
@@ -188,7 +188,6 @@ SCALARS: dict[str, Any] = {
     "repetition_penalty": 2.0,
     "min_tokens": 24,
     "ignore_eos": False,
-    "n": 2,
 }
 
 
