@@ -114,17 +114,13 @@ def test_null_max_tokens_is_accepted(generate: Generate) -> None:
 
 @pytest.mark.requirement("GEN-010")
 def test_http_float_parameters_take_effect(triton_http: HttpClient) -> None:
-    """A temperature next to 0 and a top_p next to 0 leave only the greedy token."""
-    greedy = triton_http.generate(ONE).text
-    parameters = {
-        "temperature": 0.0009765625,
-        "top_p": 0.0009765625,
-        "max_tokens": 24,
-        "exclude_input_in_output": True,
-    }
+    """A temperature and a top_p next to 0 leave the best token, or of equal ones that of a seed."""
+    near_zero = {"temperature": 0.0009765625, "top_p": 0.0009765625, "max_tokens": 24, "seed": 5}
+    meant = triton_http.generate(ONE.but(sampling=near_zero)).ok().text
+    parameters = {**near_zero, "exclude_input_in_output": True}
     answer = triton_http.generate(GenerateRequest(PROMPT, parameters=parameters))
     expect.equal("HTTP status", answer.status, 200)
-    expect.equal("text_output", answer.text, greedy)
+    expect.equal("text_output", answer.text, meant)
 
 
 @pytest.mark.requirement("GEN-011")
