@@ -7,4 +7,4 @@ CLIENTS_MISTAKE = ("INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED")
 # What the health check answers (ENABLE_VLLM_HEALTH_CHECK).
 UNHEALTHY = "Model is unavailable due to unhealthy vLLM engine"
 # What the server says of a model that is not loaded any more.
-UNLOADED = "has no available versions"
+NO_VERSIONS = "has no available versions"

@@ -52,7 +52,7 @@ class StrictServer:
                 ),
                 env={"HF_HUB_CACHE": str(self._hub_cache()), "HF_HUB_OFFLINE": "1"},
                 load=(),
-                two_words=True,
+                control_mode_as_two_words=True,
                 shm_prefix=shared.shm_prefix,
                 shm_domain=shared.shm_domain,
             )

@@ -21,6 +21,7 @@ from pytest_vllm_triton.verdicts import untested
 
 from .alternate import MAX_MODEL_LEN
 from .extra_models import config_with
+from .metrics_page import NO_METRICS_SECONDS, page_with_lines
 from .record import Seen
 from .strict_server import HUB_ARCHITECTURE, HUB_ID, StrictServer
 from .waits import until
@@ -129,6 +130,20 @@ def test_complete_configuration_without_auto_complete(strict_server: StrictServe
         raise
     answer = client.generate(GenerateRequest("Hello"))
     expect.starts_with("text_output", answer.text, "Hello")
+
+
+@pytest.mark.requirement("MET-001")
+def test_no_vllm_metrics_with_false(strict_server: StrictServer) -> None:
+    """The strict server's model has REPORT_CUSTOM_METRICS "false"."""
+    try:
+        client = strict_server.http(Transcript())
+    except ServerFailed:
+        if strict_server.load_error is None:
+            raise
+        untested("a complete configuration does not load, which is CFG-004's")
+    client.generate(GenerateRequest("Hello")).ok()
+    page = page_with_lines(strict_server.handle, strict_server.model, NO_METRICS_SECONDS)
+    expect.equal("lines of the model", page.vllm_lines(strict_server.model), [])
 
 
 @pytest.mark.requirement("CFG-004")

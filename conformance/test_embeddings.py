@@ -16,7 +16,7 @@ from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.models.tiny_encoder import DIMENSIONS, HIDDEN
 from pytest_vllm_triton.verdicts import untested
 
-from .error_words import UNHEALTHY, UNLOADED
+from .error_words import NO_VERSIONS, UNHEALTHY
 from .extra_models import ENCODER, ENCODER_MAX_LEN, ExtraModel
 from .logs import expect_not_logged
 from .metered_traffic import LATENCIES
@@ -332,9 +332,9 @@ def test_unhealthy_engine_unloads_the_model_that_embeds(
     # vLLM may take the first one before it has noticed.
     for _ in range(3):
         error = client.generate(embedding(TEXT)).failed()
-        if UNHEALTHY in error or UNLOADED in error:
+        if UNHEALTHY in error or NO_VERSIONS in error:
             break
-    expect.matches("error", error, f"{UNHEALTHY}|{UNLOADED}")
+    expect.matches("error", error, f"{UNHEALTHY}|{NO_VERSIONS}")
     gone = until(lambda: not repository.is_ready(embedding_model), UNLOAD_SECONDS)
     embedding_extra.unload()
     expect.happened("seconds until the model is not ready", gone, UNLOAD_SECONDS)

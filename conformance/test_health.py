@@ -10,7 +10,7 @@ from pytest_vllm_triton.clients import HttpClient
 from pytest_vllm_triton.servers.harness import Harness
 from pytest_vllm_triton.verdicts import untested
 
-from .error_words import UNHEALTHY, UNLOADED
+from .error_words import NO_VERSIONS, UNHEALTHY
 from .experiments.deaths import ASKS_MODELS, EngineDeath
 from .record import Seen
 from .waits import NOTICED_SECONDS, UNLOAD_SECONDS
@@ -62,7 +62,7 @@ def test_unhealthy_engine_unloads_the_model(deaths: Seen) -> None:
     """The first request after vLLM noticed; a model that was unloaded even before says so."""
     responses = deaths["responses after the death"]
     expect.equal("number of responses", len(responses), 1)
-    expect.matches("error", responses[0].error, f"{UNHEALTHY}|{UNLOADED}")
+    expect.matches("error", responses[0].error, f"{UNHEALTHY}|{NO_VERSIONS}")
     expect.happened(
         "seconds until the model is not ready", deaths["seconds until unloaded"], UNLOAD_SECONDS
     )
@@ -73,7 +73,7 @@ def test_unhealthy_engine_unloads_the_model(deaths: Seen) -> None:
 @pytest.mark.parametrize("protocol", ["HTTP", "gRPC"])
 def test_request_after_the_unload(deaths: Seen, model: str, protocol: str) -> None:
     answer = deaths[f"{protocol} answer of the next request"]
-    expected = f"Request for unknown model: '{model}' {UNLOADED}"
+    expected = f"Request for unknown model: '{model}' {NO_VERSIONS}"
     expect.equal("error", answer.failed(), expected)
 
 
@@ -81,7 +81,7 @@ def test_request_after_the_unload(deaths: Seen, model: str, protocol: str) -> No
 def test_status_of_unhealthy_and_unloaded(deaths: Seen) -> None:
     unloaded = deaths["HTTP answer of the next request"]
     expect.equal("HTTP status of the next request", unloaded.status, 404)
-    if UNLOADED in (deaths["responses after the death"][0].error or ""):
+    if NO_VERSIONS in (deaths["responses after the death"][0].error or ""):
         untested("the model was unloaded before a request could find it unhealthy")
     expect.equal("gRPC status", deaths["status after the death"], "UNAVAILABLE")
 

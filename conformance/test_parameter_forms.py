@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,36 +16,25 @@ from .base_requests import GREEDY, HOT, ONE, PROMPT
 
 
 @pytest.mark.requirement("GEN-009")
-def test_numbers_may_be_strings(generate: Generate) -> None:
-    # A seed that no floating-point number is.
-    numbers = {**HOT, "top_p": 0.95, "top_k": 50, "max_tokens": 20, "seed": 2**53 + 1}
-    as_text = {k: v if isinstance(v, bool) else str(v) for k, v in numbers.items()}
+@pytest.mark.parametrize(
+    ("write", "numbers"),
+    [
+        # A seed that no floating-point number is.
+        (str, {"top_p": 0.95, "top_k": 50, "seed": 2**53 + 1}),
+        (str, {"top_k": -1, "presence_penalty": -1.5, "seed": 7}),
+        # JSON knows one kind of number only: 50.0 is 50.
+        (float, {"top_k": 50, "seed": 7}),
+    ],
+    ids=["text", "text-below-zero", "point"],
+)
+def test_numbers_may_be_written_otherwise(
+    generate: Generate, write: Callable[[float], str | float], numbers: dict[str, float]
+) -> None:
+    numbers = {**HOT, "max_tokens": 20, **numbers}
+    written = {k: v if isinstance(v, bool) else write(v) for k, v in numbers.items()}
     expect.equal(
-        "text with string-typed numbers",
-        generate(ONE.but(sampling=as_text)).text,
-        generate(ONE.but(sampling=numbers)).text,
-    )
-
-
-@pytest.mark.requirement("GEN-009")
-def test_numbers_below_zero_may_be_strings(generate: Generate) -> None:
-    numbers = {**HOT, "seed": 7, "max_tokens": 20, "top_k": -1, "presence_penalty": -1.5}
-    as_text = {**numbers, "top_k": "-1", "presence_penalty": "-1.5"}
-    expect.equal(
-        "text with string-typed numbers",
-        generate(ONE.but(sampling=as_text)).text,
-        generate(ONE.but(sampling=numbers)).text,
-    )
-
-
-@pytest.mark.requirement("GEN-009")
-def test_whole_numbers_may_have_a_point(generate: Generate) -> None:
-    """As JSON knows one kind of number only: 24.0 is 24."""
-    numbers = {**HOT, "top_k": 50, "max_tokens": 20, "seed": 7}
-    pointed = {k: v if isinstance(v, bool) else float(v) for k, v in numbers.items()}
-    expect.equal(
-        "text with 20.0 for 20",
-        generate(ONE.but(sampling=pointed)).text,
+        f"text with {json.dumps(written)}",
+        generate(ONE.but(sampling=written)).text,
         generate(ONE.but(sampling=numbers)).text,
     )
 
@@ -189,7 +179,7 @@ SCALARS: dict[str, Any] = {
 
 @pytest.mark.requirement("GEN-011")
 @pytest.mark.parametrize("name", SCALARS)
-def test_every_request_parameter_means_what_it_means_in_the_tensor(
+def test_scalars_among_the_request_parameters_mean_what_the_tensor_means(
     generate: Generate, name: str
 ) -> None:
     sampling = {**HOT, "seed": 5, "max_tokens": 24, name: SCALARS[name]}

@@ -101,7 +101,7 @@ class ServerSpec:
         env: more environment variables of the server.
         load: the models loaded at start in explicit mode. None: all of them.
         control_mode: Triton's model control mode.
-        two_words: the control mode is written as two words, `--flag value`, and not with a sign.
+        control_mode_as_two_words: as `--flag value`, and not as `--flag=value`.
         shm_prefix: the prefix of the server's shared-memory regions. None: a unique one is made.
         shm_domain: that of another server whose /dev/shm this one is to share. None: no matter.
     """
@@ -112,7 +112,7 @@ class ServerSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     load: tuple[str, ...] | None = None
     control_mode: Literal["explicit", "none"] = "explicit"
-    two_words: bool = False
+    control_mode_as_two_words: bool = False
     shm_prefix: str | None = None
     shm_domain: str | None = None
 

@@ -61,7 +61,7 @@ def model_flags(spec: ServerSpec, repository: Path) -> list[str]:
     mode = ["--model-control-mode", spec.control_mode]
     return [
         f"--model-repository={repository}",
-        *(mode if spec.two_words else ["=".join(mode)]),
+        *(mode if spec.control_mode_as_two_words else ["=".join(mode)]),
         *(f"--load-model={name}" for name in loaded),
     ]
 

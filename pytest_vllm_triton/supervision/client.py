@@ -229,7 +229,9 @@ class Supervised:
     def _remaining(self) -> list[int]:
         """The server and all that came from it and lives, as far as it can be told without the
         supervisor."""
-        return [] if self.pid is None else remaining_family(self.pid, self._state().get("tree", []))
+        if self.pid is None:
+            return []
+        return remaining_family(self.pid, self._state().get("noted", []))
 
     def _regions(self) -> Regions:
         regions = Regions(self.config.shm_prefix, set(self.config.shm_before))

@@ -208,7 +208,7 @@ def test_the_deaf_are_found_after_the_supervisor_was_killed(start: Start) -> Non
     """The server by its process group, and its orphan, of another session, as it had been noted."""
     process = start(FAMILY.replace("os.wait()", "os.wait(); deaf()"))
     orphan = orphan_of(process)
-    assert eventually(lambda: [orphan] in [noted[:1] for noted in _state(process)["tree"]], 10)
+    assert eventually(lambda: [orphan] in [noted[:1] for noted in _state(process)["noted"]], 10)
     process.supervisor.kill()
     process.supervisor.wait()
 

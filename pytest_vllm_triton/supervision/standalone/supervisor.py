@@ -70,7 +70,7 @@ class Supervisor:
         self.control: socket.socket | None = control
         self.libc = libc
         self.regions = Regions(config.shm_prefix, set(config.shm_before))
-        self.tree: list[int] = []
+        self.noted: list[list[int]] = []
         self.look_again = 0.0
         self.scratch = Scratch(config.environment.get("TMPDIR") or "/tmp")
         self.server = 0
@@ -92,7 +92,7 @@ class Supervisor:
         """Keep the state in a file too: it survives us, should we be killed."""
         self.state.update(content)
         self.state.update(ours=sorted(self.regions.ours), foreign=sorted(self.regions.foreign))
-        self.state.update(tree=births(self.tree))
+        self.state.update(noted=self.noted)
         temporary = self.config.state + ".new"
         with contextlib.suppress(OSError):
             with open(temporary, "w") as file:
@@ -159,8 +159,9 @@ class Supervisor:
         self.look_again = now + LOOK_AGAIN_SECONDS
         tree = descendants(os.getpid())
         news = self.regions.observe(names, tree) if names else False
-        if news or tree != self.tree:
-            self.tree = tree
+        noted = births(tree)
+        if news or noted != self.noted:
+            self.noted = noted
             self.remember()
 
     def next_order(self) -> float | None:
