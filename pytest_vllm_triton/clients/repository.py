@@ -112,9 +112,10 @@ class ModelRepository:
         return self._http.get(f"/v2/models/{name}/ready").status == 200
 
     def close(self) -> None:
-        """Unload and remove every model that was added."""
+        """Unload and remove every model that was added; what has ended has none loaded."""
         for name in self._added:
-            self.unload(name)
+            if self._server.exit_code() is None:
+                self.unload(name)
             shutil.rmtree(self._folder / name, ignore_errors=True)
         self._added.clear()
         self._http.close()

@@ -23,6 +23,7 @@ from pytest_vllm_triton.servers.harness import Harness
 from pytest_vllm_triton.servers.provision import Provision
 from pytest_vllm_triton.session import pytest_internals
 from pytest_vllm_triton.session.collected_checks import requirement_ids
+from pytest_vllm_triton.session.interrupt import killed_at_interrupt
 from pytest_vllm_triton.session.state import (
     COLLECTED_CHECKS,
     EARLIER_LOG,
@@ -123,6 +124,11 @@ class ServerSession:
             self._judge.abort(str(error), pytest.ExitCode.TESTS_FAILED)
             return True
         return None
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self) -> Generator[None, object, object]:
+        with killed_at_interrupt(self.harness.kill):
+            return (yield)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:

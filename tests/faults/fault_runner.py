@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -100,9 +101,10 @@ def run(
     Faults that share a server are tried one by one when not exactly their requirements turned red.
     """
     kept_apart = [fault for fault in faults if fault.reaches_others]
-    with ThreadPoolExecutor(jobs) as pool, _dropped_at_an_interrupt(pool):
+    pytests = Pytests()
+    with ThreadPoolExecutor(jobs) as pool, _dropped_at_an_interrupt(pool, pytests):
         waiting = {
-            pool.submit(_try, batch, work / f"{index:03}"): batch
+            pool.submit(_try, batch, work / f"{index:03}", pytests): batch
             for index, batch in enumerate(plan((f for f in faults if not f.reaches_others), alone))
         }
         repeats = 0
@@ -114,33 +116,73 @@ def run(
             if len(batch) > 1 and unclear and batch[0].allowed:
                 tell(f"one by one: {', '.join(fault.name for fault in batch)}")
                 for fault in batch:
-                    waiting[pool.submit(_try, [fault], work / f"again-{repeats:03}")] = [fault]
+                    again = pool.submit(_try, [fault], work / f"again-{repeats:03}", pytests)
+                    waiting[again] = [fault]
                     repeats += 1
                 continue
             yield from outcomes
-    for index, fault in enumerate(kept_apart):
-        yield from _try([fault], work / f"apart-{index:03}")
+        for index, fault in enumerate(kept_apart):
+            yield from pool.submit(_try, [fault], work / f"apart-{index:03}", pytests).result()
+
+
+class Pytests:
+    """The running pytests, each in a process group of its own: an interrupt reaches them only from
+    here, and once, wherever it came from. (A second one would cut their tidying short.)"""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+
+    def run(self, command: Sequence[str], folder: Path, output: Path) -> int:
+        """The exit status.
+
+        Raises:
+            NotRun: it takes too long, and was killed.
+        """
+        with (
+            output.open("w") as out,
+            subprocess.Popen(
+                command,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                process_group=0,
+            ) as process,
+        ):
+            self._running.add(process)
+            try:
+                return process.wait(_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise NotRun(f"not at its end after {_SECONDS:.0f} s; see {output}") from None
+            finally:
+                self._running.discard(process)
+
+    def interrupt(self) -> None:
+        for process in self._running.copy():
+            process.send_signal(signal.SIGINT)
 
 
 @contextmanager
-def _dropped_at_an_interrupt(pool: ThreadPoolExecutor) -> Iterator[None]:
-    """Ctrl-C reaches the running pytests too, which end by themselves; no other is started."""
+def _dropped_at_an_interrupt(pool: ThreadPoolExecutor, pytests: Pytests) -> Iterator[None]:
+    """The running pytests are interrupted and end by themselves; no other is started."""
     try:
         yield
     except BaseException:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
+        pytests.interrupt()
         raise
 
 
-def _try(batch: Sequence[Fault], folder: Path) -> list[Outcome]:
+def _try(batch: Sequence[Fault], folder: Path, pytests: Pytests) -> list[Outcome]:
     try:
-        document = _report_of(batch, folder)
+        document = _report_of(batch, folder, pytests)
     except NotRun as trouble:
         return [Outcome(fault.name, trouble=str(trouble)) for fault in batch]
     return outcomes_of(batch, document)
 
 
-def _report_of(batch: Sequence[Fault], folder: Path) -> dict[str, Any]:
+def _report_of(batch: Sequence[Fault], folder: Path, pytests: Pytests) -> dict[str, Any]:
     """The report of the suite on a backend with these faults.
 
     Raises:
@@ -157,18 +199,7 @@ def _report_of(batch: Sequence[Fault], folder: Path) -> dict[str, Any]:
         f"--conformance-report={report}",
         f"--basetemp={folder / 'tmp'}",
     ]
-    with output.open("w") as out:
-        try:
-            status = subprocess.run(
-                command,
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                timeout=_SECONDS,
-            ).returncode
-        except subprocess.TimeoutExpired:
-            raise NotRun(f"not at its end after {_SECONDS:.0f} s; see {output}") from None
+    status = pytests.run(command, folder, output)
     if not report.is_file():
         raise NotRun(f"pytest ended with status {status} and no report; see {output}")
     document: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))

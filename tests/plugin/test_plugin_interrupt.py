@@ -29,7 +29,8 @@ class Run:
     not taken for it. Regions in /dev/shm are told apart by who maps them.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tests: str) -> None:
+        self.folder = folder
         self.mark = f"{MARK}={os.getpid()}-{time.monotonic_ns()}"
         name, _, value = self.mark.partition("=")
         self.output = folder / "output.txt"
@@ -38,7 +39,7 @@ class Run:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-u", "-m", "pytest", "-v", "--vllm-model=known-answer"),
-                    *("-k", "test_greedy_repeats or test_tokens_arrive", "--basetemp=work"),
+                    *("-k", tests, "--basetemp=work"),
                 ],
                 cwd=folder,
                 env=environment(**{name: value}),
@@ -60,6 +61,10 @@ class Run:
                 continue
         return found
 
+    def log(self) -> str:
+        """What its servers have logged."""
+        return "".join(path.read_text(errors="replace") for path in self.folder.rglob("triton.log"))
+
     def note_regions(self) -> None:
         """Remember the regions that the run's processes have mapped so far."""
         for process in self.living():
@@ -72,15 +77,19 @@ class Run:
                 if slash:
                     self.regions.add(name.removesuffix(" (deleted)"))
 
-    def wait_for(self, condition: Callable[[str], bool], seconds: float) -> None:
-        """Until its output is as wanted."""
+    def wait_for(self, condition: Callable[[Run], bool], seconds: float) -> None:
+        """Until it is as wanted."""
         deadline = time.monotonic() + seconds
-        while not condition(self.output.read_text(errors="replace")):
-            text = self.output.read_text(errors="replace")
+        while not condition(self):
+            text = self.text()
             assert self.process.poll() is None, f"it ended early:\n{text}"
             assert time.monotonic() < deadline, f"not in {seconds} s:\n{text}"
             time.sleep(0.05)
         self.note_regions()
+
+    def text(self) -> str:
+        """Its output."""
+        return self.output.read_text(errors="replace")
 
     def left(self) -> list[str]:
         """What is still there of it."""
@@ -95,41 +104,68 @@ class Run:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Run]:
-    started = Run(tmp_path)
-    yield started
+def start(tmp_path: Path) -> Iterator[Callable[[str], Run]]:
+    """Starts a run of the tests that ``-k`` finds."""
+    started: list[Run] = []
+
+    def run(tests: str = "test_greedy_repeats or test_tokens_arrive") -> Run:
+        started.append(Run(tmp_path, tests))
+        return started[0]
+
+    yield run
     # More than once: what is killed here may just have started another process.
-    while living := started.living():
+    while living := [process for run in started for process in run.living()]:
         for process in living:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 
 
-def booting(output: str) -> bool:
+def booting(run: Run) -> bool:
     """The server process is there and vLLM is being imported or started."""
-    return "vLLM engine starting" in output or "loading model" in output
+    return "vLLM engine starting" in run.text() or "loading model" in run.text()
 
 
-def in_a_test(output: str) -> bool:
-    return "PASSED" in output
+def in_a_test(run: Run) -> bool:
+    return "PASSED" in run.text()
 
 
-@pytest.mark.parametrize("moment", [booting, in_a_test], ids=["boot", "test"])
-def test_interrupt(run: Run, moment: Callable[[str], bool]) -> None:
-    run.wait_for(moment, BOOT_SECONDS)
+def loading_another_model(run: Run) -> bool:
+    return "loading: vision_model" in run.log()
+
+
+def interrupt(run: Run) -> None:
     assert len(run.living()) > 1
     # As a terminal does it: to the whole foreground group, of which the server must be no part.
     os.killpg(run.process.pid, signal.SIGINT)
-    status = run.process.wait(timeout=60)
-    text = run.output.read_text(errors="replace")
-    assert status == pytest.ExitCode.INTERRUPTED, text
-    assert "KeyboardInterrupt" in text
-    assert "Traceback" not in text
+
+
+def expect_interrupted(run: Run, seconds: float) -> None:
+    status = run.process.wait(timeout=seconds)
+    assert status == pytest.ExitCode.INTERRUPTED, run.text()
+    assert "KeyboardInterrupt" in run.text()
+    assert "Traceback" not in run.text()
     run.nothing_left_within(1)
 
 
 @pytest.mark.parametrize("moment", [booting, in_a_test], ids=["boot", "test"])
-def test_kill(run: Run, moment: Callable[[str], bool]) -> None:
+def test_interrupt(start: Callable[..., Run], moment: Callable[[Run], bool]) -> None:
+    run = start()
+    run.wait_for(moment, BOOT_SECONDS)
+    interrupt(run)
+    expect_interrupted(run, 60)
+
+
+def test_interrupt_does_not_wait_for_a_load(start: Callable[..., Run]) -> None:
+    """Triton unloads none of the models that are there while another is being loaded."""
+    run = start("test_embedding_is_a_list_of_numbers or test_base64_in_lines")
+    run.wait_for(loading_another_model, 2 * BOOT_SECONDS)
+    interrupt(run)
+    expect_interrupted(run, 5)
+
+
+@pytest.mark.parametrize("moment", [booting, in_a_test], ids=["boot", "test"])
+def test_kill(start: Callable[..., Run], moment: Callable[[Run], bool]) -> None:
+    run = start()
     run.wait_for(moment, BOOT_SECONDS)
     assert len(run.living()) > 1
     run.process.kill()
