@@ -25,8 +25,9 @@ GONE_SECONDS = 10
 class Run:
     """A pytest run of the suite, and everything that descends from it.
 
-    Each process inherits a variable of its own, so that servers of other runs on this machine are
-    not taken for it. Regions in /dev/shm are told apart by who maps them.
+    Each process inherits a variable and a folder of its own, so that servers of other runs on this
+    machine are not taken for it. (Of an engine only the folder can be seen: its title is written
+    over its environment.) Regions in /dev/shm are told apart by who maps them.
     """
 
     def __init__(self, folder: Path, tests: str) -> None:
@@ -49,12 +50,13 @@ class Run:
             )
 
     def living(self) -> list[psutil.Process]:
-        """Processes that carry the mark."""
-        wanted = self.mark.encode()
-        found = []
+        """Processes that carry the mark, or work in its folder."""
+        wanted, found = self.mark.encode(), []
         for process in psutil.process_iter():
             try:
-                marked = wanted in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+                files = Path(f"/proc/{process.pid}")
+                marked = wanted in (files / "environ").read_bytes().split(b"\0")
+                marked = marked or (files / "cwd").readlink() == self.folder
                 if marked and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
             except (OSError, psutil.Error):
