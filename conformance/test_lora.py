@@ -97,6 +97,15 @@ def test_adapter_of_two_sequences(generate: Generate) -> None:
 
 
 @pytest.mark.requirement("LOR-002")
+def test_adapter_among_long_parameters(generate: Generate) -> None:
+    """Twice the same: a backend that keeps what it has read must keep the adapter's name, too."""
+    sampling = {"temperature": 0, "max_tokens": LENGTH, "stop": ["~" * 2000]}
+    request = asked(None, sampling={**sampling, "lora_name": "backwards"})
+    for _ in range(2):
+        expect.equal("text with backwards", generate(request).text, text_with("backwards"))
+
+
+@pytest.mark.requirement("LOR-002")
 def test_streamed_adapter(generate: Generate) -> None:
     request = asked("backwards", stream=True, exclude_input_in_output=None)
     expect.equal("joined text with backwards", generate(request).text, text_with("backwards"))

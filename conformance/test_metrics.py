@@ -591,6 +591,18 @@ def test_latency_is_what_clients_see(traffic: Traffic) -> None:
     expect.that(LATENCY, total, lambda seconds: 0 < seconds <= high, f"above 0, at most {high:g}")
 
 
+@pytest.mark.requirement("MET-016")
+def test_latency_of_a_long_prompt_that_comes_again(
+    vllm_server: ServerHandle, lora_extra: ExtraModel
+) -> None:
+    """It counts from the arrival of each request, whatever a backend keeps of the prompt."""
+    sampling = {"temperature": 0, "ignore_eos": True, "max_tokens": 20}
+    request = GenerateRequest("alpha beta " * 200, sampling=sampling)
+    traffic = sent(vllm_server, lora_extra.served(), oracle(), [request] * 5)
+    total, _, high = latency_and_bounds(traffic)
+    expect.between(LATENCY, total, 0, high)
+
+
 @pytest.fixture(scope="module")
 def queued(vllm_server: ServerHandle, alternate_model: str) -> Traffic:
     """The alternate model has one sequence at a time: most of what these clients see is waiting.

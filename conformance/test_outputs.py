@@ -401,6 +401,14 @@ def test_last_token_has_logprobs(
 
 
 @pytest.mark.requirement("OUT-009")
+def test_tokens_without_text_have_logprobs(generate: Generate) -> None:
+    """A stop string holds the text back until the end, and no count is asked for that would be lost
+    without the tokens before."""
+    answer = generate(asking(True, "logprobs", logprobs=0, stop=["~" * 1000]))
+    expect.equal("entries of logprobs", len(answer.logprobs()), 10)
+
+
+@pytest.mark.requirement("OUT-009")
 def test_logprobs_add_up_in_a_crowd(triton_grpc: GrpcClient) -> None:
     for name, (_, responses) in asking_for_all(triton_grpc).items():
         entries = [len(response.logprobs()) for response in responses]

@@ -1,6 +1,6 @@
 """Proof that the suite's checks can fail: ``python tests/faults`` (``make faults``).
 
-Puts each fault of ``faults.toml`` into a copy of the backend, runs the checks of the groups that it
+Puts each fault of ``table/`` into a copy of the backend, runs the checks of the groups that it
 touches on a real server, and says whether exactly the right requirements turned red.
 """
 

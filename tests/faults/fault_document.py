@@ -17,7 +17,7 @@ A check that cannot fail is worth nothing. Each fault below is a small mistake, 
 real changes to a backend make, put into a copy of this project's backend. The suite then ran
 against it on a real server, and exactly the requirements that the fault violates turned red.
 
-The faults are in `tests/faults/faults.toml`; this page is made by
+The faults are in `tests/faults/table/`; this page is made by
 `make faults ARGS="--document docs/faults.md"`.
 """
 

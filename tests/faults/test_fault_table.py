@@ -2,30 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fault_runner import plan
 from fault_table import HARMLESS, Fault, StaleFault, copy_sources, load_exempt, load_faults
 
+from pytest_vllm_triton import assets
 from pytest_vllm_triton.requirements import Level, load_catalogue
 
 FAULTS = load_faults()
 CATALOGUE = load_catalogue()
 
 
+def source_of(fault: Fault) -> str:
+    path = fault.path(assets.backend_dir(), assets.fixtures_dir())
+    return path.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
-def test_fault_fits_the_sources(tmp_path: Path, fault: Fault) -> None:
-    before = _texts(copy_sources(tmp_path / "before", []))
-    after = _texts(copy_sources(tmp_path / "after", [fault]))
-    if not fault.file.startswith("samples/"):
-        assert [name for name in before if before[name] != after[name]] == [fault.file]
+def test_fault_fits_the_sources(fault: Fault) -> None:
+    source = source_of(fault)
+    assert fault.in_text(source) != source
+
+
+@pytest.mark.parametrize("file", ["backend/model.py", "samples/client.py"])
+def test_only_its_file_is_changed(tmp_path: Path, file: str) -> None:
+    fault = Fault("f", "what", file.removeprefix("backend/"), "", "", frozenset())
+    fault = replace(fault, old="from __future__ import annotations")
+    before, after = tmp_path / "before", tmp_path / "after"
+    assert copy_sources(after, [replace(fault, new=f"{fault.old} ")]) == after / "backend"
+    copy_sources(before, [])
+    names = {str(path.relative_to(before)) for path in before.rglob("*.py")}
+    changed = {name for name in names if (before / name).read_text() != (after / name).read_text()}
+    assert changed == {file}
 
 
 def test_stale_fault_is_refused(tmp_path: Path) -> None:
     fault = Fault("gone", "what", "model.py", "no such line", "", frozenset({"GEN-001"}))
     with pytest.raises(StaleFault, match=r"gone: model\.py holds its line 0 times"):
         copy_sources(tmp_path, [fault])
+
+
+def test_a_name_is_given_once(tmp_path: Path) -> None:
+    for group in ("GEN", "STR"):
+        (tmp_path / f"{group}.toml").write_text('[one]\nwhat = ""\n')
+    with pytest.raises(ValueError, match=r"STR\.toml: one is in another file"):
+        load_faults(tmp_path)
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
@@ -61,8 +85,10 @@ def test_plan_keeps_faults_apart(alone: bool) -> None:
 
 
 @pytest.mark.parametrize("batch", plan(FAULTS.values(), alone=False), ids=lambda b: b[0].name)
-def test_batches_fit_the_sources(tmp_path: Path, batch: list[Fault]) -> None:
-    copy_sources(tmp_path, batch)
+def test_batches_fit_the_sources(batch: list[Fault]) -> None:
+    texts: dict[str, str] = {}
+    for fault in batch:
+        texts[fault.file] = fault.in_text(texts.get(fault.file) or source_of(fault))
 
 
 def test_harmless_changes_fit_together(tmp_path: Path) -> None:
@@ -71,10 +97,3 @@ def test_harmless_changes_fit_together(tmp_path: Path) -> None:
     assert [change.name for change in batch] == list(changes)
     assert not any(change.allowed or change.selection for change in batch)
     copy_sources(tmp_path, batch)
-
-
-def _texts(backend: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(backend)): path.read_text(encoding="utf-8")
-        for path in sorted(backend.rglob("*.py"))
-    }
