@@ -22,7 +22,8 @@ FAULTS = {
 def harmless() -> Fault:
     """A change that breaks nothing: the same way to a verdict, which must not be red."""
     fault = FAULTS["temperature-ignored"]
-    return replace(fault, name="harmless", new="        # as before\n" + fault.old)
+    new = "        # as before\n" + fault.old
+    return replace(fault, name="harmless", new=new, checks=fault.red)
 
 
 @pytest.fixture(scope="module")
