@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -205,22 +205,12 @@ class Harness:
         return handle
 
     def _launch(self, spec: ServerSpec) -> ServerHandle:
-        from pytest_vllm_triton.launchers.readiness import LoadStumbled
-        from pytest_vllm_triton.launchers.stalled_stub import ATTEMPTS
+        from pytest_vllm_triton.launchers.attempts import launch
 
-        launch = partial(
-            self.provision.launcher.launch,
-            timeout=self._boot_timeout,
-            progress=self.provision.progress,
+        provision = self.provision
+        return launch(
+            provision.launcher, spec, timeout=self._boot_timeout, progress=provision.progress
         )
-        for _ in range(1, ATTEMPTS):
-            try:
-                return launch(spec)
-            except LoadStumbled:
-                self.provision.progress(
-                    "Triton itself stumbled over the load of a model. Starting again"
-                )
-        return launch(spec)
 
     @property
     def _boot_timeout(self) -> float:

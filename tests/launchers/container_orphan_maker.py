@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pytest_vllm_triton.launchers import attempts
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerSpec, new_shm_prefix
 from pytest_vllm_triton.launchers.container import ContainerLauncher, ContainerOptions
 from pytest_vllm_triton.launchers.container_handle import ContainerHandle
@@ -34,7 +35,7 @@ def main() -> None:
             print(json.dumps(facts), flush=True)
 
     try:
-        server = launcher.launch(spec, timeout=120, progress=booting)
+        server = attempts.launch(launcher, spec, timeout=120, progress=booting)
         assert isinstance(server, ContainerHandle)
         print(json.dumps(facts), flush=True)
         if given["when"] != "exit":

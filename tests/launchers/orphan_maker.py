@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pytest_vllm_triton.launchers import attempts
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle, ServerSpec
 from pytest_vllm_triton.launchers.process import ProcessHandle, ProcessLauncher
 
@@ -25,7 +26,7 @@ def main() -> None:
     spec = ServerSpec((model,), Path(given["backend_dir"]))
     if given["when"] == "booting":
         launcher.launch(spec, timeout=600, progress=lambda _: print("booting", flush=True))
-    server: ServerHandle = launcher.launch(spec, timeout=60)
+    server: ServerHandle = attempts.launch(launcher, spec, timeout=60)
     assert isinstance(server, ProcessHandle)
     forked = 0
     if given["when"] == "forked":

@@ -26,7 +26,7 @@ from waiting import eventually
 from pytest_vllm_triton import assets
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.errors import ServerFailed, UserError
-from pytest_vllm_triton.launchers import docker_engine, leftovers, stalled_stub
+from pytest_vllm_triton.launchers import attempts, docker_engine, leftovers, stalled_stub
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerSpec
 from pytest_vllm_triton.launchers.container import ContainerLauncher, ContainerOptions
 from pytest_vllm_triton.launchers.container_handle import ContainerHandle
@@ -117,7 +117,7 @@ def launch(launcher: ContainerLauncher, backend_dir: Path, docker_client: Any) -
         timeout = fields.pop("timeout", 60.0)
         progress = fields.pop("progress", silent)
         spec = ServerSpec(models, fields.pop("backend_dir", backend_dir), **fields)
-        handle = of.launch(spec, timeout=timeout, progress=progress)
+        handle = attempts.launch(of, spec, timeout=timeout, progress=progress)
         assert isinstance(handle, ContainerHandle)
         handles.append(handle)
         return handle

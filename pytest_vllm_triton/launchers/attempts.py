@@ -1,0 +1,27 @@
+"""Starts a server again where Triton itself stumbled over the load of a model."""
+
+from __future__ import annotations
+
+from pytest_vllm_triton.launchers.base import Launcher, ServerHandle, ServerSpec
+from pytest_vllm_triton.launchers.readiness import LoadStumbled
+from pytest_vllm_triton.launchers.stalled_stub import ATTEMPTS
+from pytest_vllm_triton.progress import Progress, silent
+
+
+def launch(
+    launcher: Launcher, spec: ServerSpec, *, timeout: float, progress: Progress = silent
+) -> ServerHandle:
+    """A server that is ready.
+
+    Args:
+        timeout: seconds until it is, of each attempt.
+
+    Raises:
+        ServerFailed, UserError: see `Launcher.launch`; `LoadStumbled` when the last attempt did.
+    """
+    for _ in range(1, ATTEMPTS):
+        try:
+            return launcher.launch(spec, timeout=timeout, progress=progress)
+        except LoadStumbled:
+            progress("Triton itself stumbled over the load of a model. Starting again")
+    return launcher.launch(spec, timeout=timeout, progress=progress)
