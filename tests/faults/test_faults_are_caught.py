@@ -1,6 +1,6 @@
-"""Three faults on real servers, two at a time: each turns its requirements red, and no other.
+"""Three faults on real servers: each turns its requirements red, and no other.
 
-`make faults` tries all of them, which takes an hour.
+`make faults` tries all of them, which takes hours.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from dataclasses import replace
 
 import pytest
 from fault_runner import Outcome, run
-from fault_table import Fault, load_faults
+from fault_table import Fault, load_catalogue, load_faults
 
-# All that the shared server can show of a request's answer.
-CHECKS = frozenset({"GEN", "STR", "OUT"})
+# What the shared server can show of a request's answer, without what takes long and is of other
+# matters: forms of parameters, crowds, prompts of all kinds, the pace of tokens, another version.
+GROUPS = ("GEN", "STR", "OUT")
+LONG = {"GEN-007", "GEN-011", "GEN-021", "GEN-029", "OUT-001", "OUT-007", "STR-005"}
+CHECKS = frozenset(key for key, one in load_catalogue().items() if one.group in GROUPS) - LONG
 FAULTS = {
     name: replace(load_faults()[name], checks=CHECKS)
     for name in ("last-chunk-lost", "answers-swapped", "temperature-ignored")
@@ -28,8 +31,9 @@ def harmless() -> Fault:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    # One at a time: of two engines on two processors each takes four times as long.
     found = run(
-        [*FAULTS.values(), harmless()], tmp_path_factory.mktemp("f"), jobs=2, alone=True, tell=print
+        [*FAULTS.values(), harmless()], tmp_path_factory.mktemp("f"), jobs=1, alone=True, tell=print
     )
     return {outcome.fault: outcome for outcome in found}
 
