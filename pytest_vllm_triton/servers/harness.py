@@ -187,12 +187,20 @@ class Harness:
         Raises:
             ServerFailed: it did not get ready.
         """
+        from pytest_vllm_triton.launchers.attempts import launch
+
+        provision = self.provision
         started = time.monotonic()
         ready, command = False, ""
         try:
             with self.load_slots.acquire():
                 started = time.monotonic()
-                handle = self._launch(spec)
+                handle = launch(
+                    provision.launcher,
+                    spec,
+                    timeout=self._boot_timeout,
+                    progress=provision.progress,
+                )
             handle.load_slots = self.load_slots
             handle.load_seconds = max(handle.load_seconds, self._boot_timeout)
             ready, command = True, handle.reproduce()
@@ -203,14 +211,6 @@ class Harness:
             self.boots.append(Boot(purpose, time.monotonic() - started, ready, command))
         self.servers.append(handle)
         return handle
-
-    def _launch(self, spec: ServerSpec) -> ServerHandle:
-        from pytest_vllm_triton.launchers.attempts import launch
-
-        provision = self.provision
-        return launch(
-            provision.launcher, spec, timeout=self._boot_timeout, progress=provision.progress
-        )
 
     @property
     def _boot_timeout(self) -> float:

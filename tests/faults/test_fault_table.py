@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,10 +28,10 @@ def test_fault_fits_the_sources(fault: Fault) -> None:
 
 @pytest.mark.parametrize("file", ["backend/model.py", "samples/client.py"])
 def test_only_its_file_is_changed(tmp_path: Path, file: str) -> None:
-    fault = Fault("f", "what", file.removeprefix("backend/"), "", "", frozenset())
-    fault = replace(fault, old="from __future__ import annotations")
+    line = "from __future__ import annotations"
+    fault = Fault("f", "what", file.removeprefix("backend/"), line, f"{line}  # f", frozenset())
     before, after = tmp_path / "before", tmp_path / "after"
-    assert copy_sources(after, [replace(fault, new=f"{fault.old} ")]) == after / "backend"
+    assert copy_sources(after, [fault]) == after / "backend"
     copy_sources(before, [])
     names = {str(path.relative_to(before)) for path in before.rglob("*.py")}
     changed = {name for name in names if (before / name).read_text() != (after / name).read_text()}

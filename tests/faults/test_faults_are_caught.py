@@ -14,9 +14,9 @@ from fault_table import LONG, Fault, load_catalogue, load_faults
 # What the shared server can show of a request's answer, without what takes long and is of other
 # matters: forms of parameters, crowds, prompts of all kinds, the pace of tokens, another version.
 GROUPS = ("GEN", "STR", "OUT")
-ELSE = {"GEN-007", "GEN-011", "GEN-021", "GEN-029", "OUT-001", "OUT-007", "STR-005"}
+SLOW = {"GEN-007", "GEN-011", "GEN-021", "GEN-029", "OUT-001", "OUT-007", "STR-005"}
 CHECKS = frozenset(
-    key for key, one in load_catalogue().items() if one.group in GROUPS and key not in ELSE | LONG
+    key for key, one in load_catalogue().items() if one.group in GROUPS and key not in SLOW | LONG
 )
 FAULTS = {
     name: replace(load_faults()[name], checks=CHECKS)
