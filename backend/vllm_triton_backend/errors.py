@@ -10,8 +10,8 @@ from __future__ import annotations
 import enum
 from typing import Any
 
-# Characters. Where an error ends a gRPC stream its text travels in the trailers, of which a client
-# takes 16 KiB, and a character that is no ASCII takes up to twelve bytes there.
+# Bytes of UTF-8. Where an error ends a gRPC stream its text travels in the trailers, each byte that
+# is no ASCII as three; of trailers between 8 and 16 KiB a client refuses some, by chance.
 _LONGEST = 1000
 
 
@@ -56,9 +56,10 @@ def to_triton(error: RequestError, pb_utils: Any) -> Any:
     A server whose `pb_utils` does not know the code gets the error without one (INTERNAL). Of a
     long text, which may quote what the client sent, the beginning is told.
     """
-    text = error.message
-    if len(text) > _LONGEST:
-        text = text[: _LONGEST - 1] + "…"
+    told = error.message.encode(errors="replace")
+    text = told[:_LONGEST].decode(errors="ignore")
+    if len(told) > _LONGEST:
+        text += "…"
     code = getattr(pb_utils.TritonError, error.code.name, None)
     if code is None:
         return pb_utils.TritonError(text)

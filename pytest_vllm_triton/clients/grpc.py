@@ -38,6 +38,9 @@ _NUMPY_OF = {
     "FP64": np.float64,
 }
 
+# What every gRPC client takes, as it is.
+_METADATA_BYTES = 8192
+
 
 class GrpcClient:
     """gRPC client of one server and one model.
@@ -68,6 +71,10 @@ class GrpcClient:
                 # A channel of its own: tests that kill one connection must not share it.
                 ("grpc.use_local_subchannel_pool", 1),
                 ("grpc.enable_http_proxy", 0),
+                # Of trailers between these two a client refuses some, by chance (8 and 16 KiB by
+                # default). A check must not hang on chance, so they are one.
+                ("grpc.max_metadata_size", _METADATA_BYTES),
+                ("grpc.absolute_max_metadata_size", _METADATA_BYTES),
             ],
         )
         self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
