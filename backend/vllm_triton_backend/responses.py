@@ -125,16 +125,21 @@ class EmbedFormatter:
 
 
 _NOTHING = Wanted()
+_RULED_OUT = -9999.0
 
 
 def logprobs_json(tokens: Sequence[Mapping[int, Any]]) -> str:
     """vLLM's logprobs of consecutive tokens as JSON: a list with one object per token, token id
-    (as a string) -> {"logprob": float, "rank": int, "decoded_token": str}."""
+    (as a string) -> {"logprob": float, "rank": int, "decoded_token": str}.
+
+    JSON has no infinity, which is what a token that the sampler ruled out has under vLLM's
+    `logprobs_mode: processed_logprobs`. It is told as vLLM's own servers tell it.
+    """
     return json.dumps(
         [
             {
                 str(token): {
-                    "logprob": item.logprob,
+                    "logprob": max(_RULED_OUT, item.logprob),
                     "rank": item.rank,
                     "decoded_token": item.decoded_token,
                 }
