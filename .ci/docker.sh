@@ -1,6 +1,7 @@
 # Sourced by .ci/run: Docker for the container launcher, on a machine that may have none.
 #
-# start_docker   makes Docker answer; returns 1, after a loud notice, where it cannot run at all
+# start_docker   makes Docker answer; returns 1, after a loud notice, where it cannot run at all,
+#                and ends CI where only the user can help (no root, packages that do not install)
 # stop_docker    ends the daemon that start_docker has started, and no other
 
 DOCKERD_LOG=${TMPDIR:-/tmp}/ci-dockerd.log

@@ -318,6 +318,8 @@ def test_an_error_is_one_final_response(
         GOOD.but(text_input=b"\xff"),
         GOOD.but(sampling="[1]"),
         GOOD.but(sampling={"structured_outputs": {"choice": ["a"], "regex": "a"}}),
+        GOOD.but(sampling={"structured_outputs": "[" * 5000}),
+        GOOD.but(sampling={"guided_decoding": "[" * 5000}),
         GOOD.but(sampling={"priority": 1 << 70}),
         GOOD.but(sampling=b"\xff"),
         # Longer than what gRPC takes of a status.
@@ -327,7 +329,8 @@ def test_an_error_is_one_final_response(
     ],
     ids=[
         *("unknown", "range", "json", "type", "engine", "echo", "prompt"),
-        *("utf-8", "list", "two-structures", "priority", "json-in-utf-8"),
+        *("utf-8", "list", "two-structures", "deep", "deep-old-name"),
+        *("priority", "json-in-utf-8"),
         *("long-value", "long-name", "half-a-character"),
     ],
 )

@@ -25,5 +25,3 @@ cheap. The modules, each with one duty:
 * `metrics`           sends them to Triton
 * `lora`, `images`, `watchdog`, `errors`
 """
-
-__version__ = "0.1.0"

@@ -70,8 +70,9 @@ def read_lora_paths(version_dir: Path) -> dict[str, str]:
     return {name: str((version_dir / target).resolve()) for name, target in adapters.items()}
 
 
-def pop_bool(arguments: dict[str, Any], key: str) -> bool:
-    """Normalize a boolean engine argument that users also write as "true"; missing is False.
+def read_bool(arguments: dict[str, Any], key: str) -> bool:
+    """A boolean engine argument, False if it is missing. Users also write "true", which is made a
+    boolean in `arguments`, for vLLM.
 
     Raises:
         LoadError: the value is neither a boolean nor "true"/"false".

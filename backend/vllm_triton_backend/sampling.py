@@ -164,11 +164,7 @@ class SamplingParser:
 
 
 def _modern_structured(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            value = read_json(value)
-        except ValueError:
-            return value
+    value = _parsed(value)
     if isinstance(value, dict):
         return {key: item for key, item in value.items() if key not in _OLD_STRUCTURED_KEYS}
     return value

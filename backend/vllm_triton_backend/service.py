@@ -22,7 +22,7 @@ from vllm_triton_backend.event_loop import EventLoop
 from vllm_triton_backend.live_requests import LiveRequests
 from vllm_triton_backend.lora import Adapter, LoraRegistry
 from vllm_triton_backend.metrics import MetricsExporter
-from vllm_triton_backend.model_files import pop_bool, read_engine_args, read_lora_paths
+from vllm_triton_backend.model_files import read_bool, read_engine_args, read_lora_paths
 from vllm_triton_backend.parameters import Parameters
 from vllm_triton_backend.parent_server import can_unload, has_metrics, socket_name
 from vllm_triton_backend.placement import (
@@ -137,10 +137,10 @@ class Settings:
             visible,
             count_gpus(visible),
         )
-        enable_lora = pop_bool(engine_args, "enable_lora")
+        enable_lora = read_bool(engine_args, "enable_lora")
         if enable_lora:
             read_lora_paths(version_dir)
-        log_stats = not pop_bool(engine_args, "disable_log_stats")
+        log_stats = not read_bool(engine_args, "disable_log_stats")
         # vLLM's own loggers would do work for every token that nobody reads here.
         engine_args["disable_log_stats"] = True
         return cls(

@@ -229,8 +229,6 @@ def infer_request(
     request: GenerateRequest,
     *,
     version: str = "",
-    priority: int | None = None,
-    timeout_us: int | None = None,
     empty_final: bool = False,
 ) -> Any:
     """The ModelInferRequest message of a request."""
@@ -242,10 +240,6 @@ def infer_request(
     for output in request.outputs or ():
         message.outputs.add(name=output)
     parameters: dict[str, Any] = dict(request.parameters)
-    if priority is not None:
-        parameters["priority"] = priority
-    if timeout_us is not None:
-        parameters["timeout"] = timeout_us
     if empty_final:
         parameters["triton_enable_empty_final_response"] = True
     for name, value in parameters.items():

@@ -86,7 +86,7 @@ class AttachLauncher:
                     missing = missing.rstrip(".")
                     raise UserError(
                         f"The server at {self.endpoints.http} cannot be attached to: {missing}. "
-                        "Check --triton-url, --triton-metrics-url and the model's name."
+                        "Check --triton-url, --triton-metrics-url and --triton-model-name."
                     )
                 time.sleep(0.2)
 

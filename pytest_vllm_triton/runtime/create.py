@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from pytest_vllm_triton import __version__
 from pytest_vllm_triton.errors import RuntimeUnavailable
 from pytest_vllm_triton.paths import HOME_VARIABLE
 from pytest_vllm_triton.progress import Progress, silent
@@ -359,7 +359,7 @@ class _Creation:
             "python": self.interpreter.version,
             "base_prefix": str(self.interpreter.prefix),
             "tritonserver": str(tritonserver.relative_to(self.root)),
-            "made_by": _own_version(),
+            "made_by": __version__,
         }
         (self.root / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
@@ -385,10 +385,3 @@ def _make_folder(folder: Path) -> None:
             f"The embedded server runtime cannot be kept in {folder}: {error}. Name another folder "
             f"with {HOME_VARIABLE}."
         ) from error
-
-
-def _own_version() -> str:
-    try:
-        return importlib.metadata.version("pytest-vllm-triton")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

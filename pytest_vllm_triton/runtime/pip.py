@@ -175,8 +175,9 @@ def explain(failure: PipFailed, doing: str) -> RuntimeUnavailable:
     elif missing and re.match(r"torch==.*\+cpu", missing["what"]):
         why = f"pip's sources do not have {missing['what']}, PyTorch's build for CPUs."
         do = (
-            "Add a source that has PyTorch's CPU wheels (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS), "
-            "and run it again."
+            "Add a source that has PyTorch's CPU wheels (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS) "
+            "and run it again. The address of PyTorch's own is on pytorch.org/get-started, under "
+            "Pip and CPU."
         )
     elif missing:
         why = f"pip's sources do not have {missing['what']} for this Python and platform."

@@ -16,7 +16,6 @@ from pytest_vllm_triton.paths import cache_home
 from pytest_vllm_triton.runtime.recipe import (
     ACCELERATORS,
     CPU,
-    TRITON_VERSION,
     Accelerator,
     check_vllm_version,
     runtime_key,
@@ -232,7 +231,6 @@ def folder_size(root: Path) -> int:
 __all__ = [
     "MANIFEST",
     "PARTIAL_SUFFIX",
-    "TRITON_VERSION",
     "Runtime",
     "find_runtime",
     "folder_size",

@@ -43,5 +43,5 @@ def test_missing_lora_file_is_named(tmp_path: Path) -> None:
 )
 def test_booleans_of_model_json_may_be_strings(given: object, expected: bool) -> None:
     arguments = {"enable_lora": given}
-    assert model_files.pop_bool(arguments, "enable_lora") is expected
+    assert model_files.read_bool(arguments, "enable_lora") is expected
     assert arguments["enable_lora"] is expected

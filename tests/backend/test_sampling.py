@@ -100,6 +100,9 @@ def test_null_is_the_same_as_leaving_the_parameter_out(parser: SamplingParser) -
         ({"structured_outputs": {"nonsense": 1}}, ["'structured_outputs'", "'nonsense'"]),
         ({"structured_outputs": {}}, ["'structured_outputs'", "one constraint is needed"]),
         ({"structured_outputs": {"choice": ["a"]}, "guided_decoding": {"choice": ["b"]}}, ["one"]),
+        # Deeper than Python's parser of JSON goes.
+        ({"structured_outputs": "[" * 100_000}, ["'structured_outputs'"]),
+        ({"guided_decoding": "[" * 100_000}, ["'structured_outputs'"]),
         ({"n": 0}, ["n must be at least 1, got 0."]),
     ],
 )

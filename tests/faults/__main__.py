@@ -34,10 +34,16 @@ def main() -> int:
     parser.add_argument("--document", type=Path, help="write the table of faults to this file")
     options = parser.parse_args()
     if options.harmless:
+        if options.names or options.group:
+            parser.error("--harmless tries all harmless changes together: give no names or groups")
         return _try_harmless()
     faults = load_faults()
     if unknown := set(options.names) - set(faults):
         parser.error(f"unknown faults: {', '.join(sorted(unknown))}")
+    if unknown := set(options.group or ()) - {
+        _group(k) for f in faults.values() for k in f.allowed
+    }:
+        parser.error(f"no faults in the groups {', '.join(sorted(unknown))}")
     chosen = [
         fault
         for name, fault in faults.items()
