@@ -24,6 +24,7 @@ from pytest_vllm_triton.session.state import TRANSCRIPT
 from pytest_vllm_triton.transcript import Transcript
 
 from .alternate import MAX_MODEL_LEN
+from .base_requests import PROMPT
 from .error_words import CLIENTS_MISTAKE
 from .experiments.deaths import EngineDeath
 from .marks import UNARY_AND_STREAM
@@ -31,7 +32,6 @@ from .processes import is_engine, is_stub
 from .record import Seen
 from .strict_server import StrictServer
 
-PROMPT = "What is Triton Inference Server?"
 GOOD = GenerateRequest(PROMPT, sampling={"temperature": 0}, exclude_input_in_output=True)
 ANSWER_SECONDS = 10.0
 EMPTY_PROMPT_SECONDS = 5.0

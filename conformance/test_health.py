@@ -12,6 +12,7 @@ from pytest_vllm_triton.verdicts import untested
 
 from .error_words import NO_VERSIONS, UNHEALTHY
 from .experiments.deaths import ASKS_MODELS, EngineDeath
+from .experiments.second_model import SECOND
 from .record import Seen
 from .waits import NOTICED_SECONDS, UNLOAD_SECONDS
 
@@ -29,7 +30,7 @@ def test_ready_server_has_its_models(plain_life: Seen, model: str) -> None:
     seen = plain_life
     for path in ("/v2/health/live", "/v2/health/ready"):
         expect.equal(f"HTTP status of {path}", seen[path], 200)
-    for name in (model, "second_model"):
+    for name in (model, SECOND):
         expect.equal(f"HTTP status of /v2/models/{name}/ready", seen[f"HTTP ready: {name}"], 200)
         expect.equal(f"gRPC ModelReady of {name}", seen[f"gRPC ready: {name}"], True)
     expect.different("HTTP status for an unknown model", seen["HTTP ready: no_such_model"], 200)

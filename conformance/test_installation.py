@@ -21,13 +21,13 @@ from pytest_vllm_triton.servers.provision import ServerPython
 from pytest_vllm_triton.single_file_backend import bundle
 from pytest_vllm_triton.verdicts import untested
 
+from .base_requests import PROMPT
 from .experiments.bare_server import NO_METRICS
 from .extra_models import needs_owned
 from .logs import log_of
 from .metrics_page import metrics_page
 from .record import Seen
 
-PROMPT = "What is Triton Inference Server?"
 REQUEST = GenerateRequest(PROMPT, sampling={"temperature": 0})
 # A module of the server's environment that is not there is found missing within this time.
 FAILED_LOAD_SECONDS = 60.0

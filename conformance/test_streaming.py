@@ -19,12 +19,12 @@ from pytest_vllm_triton.clients.http import http_body, text_of_event
 from pytest_vllm_triton.known_answer import KnownAnswer
 from pytest_vllm_triton.models.under_test import ModelUnderTest
 
-from .traffic import first_of
+from .base_requests import PROMPT
+from .traffic import first_of, words_of
 
-PROMPT = "What is Triton Inference Server?"
-GREEDY = {"temperature": 0, "max_tokens": 40, "ignore_eos": True}
-UNARY = GenerateRequest(PROMPT, sampling=GREEDY, exclude_input_in_output=True)
-STREAM = GenerateRequest(PROMPT, stream=True, sampling=GREEDY)
+FORTY_TOKENS = {"temperature": 0, "max_tokens": 40, "ignore_eos": True}
+UNARY = GenerateRequest(PROMPT, sampling=FORTY_TOKENS, exclude_input_in_output=True)
+STREAM = GenerateRequest(PROMPT, stream=True, sampling=FORTY_TOKENS)
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -269,7 +269,7 @@ def test_two_requests_on_one_stream(triton_grpc: GrpcClient, vllm_model: ModelUn
             vllm_model.stable_part(expected[key]),
         )
         tokens = sum(response.value("num_output_tokens") for response in received)
-        expect.equal(f"tokens of request {key}", tokens, GREEDY["max_tokens"])
+        expect.equal(f"tokens of request {key}", tokens, FORTY_TOKENS["max_tokens"])
         expect.equal(f"last flag of request {key}", received[-1].final, True)
 
 
@@ -277,7 +277,7 @@ def test_two_requests_on_one_stream(triton_grpc: GrpcClient, vllm_model: ModelUn
 def test_token_counts_add_up(generate: Generate) -> None:
     request = STREAM.but(returns=("num_output_tokens",))
     counts = generate(request).all_values("num_output_tokens")
-    expect.equal("sum of num_output_tokens", sum(counts), GREEDY["max_tokens"])
+    expect.equal("sum of num_output_tokens", sum(counts), FORTY_TOKENS["max_tokens"])
 
 
 @pytest.mark.requirement("STR-013")
@@ -352,7 +352,7 @@ def test_grpc_error_mode_ends_the_stream(triton_grpc: GrpcClient) -> None:
 @pytest.mark.requirement("STR-017")
 def test_concurrent_streams_keep_apart(triton_grpc: GrpcClient, known_answer: KnownAnswer) -> None:
     """24 prompts at once, each at another place of the story: every stream tells its own."""
-    words = [piece.strip() for piece in known_answer.spec.story if piece.strip().isalpha()][:24]
+    words = words_of(known_answer)[:24]
     prompts = {word: f"Say {word}" for word in words}
     sampling = {"temperature": 0, "max_tokens": 12, "ignore_eos": True}
     expected = {

@@ -107,7 +107,9 @@ class SecondModelLife:
             for step in (
                 self.load_that_fails,
                 self.load_while_the_first_streams,
-                self.serve,
+                self.crowd_beyond_the_cache,
+                self.side_by_side,
+                self.soak,
                 self.load_anew_while_streaming,
                 self.unload_while_streaming,
                 self.second_time,
@@ -141,36 +143,43 @@ class SecondModelLife:
         self.seen["first texts during the load"] = streams.texts
         self._note_state("loaded")
 
-    def serve(self) -> None:
-        seen = self.seen
+    def _requests(self, count: int, tokens: int, stream: bool = False) -> list[GenerateRequest]:
         words = words_of(self.oracle)
-        crowd = [greedy(f"number {i} {words[i % len(words)]}", 200) for i in range(64)]
+        return [greedy(f"{i} {words[i % len(words)]}", tokens, stream=stream) for i in range(count)]
+
+    def crowd_beyond_the_cache(self) -> None:
+        seen = self.seen
+        crowd = self._requests(64, 200)
         seen["crowd expected"] = [expected_text(self.oracle, request) for request in crowd]
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(at_once, self.grpc.generate, crowd, len(crowd))
             seen.look("pages while its cache is full", lambda: self._pages_until(running))
             seen["crowd"] = running.result()
+
+    def side_by_side(self) -> None:
+        seen = self.seen
         with Background(self.first, self.first_request) as streams:
-            both = [greedy(f"number {i} {words[i % len(words)]}", 32) for i in range(16)]
+            both = self._requests(16, 32)
             seen["second texts beside the first"] = at_once(self.http.generate, both, 4)
             seen["second texts expected"] = [
                 expected_text(self.oracle, request) for request in both
             ]
         seen["first texts beside the second"] = streams.texts
+
+    def soak(self) -> None:
+        seen = self.seen
+        # Steps of their own, here and below: where one breaks off, the rest goes on.
         seen.step(self.a_thousand_wait)
         at_once(self.http.generate, _refused() * SOAK_CONCURRENCY, SOAK_CONCURRENCY)
         seen["stub before the soak"] = self._stub()
         at_once(self.http.generate, _refused() * SOAK_ENDINGS, SOAK_CONCURRENCY)
-        # A step of its own: where it breaks off, the rest goes on.
         seen.step(self.a_hundred_hang_up)
-        soak = [_heavy(greedy(f"{i} {words[i % len(words)]}", 4)) for i in range(SOAK_REQUESTS)]
-        expected = [expected_text(self.oracle, request) for request in soak]
-        answers = at_once(self.http.generate, soak, SOAK_CONCURRENCY)
+        requests = [_heavy(request) for request in self._requests(SOAK_REQUESTS, 4)]
+        expected = [expected_text(self.oracle, request) for request in requests]
+        answers = at_once(self.http.generate, requests, SOAK_CONCURRENCY)
         seen["soak"] = _differing(answers, expected)
-        short = [
-            _heavy(greedy(f"{i} {words[i % len(words)]}", 4, stream=True), STREAM_WEIGHT)
-            for i in range(SOAK_STREAMS)
-        ]
+        short = self._requests(SOAK_STREAMS, 4, stream=True)
+        short = [_heavy(request, STREAM_WEIGHT) for request in short]
         expected = [expected_text(self.oracle, request) for request in short]
         seen["soak of streams"] = _differing(
             at_once(self.grpc.generate, short, SOAK_CONCURRENCY), expected
