@@ -94,6 +94,14 @@ def test_null_log_probabilities_are_none(generate: Generate) -> None:
 
 
 @pytest.mark.requirement("GEN-016")
+def test_null_under_the_other_name_of_a_parameter(generate: Generate) -> None:
+    """As clients write it that fill in one of both names."""
+    names = {"guided_decoding": None, "structured_outputs": '{"choice": ["yes", "no"]}'}
+    answer = generate(ONE.but(sampling={**GREEDY, **names}))
+    expect.one_of(f"text_output ({answer.error})", answer.text, ["yes", "no"])
+
+
+@pytest.mark.requirement("GEN-016")
 def test_null_max_tokens_is_accepted(generate: Generate) -> None:
     """vLLM: without max_tokens the text may go on to the model's length; a stop string ends it."""
     full = generate(ONE).text

@@ -40,6 +40,11 @@ def test_an_empty_parameter_is_none(name: str) -> None:
     assert read(name, " ") == Parameters()
 
 
+def test_zero_is_a_value() -> None:
+    assert read("DRAIN_TIMEOUT_SECONDS", "0").drain_timeout == 0
+    assert read("STREAM_PAUSE_MICROSECONDS", "0").stream_pause == 0
+
+
 @pytest.mark.parametrize(
     "name", ["MAX_INFLIGHT_REQUESTS", "DRAIN_TIMEOUT_SECONDS", "STREAM_PAUSE_MICROSECONDS"]
 )

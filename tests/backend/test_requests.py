@@ -93,6 +93,15 @@ def test_request_parameters_without_the_tensor() -> None:
     assert request.trace_headers == {"traceparent": "00-1-2-01"}
 
 
+def test_a_flag_may_be_a_request_parameter_whatever_its_value() -> None:
+    parameters = json.dumps({"exclude_input_in_output": False})
+    assert refused(text_input="Hi", stream=True, parameters=parameters) == STREAM_ECHO
+
+
+def test_a_priority_below_zero_may_be_a_request_parameter() -> None:
+    assert generate(text_input="Hi", parameters='{"priority": -3}').priority == -3
+
+
 def test_bad_inputs_are_named() -> None:
     assert "'text_input' is required" in refused(stream=True)
     assert "'text_input' is not valid UTF-8" in refused(text_input=b"\xff")

@@ -80,6 +80,14 @@ def test_null_is_the_same_as_leaving_the_parameter_out(parser: SamplingParser) -
     assert parser.build({"max_tokens": None, "temperature": None}) == Params()
 
 
+@pytest.mark.parametrize("unset", ["structured_outputs", "guided_decoding"])
+def test_one_of_both_names_of_structures_may_be_null(parser: SamplingParser, unset: str) -> None:
+    names = {"structured_outputs": {"choice": ["a"]}, "guided_decoding": {"choice": ["a"]}}
+    given = {**names, unset: None}
+    assert parser.convert(given) == {"structured_outputs": Structured(choice=["a"])}
+    assert parser.convert(dict(reversed(given.items()))) == parser.convert(given)
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
