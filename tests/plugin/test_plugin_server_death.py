@@ -10,6 +10,8 @@ from typing import Any
 
 from plugin_helpers import environment
 
+QUICK = Path(__file__).with_name("quick_backend")
+
 PREAMBLE = """
 import signal
 import time
@@ -200,9 +202,18 @@ def test_death_is_named_and_the_server_replaced_twice(tmp_path: Path) -> None:
 
 def _run(folder: Path, tests: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     (folder / "test_it.py").write_text(PREAMBLE + tests)
-    options = ("--vllm-model=known-answer", "--conformance-report=r.json")
+    # A real Triton; what the model would be is of no matter, and vLLM takes long to load.
+    options = ("--vllm-model=known-answer", f"--triton-backend-dir={QUICK}")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *options, "test_it.py"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            *options,
+            "--conformance-report=r.json",
+            "test_it.py",
+        ],
         cwd=folder,
         env=environment(),
         text=True,
