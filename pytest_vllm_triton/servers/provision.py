@@ -18,6 +18,7 @@ from pytest_vllm_triton.options.launcher_kinds import DEFAULT_IMAGE, LauncherKin
 from pytest_vllm_triton.options.settings import Settings
 from pytest_vllm_triton.options.values import BackendSource
 from pytest_vllm_triton.progress import Progress, silent
+from pytest_vllm_triton.servers.revision import revision
 
 if TYPE_CHECKING:
     import subprocess
@@ -285,9 +286,16 @@ class Provision:
         """What is under test, for the header and the report. Boots and downloads nothing."""
         facts = {"launcher": self._describe_launcher(), "model": self._describe_model()}
         if self.settings.launcher is not LauncherKind.ATTACH:
-            own = "" if self.settings.backend_dir else " (this package's)"
-            facts["backend"] = f"{self.backend_dir}{own}" if self.backend_dir else "the image's"
+            facts["backend"] = self._describe_backend()
         return facts
+
+    def _describe_backend(self) -> str:
+        folder = self.backend_dir
+        if folder is None:
+            return "the image's"
+        own = "" if self.settings.backend_dir else "this package's"
+        notes = ", ".join(filter(None, (own, revision(folder, "model.py"))))
+        return f"{folder} ({notes})" if notes else str(folder)
 
     def _describe_launcher(self) -> str:
         settings = self.settings
