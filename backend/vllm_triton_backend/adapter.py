@@ -23,6 +23,8 @@ from vllm_triton_backend.stats import Stats
 SUPPORTED = "0.22 to 0.32"
 
 _SHORT_PROMPT = 2048  # characters
+# Between two looks whether the engine is still alive.
+_ALIVE_SECONDS = 0.5
 
 Sink = Callable[[Any], None]
 """Receives, on the event loop, each RequestOutput of a request, or the Exception that ended it."""
@@ -277,7 +279,13 @@ class Engine:
         if prompt_text is not None and "prompt_text" in self._parameters:
             options["prompt_text"] = prompt_text
         if hasattr(self._engine, "add_request"):
-            collector = await self._engine.add_request(request_id, prompt, params, **options)
+            try:
+                collector = await self._engine.add_request(request_id, prompt, params, **options)
+            except Exception:
+                # vLLM notes a request before it finds out that it cannot be sent to the engine.
+                with contextlib.suppress(Exception):
+                    await self._engine.abort(request_id)
+                raise
             if _tap(collector, sink):
                 internal = getattr(collector, "request_id", None)
                 return Handle(internal or request_id, internal is not None)
@@ -304,10 +312,20 @@ class Engine:
         """Load an adapter now: inside a running batch a bad one would kill the engine.
 
         Raises:
-            Exception: vLLM's reason, when the adapter cannot be loaded.
+            Exception: vLLM's reason, when the adapter cannot be loaded; `Vllm.dead_error`, when
+                the engine is dead, or dies while it loads it.
         """
-        if hasattr(self._engine, "add_lora"):
-            await self._engine.add_lora(lora)
+        if not hasattr(self._engine, "add_lora"):
+            return
+        if not self.alive:
+            raise self._vllm.dead_error()
+        loading = asyncio.ensure_future(self._engine.add_lora(lora))
+        while not (await asyncio.wait({loading}, timeout=_ALIVE_SECONDS))[0]:
+            # vLLM waits for ever for an engine that dies meanwhile.
+            if not self.alive:
+                loading.cancel()
+                raise self._vllm.dead_error()
+        loading.result()
 
     def max_model_len(self) -> int | None:
         """Longest prompt plus answer, in tokens; None when this vLLM does not say."""
@@ -354,8 +372,14 @@ def _use_utf8_locale() -> None:
 
 def _client_errors() -> tuple[type[BaseException], ...]:
     """Exceptions by which vLLM refuses a request: a class of its own in new versions, plain
-    ValueError, TypeError or NotImplementedError in old ones (and still in places)."""
-    errors: tuple[type[BaseException], ...] = (ValueError, TypeError, NotImplementedError)
+    ValueError, TypeError or NotImplementedError in old ones (and still in places), OverflowError
+    for a number that has no room in the message to the engine."""
+    errors: tuple[type[BaseException], ...] = (
+        ValueError,
+        TypeError,
+        NotImplementedError,
+        OverflowError,
+    )
     try:
         from vllm.exceptions import VLLMClientError
 

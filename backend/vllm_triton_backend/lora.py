@@ -92,6 +92,7 @@ class LoraRegistry:
 
         Raises:
             RequestError: INTERNAL with vLLM's reason; the engine and other requests go on.
+            Exception: vLLM's, where the engine is dead.
         """
         if adapter.number in self._loaded:
             return self._loaded[adapter.number]
@@ -102,6 +103,8 @@ class LoraRegistry:
                     request = self._make_request(adapter.engine_name, adapter.number, adapter.path)
                     await engine.add_lora(request)
                 except Exception as error:
+                    if not engine.alive:
+                        raise
                     raise RequestError(
                         Code.INTERNAL, f"LoRA {adapter.name} cannot be loaded: {error}"
                     ) from None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from vllm_triton_backend.errors import invalid
-from vllm_triton_backend.sampling import Mismatch, SamplingParser, coerce, read_json
+from vllm_triton_backend.sampling import MOST_INT, Mismatch, SamplingParser, coerce, read_json
 from vllm_triton_backend.tensors import FLAG_INPUTS
 
 STREAM_ECHO = (
@@ -86,7 +86,7 @@ def parse(request: Any, sampling: SamplingParser) -> GenerateRequest | EmbedRequ
     parameters = _parameters(request)
     flags = _flags(tensors, parameters)
     wanted = _wanted(request, flags)
-    request_id = request.request_id() or ""
+    request_id = _utf8(request.request_id) or ""
     timeout = _timeout(request, parameters)
     trace_headers = _trace_headers(request, parameters)
     if "embedding_request" in tensors:
@@ -171,12 +171,16 @@ def _sampling(
     return given, lora_name or None, _priority(priority)
 
 
-def _parameters(request: Any) -> Mapping[str, Any]:
+def _utf8(read: Callable[[], str]) -> str:
+    """A text of Triton's, which may hold any bytes, as a forwarded binary header (`…-bin`) does."""
     try:
-        text = request.parameters()
+        return read()
     except UnicodeDecodeError as error:
-        # A forwarded binary header (gRPC's `…-bin`) may hold any bytes.
-        text = error.object.decode("utf-8", errors="replace")
+        return error.object.decode("utf-8", errors="replace")
+
+
+def _parameters(request: Any) -> Mapping[str, Any]:
+    text = _utf8(request.parameters)
     if not text or text == "{}":
         return {}
     value = json.loads(text) if isinstance(text, str) else text
@@ -266,7 +270,9 @@ def _embedding(text: str) -> tuple[str | tuple[int, ...], Mapping[str, Any]]:
     if not isinstance(value, dict):
         raise invalid("Invalid embedding_request: expected a valid JSON object.")
     given = value.get("input")
-    tokens = isinstance(given, list) and all(type(item) is int for item in given)
+    tokens = isinstance(given, list) and all(
+        type(item) is int and 0 <= item <= MOST_INT for item in given
+    )
     if isinstance(given, str) and given:
         content: str | tuple[int, ...] = given
     elif tokens and given:

@@ -113,6 +113,9 @@ class EmbedFormatter:
             return None
         *_, output = outputs
         vector = output.outputs.data.tolist()
+        if not np.isfinite(vector).all():  # no JSON
+            reason = "Error generating stream: the vector holds NaN or infinity"
+            raise RequestError(Code.INTERNAL, reason)
         tensors = []
         if self._wanted.text_output:
             tensors.append(_strings("text_output", [json.dumps(vector)]))

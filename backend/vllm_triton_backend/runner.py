@@ -92,17 +92,15 @@ class RequestRunner:
         count = len(self._live)
         if count and self._engine.alive:
             self._log(f"[vllm] Awaiting remaining {count} requests")
-            self._wait_until_idle(timeout)
+            self._live.wait_until_idle(timeout, lambda: self._engine.alive)
         rest = self._live.all()
         for live in rest:
             self._stop(live, RequestError(Code.UNAVAILABLE, SHUTTING_DOWN))
         if rest:
             self._log(f"[vllm] Aborted {len(rest)} requests that outlived the drain timeout")
-            self._wait_until_idle(_ABORT_SECONDS)
+            # Not for the engine, which may be dead, but for the responses.
+            self._live.wait_until_idle(_ABORT_SECONDS, lambda: True)
         self._watch.stop(_ABORT_SECONDS)
-
-    def _wait_until_idle(self, timeout: float) -> None:
-        self._live.wait_until_idle(timeout, lambda: self._engine.alive)
 
     def _cancel(self, live: Live) -> None:
         self._stop(live, RequestError(Code.CANCELLED, CANCELLED))

@@ -39,6 +39,7 @@ _TRITONS_OWN = frozenset(
 _TRUE, _FALSE = ("true", "1"), ("false", "0")
 
 PREFIX = "Invalid sampling_parameters: "
+MOST_INT = 2**63 - 1
 
 
 def read_json(text: str) -> Any:
@@ -163,6 +164,23 @@ class SamplingParser:
         return invalid(f"{PREFIX}unknown parameter '{name}'.{hint}")
 
 
+def fit_to_engine(params: Any, max_model_len: int | None) -> None:
+    """See that the engine can hold the numbers of these SamplingParams.
+
+    It counts the tokens of a text in 32 bits (none is longer than the model's context anyway), and
+    gives each of the `n` texts a seed, of 64 bits: the next number.
+
+    Raises:
+        RequestError: INVALID_ARG, the last seed is beyond them.
+    """
+    if max_model_len is not None:
+        params.min_tokens = min(params.min_tokens, max_model_len)
+        if params.max_tokens is not None:
+            params.max_tokens = min(params.max_tokens, max_model_len)
+    if params.seed is not None and params.seed + params.n - 1 > MOST_INT:
+        raise invalid(f"{PREFIX}'seed' of the last of {params.n} texts is beyond 64 bits.")
+
+
 def _modern_structured(value: Any) -> Any:
     value = _parsed(value)
     if isinstance(value, dict):
@@ -235,6 +253,14 @@ def _coerce_bool(value: Any) -> bool:
 
 
 def _coerce_int(value: Any) -> int:
+    number = _whole(value)
+    # vLLM sends it to the engine, and keeps it there, in 64 bits: another one ends the engine.
+    if not -MOST_INT - 1 <= number <= MOST_INT:
+        raise Mismatch(f"an integer of 64 bits, got {_show(value)}")
+    return number
+
+
+def _whole(value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if isinstance(value, float) and value.is_integer():

@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from vllm_triton_backend.placement import (
 from vllm_triton_backend.requests import EmbedRequest, GenerateRequest, parse
 from vllm_triton_backend.responses import EmbedFormatter, GenerateFormatter
 from vllm_triton_backend.runner import RequestRunner
-from vllm_triton_backend.sampling import SamplingParser
+from vllm_triton_backend.sampling import SamplingParser, fit_to_engine
 from vllm_triton_backend.shared_references import SharedReference
 from vllm_triton_backend.sharing import (
     EngineClient,
@@ -249,6 +250,7 @@ class Service:
         self._share = booted.share
         self._relay = booted.relay
         self._engine = booted.engine
+        self._unload_asked = False
         self._live = LiveRequests(parameters.max_inflight_requests)
         self._runner = RequestRunner(
             vllm,
@@ -366,6 +368,7 @@ class Service:
             output_kind=kind.DELTA if request.stream else kind.FINAL_ONLY,
             **self._vllm.sampling_options,
         )
+        fit_to_engine(params, self._engine.max_model_len())
         formatter = GenerateFormatter(request, params.n, params.logprobs is not None)
         return params, adapter, formatter
 
@@ -391,13 +394,22 @@ class Service:
         return self._runner.alive
 
     def _unload(self) -> None:
-        """Upstream's ENABLE_VLLM_HEALTH_CHECK: take the model out of service, where models can."""
-        if not can_unload():
+        """Upstream's ENABLE_VLLM_HEALTH_CHECK: take the model out of service, where models can.
+
+        Once: what is loaded in its place is another's. And not on this thread, as Triton answers
+        when a load of the model that is under way has ended.
+        """
+        if self._unload_asked or not can_unload():
             return
+        self._unload_asked = True
+        threading.Thread(target=self._ask_for_unload, daemon=True).start()
+
+    def _ask_for_unload(self) -> None:
         try:
             pb_utils.unload_model(self._model_name)
         except Exception as error:
             pb_utils.Logger.log_warn(f"[vllm] Unhealthy model cannot be unloaded: {error}")
+            self._unload_asked = False
 
     def _drain(self) -> None:
         self._runner.drain(self._parameters.drain_timeout)

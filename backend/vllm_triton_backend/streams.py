@@ -191,6 +191,11 @@ class SenderPool:
             self._ready.put(None)
         for thread in self._threads:
             thread.join(timeout)
+        # A stream that a thread was sending for had more to send: its last response.
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if (stream := self._ready.get_nowait()) is not None:
+                    stream.flush()
 
     def _run(self) -> None:
         while (stream := self._ready.get()) is not None:

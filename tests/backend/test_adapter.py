@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from vllm_triton_backend.adapter import PromptRenderer, Vllm
+from vllm_triton_backend.adapter import Engine, PromptRenderer, Vllm
 
 SHORT, LONG = "a word", "a word " * 1000
 
@@ -91,3 +92,56 @@ def test_an_error_without_words_tells_its_kind() -> None:
     vllm = object.__new__(Vllm)
     vllm.dead_error, vllm._client_errors = ChildProcessError, (ValueError,)
     assert vllm.to_request_error(ValueError()).message == "Error generating stream: ValueError"
+
+
+class FakeVllmEngine:
+    """An AsyncLLM that notes a request before it fails, and never answers about an adapter."""
+
+    model_config = None
+
+    def __init__(self) -> None:
+        self.errored = False
+        self.known: set[str] = set()
+        self.loading = asyncio.Event()
+
+    def generate(self) -> None: ...
+
+    async def add_request(self, request_id: str, *_: Any, **__: Any) -> Any:
+        self.known.add(request_id)
+        raise OverflowError("can't serialize ints")
+
+    async def abort(self, request_id: str) -> None:
+        self.known.discard(request_id)
+
+    async def add_lora(self, _: Any) -> None:
+        self.loading.set()
+        await asyncio.Event().wait()
+
+
+def engine_of(fake: FakeVllmEngine) -> Engine:
+    vllm: Any = SimpleNamespace(dead_error=ChildProcessError)
+    return Engine(vllm, fake, frozenset())
+
+
+def test_a_request_that_cannot_be_sent_leaves_nothing_in_vllm() -> None:
+    async def run() -> set[str]:
+        fake = FakeVllmEngine()
+        with pytest.raises(OverflowError):
+            await engine_of(fake).generate("p", None, "7", lambda output: None)
+        return fake.known
+
+    assert asyncio.run(run()) == set()
+
+
+def test_an_adapter_does_not_wait_for_a_dead_engine() -> None:
+    async def run() -> None:
+        fake = FakeVllmEngine()
+        engine = engine_of(fake)
+        load = asyncio.create_task(engine.add_lora(None))
+        await fake.loading.wait()
+        fake.errored = True
+        for loads in (load, engine.add_lora(None)):
+            with pytest.raises(ChildProcessError):
+                await asyncio.wait_for(loads, 10)
+
+    asyncio.run(run())

@@ -135,7 +135,18 @@ def test_embedding_request(content: object, expected: object) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["{", "[]", "{}", '{"input": []}', '{"input": ""}', '{"input": [true]}', r'{"input": "\ud8"}'],
+    [
+        *("{", "[]", "{}", '{"input": []}', '{"input": ""}', '{"input": [true]}'),
+        *('{"input": [-1]}', '{"input": [9223372036854775808]}', r'{"input": "\ud8"}'),
+    ],
 )
 def test_bad_embedding_requests(text: str) -> None:
     assert "Invalid embedding_request" in refused(embedding_request=text)
+
+
+def test_an_id_may_hold_any_bytes() -> None:
+    class WithOddId(FakeRequest):
+        def request_id(self) -> str:
+            return b"7\xff".decode()
+
+    assert parse(WithOddId(text_input="Hi"), PARSER).request_id == "7\N{REPLACEMENT CHARACTER}"

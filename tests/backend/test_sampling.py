@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from vllm_triton_backend.errors import Code, RequestError
-from vllm_triton_backend.sampling import SamplingParser
+from vllm_triton_backend.sampling import MOST_INT, SamplingParser, fit_to_engine
 
 
 @dataclasses.dataclass
@@ -26,6 +26,7 @@ class Params:
     n: int = 1
     temperature: float = 1.0
     max_tokens: int | None = 16
+    min_tokens: int = 0
     seed: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
@@ -100,6 +101,9 @@ def test_one_of_both_names_of_structures_may_be_null(parser: SamplingParser, uns
         ({"max_tokens": True}, ["'max_tokens' must be an integer"]),
         ({"temperature": "NaN"}, ["'temperature' must be a finite number"]),
         ({"temperature": []}, ["'temperature' must be a number"]),
+        ({"seed": 2**63}, ["'seed' must be an integer of 64 bits"]),
+        ({"seed": "-9223372036854775809"}, ["'seed' must be an integer of 64 bits"]),
+        ({"max_tokens": 1e20}, ["'max_tokens' must be an integer of 64 bits"]),
         ({"ignore_eos": "maybe"}, ["'ignore_eos' must be true or false"]),
         ({"ignore_eos": 2}, ["'ignore_eos' must be true or false"]),
         ({"stop": 5}, ["'stop' must be"]),
@@ -150,3 +154,24 @@ def test_other_unknown_request_parameters_are_refused(
 ) -> None:
     with pytest.raises(RequestError, match="unknown parameter"):
         parser.pick_request_parameters(parameters)
+
+
+def test_no_text_is_longer_than_the_context() -> None:
+    params = Params(max_tokens=MOST_INT, min_tokens=2**31)
+    fit_to_engine(params, 4096)
+    assert (params.max_tokens, params.min_tokens) == (4096, 4096)
+
+    params = Params(max_tokens=None, min_tokens=1)
+    fit_to_engine(params, 4096)
+    assert (params.max_tokens, params.min_tokens) == (None, 1)
+
+    params = Params(max_tokens=5000)
+    fit_to_engine(params, None)
+    assert params.max_tokens == 5000
+
+
+def test_each_text_has_a_seed_of_64_bits() -> None:
+    fit_to_engine(Params(seed=MOST_INT - 1, n=2), None)
+    with pytest.raises(RequestError, match="'seed' of the last of 2 texts") as caught:
+        fit_to_engine(Params(seed=MOST_INT, n=2), None)
+    assert caught.value.code is Code.INVALID_ARG

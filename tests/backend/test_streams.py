@@ -13,6 +13,7 @@ from vllm_triton_backend.errors import Code, RequestError
 from vllm_triton_backend.requests import GenerateRequest, Wanted
 from vllm_triton_backend.responses import GenerateFormatter
 from vllm_triton_backend.streams import ResponseStream, SenderPool
+from waiting import eventually
 
 
 class FakeSender:
@@ -194,3 +195,18 @@ def test_what_a_pause_held_back_is_sent_without_a_further_output() -> None:
     assert bench.sender.entered.wait(5)
     bench.stream.put(output(" b", "stop"), last=True)
     assert texts(bench.wait()) == ["first", " a", " b"]
+
+
+def test_what_comes_while_the_pool_is_closed_is_sent() -> None:
+    """A thread is sending when the stream's error and the end of the pool come."""
+    bench = Bench()
+    bench.busy()
+    bench.stream.fail(RequestError(Code.UNAVAILABLE, "over"))
+    closing = threading.Thread(target=bench.pool.close, args=(5,))
+    closing.start()
+    # One of the two threads has nothing to do, and ends.
+    assert eventually(lambda: sum(thread.is_alive() for thread in bench.pool._threads) == 1)
+    bench.sender.gate.set()
+    closing.join(5)
+    assert [flags for _, flags in bench.sender.sent] == [0, 1]
+    assert bench.sender.sent[-1][0].error.message == "over"
