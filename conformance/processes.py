@@ -62,6 +62,13 @@ def is_stub(process: ServerProcess, model: str = "") -> bool:
     return False
 
 
+def serving(server: ServerHandle, model: str) -> set[int]:
+    """Ids of the stubs and engines of this model; those of others come and go."""
+    stubs = [process for process in server.processes() if is_stub(process, model)]
+    children = [child for stub in stubs for child in stub.children(recursive=True)]
+    return {process.pid for process in (*stubs, *filter(is_engine, children))}
+
+
 def stub_instance(process: ServerProcess, model: str) -> str:
     """Triton's name of the model's instance that the stub runs, as "model_0_1"; "" if none."""
     name = re.compile(rf"{re.escape(model)}(_\d+)+")

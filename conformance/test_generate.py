@@ -202,8 +202,11 @@ def test_request_id_is_echoed(generate: Generate, request_id: str) -> None:
 
 
 @pytest.mark.requirement("GEN-021")
-def test_equal_ids_at_the_same_time(triton_grpc: GrpcClient, vllm_model: ModelUnderTest) -> None:
+def test_equal_ids_at_the_same_time(
+    triton_grpc: GrpcClient, vllm_model: ModelUnderTest, vllm_harness: Harness
+) -> None:
     """Ids are the clients' own affair: two requests of one id, as different as can be."""
+    needs_context(vllm_harness, 450)
     sampling = {"temperature": 0, "max_tokens": 400, "ignore_eos": True}
     unary = GenerateRequest("Say alpha", sampling=sampling, id="42")
     stream = GenerateRequest(

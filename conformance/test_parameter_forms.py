@@ -11,8 +11,9 @@ import pytest
 from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import Generate, GenerateRequest, GrpcClient, HttpClient
 from pytest_vllm_triton.known_answer import KnownAnswer
+from pytest_vllm_triton.verdicts import untested
 
-from .base_requests import GREEDY, HOT, ONE, PROMPT
+from .base_requests import GREEDY, HOT, ONE, PROMPT, text_of
 
 
 @pytest.mark.requirement("GEN-009")
@@ -95,8 +96,13 @@ def test_null_log_probabilities_are_none(generate: Generate) -> None:
 
 @pytest.mark.requirement("GEN-016")
 def test_null_under_the_other_name_of_a_parameter(generate: Generate) -> None:
-    """As clients write it that fill in one of both names."""
-    names = {"guided_decoding": None, "structured_outputs": '{"choice": ["yes", "no"]}'}
+    """As clients write it that fill in one of both names. Newer vLLMs know one only, and a backend
+    need not know more."""
+    choice = '{"choice": ["yes", "no"]}'
+    old = generate(ONE.but(sampling={**GREEDY, "guided_decoding": choice}))
+    if old.error is not None and "guided_decoding" in old.error:
+        untested("the structures' old name, guided_decoding, is unknown here")
+    names = {"guided_decoding": None, "structured_outputs": choice}
     answer = generate(ONE.but(sampling={**GREEDY, **names}))
     expect.one_of(f"text_output ({answer.error})", answer.text, ["yes", "no"])
 
@@ -104,7 +110,7 @@ def test_null_under_the_other_name_of_a_parameter(generate: Generate) -> None:
 @pytest.mark.requirement("GEN-016")
 def test_null_max_tokens_is_accepted(generate: Generate) -> None:
     """vLLM: without max_tokens the text may go on to the model's length; a stop string ends it."""
-    full = generate(ONE).text
+    full = text_of(generate, ONE)
     stop = full[len(full) // 2 :][:2]
     request = ONE.but(sampling={"temperature": 0, "max_tokens": None, "stop": [stop]})
     expect.equal("text_output", generate(request).text, full[: full.index(stop)])
@@ -154,7 +160,7 @@ def test_request_parameters_mean_what_the_tensor_means(generate: Generate) -> No
 
 @pytest.mark.requirement("GEN-011")
 def test_text_among_the_request_parameters(generate: Generate) -> None:
-    full = generate(ONE).text
+    full = text_of(generate, ONE)
     stop = full[len(full) // 2 :][:3]
     request = ONE.but(sampling=None, parameters={**GREEDY, "stop": stop})
     expect.equal(f"text with stop={stop!r}", generate(request).text, full[: full.index(stop)])
@@ -251,5 +257,6 @@ def test_the_tensor_wins_over_request_parameters(triton_grpc: GrpcClient) -> Non
 @pytest.mark.requirement("GEN-012")
 def test_the_empty_tensor_wins_too(generate: Generate) -> None:
     request = ONE.but(sampling={}, parameters={"max_tokens": 1}, returns=("num_output_tokens",))
-    count = generate(request).last("num_output_tokens")
-    expect.that("num_output_tokens", count, lambda tokens: tokens > 1, "more than 1")
+    # By chance, a text may end with its first token.
+    counts = [generate(request).last("num_output_tokens") for _ in range(3)]
+    expect.that("num_output_tokens", max(counts), lambda tokens: tokens > 1, "more than 1")

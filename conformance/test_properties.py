@@ -159,10 +159,15 @@ def check(holds: Property) -> None:
 
 @pytest.mark.requirement("GEN-029")
 def test_any_text_is_a_prompt(
-    clients: Clients, vllm_model: ModelUnderTest, for_all: Callable[[Property], None]
+    clients: Clients,
+    vllm_model: ModelUnderTest,
+    vllm_harness: Harness,
+    for_all: Callable[[Property], None],
 ) -> None:
     """Its tokens are counted too: the echo does not show what the engine was given."""
     oracle, tokenizer = vllm_model.known_answer, vllm_model.tokenizer
+    # Of the known-answer model each byte may be a token.
+    needs_context(vllm_harness, 1600 if oracle else 1000)
 
     # What a backend may take away by the way: a byte order mark, white space, the end.
     @example(prompt="\ufeffSay alpha", protocol="grpc")
@@ -267,8 +272,11 @@ def test_any_stream_tells_what_the_unary_answer_tells(
             clients[protocol].generate(request)
         unary = clients[protocol].generate(request).ok()
         stream = clients[protocol].generate(request.but(stream=True)).ok()
-        for index in range(chance.get("n", 1)):
-            expect.equal(f"joined text {index}", stream.text_of(index), unary.text_of(index))
+        count = chance.get("n", 1)
+        for index in range(count):
+            # How many of several sequences begin in one step is chance, and with it the last bits.
+            if is_sure or count == 1:
+                expect.equal(f"joined text {index}", stream.text_of(index), unary.text_of(index))
             counts = [
                 sum(response.value("num_output_tokens", index) for response in answer.data)
                 for answer in (stream, unary)

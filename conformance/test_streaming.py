@@ -18,8 +18,10 @@ from pytest_vllm_triton.clients import (
 from pytest_vllm_triton.clients.http import http_body, text_of_event
 from pytest_vllm_triton.known_answer import KnownAnswer
 from pytest_vllm_triton.models.under_test import ModelUnderTest
+from pytest_vllm_triton.servers.harness import Harness
 
 from .base_requests import PROMPT
+from .engine_limits import needs_context
 from .traffic import first_of, words_of
 
 FORTY_TOKENS = {"temperature": 0, "max_tokens": 40, "ignore_eos": True}
@@ -302,9 +304,13 @@ def test_server_survives_a_closed_connection(triton_http: HttpClient) -> None:
 
 @pytest.mark.requirement("STR-015")
 def test_slow_reader_loses_nothing(
-    triton_grpc: GrpcClient, triton_http: HttpClient, vllm_model: ModelUnderTest
+    triton_grpc: GrpcClient,
+    triton_http: HttpClient,
+    vllm_model: ModelUnderTest,
+    vllm_harness: Harness,
 ) -> None:
     """While one reader stands still, others are served; then it reads everything."""
+    needs_context(vllm_harness, 450)
     sampling = {"temperature": 0, "max_tokens": 400, "ignore_eos": True}
     expected = triton_grpc.generate(UNARY.but(sampling=sampling)).text
     request = STREAM.but(sampling=sampling, returns=("num_output_tokens",))

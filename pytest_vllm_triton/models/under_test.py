@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from pytest_vllm_triton.known_answer import KnownAnswer, KnownAnswerSpec
 
-_SURE_CHARACTERS = 40
+# Some tokens; each further one of a crowd is another chance for numerics to decide.
+_SURE_CHARACTERS = 24
 
 # What model.json says of a known-answer checkpoint, and of the suite's other tiny ones: a length
 # below what the checkpoint allows, so that a prompt that is too long stays a small one; and a cache
