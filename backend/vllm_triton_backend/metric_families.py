@@ -153,4 +153,4 @@ FINISHED = (
     "Number of sequences that ended, by reason.",
     "finished_reason",
 )
-FINISHED_REASONS = ("stop", "length", "abort", "error")
+FINISHED_REASONS = ("stop", "length", "abort", "error", "repetition")
