@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from fault_document import write_document
+from fault_document import read_document, write_document
 from fault_runner import Outcome, read_outcomes, run, write_outcomes
 from fault_table import HARMLESS, load_faults
 
@@ -31,7 +31,11 @@ def main() -> int:
         type=Path,
         help="keep the outcomes in this JSON file; what it says was caught is not run again",
     )
-    parser.add_argument("--document", type=Path, help="write the table of faults to this file")
+    parser.add_argument(
+        "--document",
+        type=Path,
+        help="write the table of faults to this file, and keep what it says of others",
+    )
     options = parser.parse_args()
     if options.harmless:
         if options.names or options.group:
@@ -66,8 +70,9 @@ def main() -> int:
         if options.results:
             write_outcomes(options.results, outcomes.values())
     if options.document:
-        in_order = {name: outcomes[name] for name in faults if name in outcomes}
-        write_document(options.document, faults, in_order)
+        told = read_document(options.document, faults) if options.document.exists() else {}
+        told |= outcomes
+        write_document(options.document, faults, {n: told[n] for n in faults if n in told})
     caught = sum(_is_caught(outcomes[fault.name]) for fault in chosen)
     minutes = (time.monotonic() - started) / 60
     _tell(f"{caught} of {len(chosen)} faults caught, each by its requirements; {minutes:.0f} min")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -18,7 +19,7 @@ real changes to a backend make, put into a copy of this project's backend. The s
 against it on a real server, and exactly the requirements that the fault violates turned red.
 
 The faults are in `tests/faults/table/`; this page is made by
-`make faults ARGS="--document docs/faults.md"`.
+`make faults ARGS="NAMES --document docs/faults.md"`, which keeps what it says of others.
 """
 
 
@@ -27,6 +28,21 @@ def write_document(
 ) -> None:
     """Write the table from what was seen; faults without an outcome are left out."""
     path.write_text("\n".join(_lines(faults, outcomes)) + "\n", encoding="utf-8")
+
+
+def read_document(path: Path, faults: Mapping[str, Fault]) -> dict[str, Outcome]:
+    """What a page that `write_document` wrote says of those of `faults` that were caught."""
+    found = {}
+    for row in re.finditer(
+        r"^\| `(.+)` \| .+ \| ([A-Z0-9, -]+) \|$", path.read_text("utf-8"), re.M
+    ):
+        name, red = row[1], tuple(row[2].split(", "))
+        if name in faults:
+            fault = faults[name]
+            unrelated = tuple(key for key in red if key not in fault.allowed)
+            missed = tuple(sorted(fault.red.difference(red)))
+            found[name] = Outcome(name, red, unrelated, missed)
+    return found
 
 
 def _lines(faults: Mapping[str, Fault], outcomes: Mapping[str, Outcome]) -> Iterator[str]:
