@@ -15,7 +15,7 @@ ONE = GenerateRequest(PROMPT, sampling=GREEDY, exclude_input_in_output=True)
 HOT: dict[str, Any] = {"temperature": 2.0, "ignore_eos": True}
 
 
-def text_of(generate: Generate, request: GenerateRequest) -> str:
+def nonempty_text(generate: Generate, request: GenerateRequest) -> str:
     """What the model says, to take a stop string from; the check is untested if that is nothing."""
     text = generate(request).ok().text
     if not text:

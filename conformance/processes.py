@@ -62,7 +62,7 @@ def is_stub(process: ServerProcess, model: str = "") -> bool:
     return False
 
 
-def serving(server: ServerHandle, model: str) -> set[int]:
+def serving_pids(server: ServerHandle, model: str) -> set[int]:
     """Ids of the stubs and engines of this model; those of others come and go."""
     stubs = [process for process in server.processes() if is_stub(process, model)]
     children = [child for stub in stubs for child in stub.children(recursive=True)]

@@ -40,7 +40,7 @@ from .engine_limits import needs_many_sequences
 from .logs import log_of
 from .marks import UNARY_AND_STREAM
 from .metrics_page import MetricsPage, settled_page
-from .processes import serving
+from .processes import serving_pids
 from .traffic import STREAM_TOKENS, at_once, first_of, greedy
 from .waits import GONE_SECONDS, until
 
@@ -501,7 +501,7 @@ def test_storm_of_cancels(engine: OneAtATime, vllm_server: ServerHandle) -> None
     If none is aborted, the engine works on them for eight times as long as is waited.
     """
     tokens = max(16, math.ceil(8 * STORM_SECONDS / STORM * LONG_TOKENS / engine.long_seconds))
-    before = serving(vllm_server, engine.grpc.model)
+    before = serving_pids(vllm_server, engine.grpc.model)
     delays = random.Random(7)
     kinds = itertools.cycle(greedy(PROMPT, tokens, stream=stream) for stream in (False, True))
     waiting: list[tuple[float, GrpcStream]] = []

@@ -28,7 +28,7 @@ from .base_requests import PROMPT
 from .error_words import CLIENTS_MISTAKE
 from .experiments.deaths import EngineDeath
 from .marks import UNARY_AND_STREAM
-from .processes import serving
+from .processes import serving_pids
 from .record import Seen
 from .strict_server import StrictServer
 
@@ -267,7 +267,7 @@ def test_empty_prompt(generate: Generate) -> None:
 def test_bad_requests_leave_the_model_as_it_was(
     generate: Generate, triton_http: HttpClient, vllm_server: ServerHandle
 ) -> None:
-    before = serving(vllm_server, triton_http.model)
+    before = serving_pids(vllm_server, triton_http.model)
     expected = generate(GOOD).text
     bad = [
         GenerateRequest(stream=True),

@@ -25,7 +25,7 @@ from pytest_vllm_triton.models.under_test import ModelUnderTest
 from pytest_vllm_triton.servers.harness import Harness
 from pytest_vllm_triton.verdicts import untested
 
-from .base_requests import text_of
+from .base_requests import nonempty_text
 from .engine_limits import needs_context
 from .marks import UNARY_AND_STREAM
 
@@ -138,7 +138,7 @@ def test_finish_reason_stop_at_eos(
 @pytest.mark.requirement("OUT-003")
 @UNARY_AND_STREAM
 def test_finish_reason_stop_at_stop_string(generate: Generate, stream: bool) -> None:
-    text = text_of(generate, UNARY)
+    text = nonempty_text(generate, UNARY)
     stop = text[len(text) // 2 :][:2]
     answer = generate(asking(stream, "finish_reason", stop=[stop]))
     expect.equal("finish_reason", answer.last("finish_reason"), "stop")

@@ -13,7 +13,7 @@ from pytest_vllm_triton.clients import Generate, GenerateRequest, GrpcClient, Ht
 from pytest_vllm_triton.known_answer import KnownAnswer
 from pytest_vllm_triton.verdicts import untested
 
-from .base_requests import GREEDY, HOT, ONE, PROMPT, text_of
+from .base_requests import GREEDY, HOT, ONE, PROMPT, nonempty_text
 
 
 @pytest.mark.requirement("GEN-009")
@@ -110,7 +110,7 @@ def test_null_under_the_other_name_of_a_parameter(generate: Generate) -> None:
 @pytest.mark.requirement("GEN-016")
 def test_null_max_tokens_is_accepted(generate: Generate) -> None:
     """vLLM: without max_tokens the text may go on to the model's length; a stop string ends it."""
-    full = text_of(generate, ONE)
+    full = nonempty_text(generate, ONE)
     stop = full[len(full) // 2 :][:2]
     request = ONE.but(sampling={"temperature": 0, "max_tokens": None, "stop": [stop]})
     expect.equal("text_output", generate(request).text, full[: full.index(stop)])
@@ -160,7 +160,7 @@ def test_request_parameters_mean_what_the_tensor_means(generate: Generate) -> No
 
 @pytest.mark.requirement("GEN-011")
 def test_text_among_the_request_parameters(generate: Generate) -> None:
-    full = text_of(generate, ONE)
+    full = nonempty_text(generate, ONE)
     stop = full[len(full) // 2 :][:3]
     request = ONE.but(sampling=None, parameters={**GREEDY, "stop": stop})
     expect.equal(f"text with stop={stop!r}", generate(request).text, full[: full.index(stop)])

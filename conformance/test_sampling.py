@@ -15,7 +15,7 @@ from pytest_vllm_triton.models.under_test import ModelUnderTest
 from pytest_vllm_triton.servers.harness import Harness
 from pytest_vllm_triton.verdicts import not_applicable, untested
 
-from .base_requests import GREEDY, HOT, ONE, PROMPT, text_of
+from .base_requests import GREEDY, HOT, ONE, PROMPT, nonempty_text
 from .marks import UNARY_AND_STREAM
 
 VLLM_DEFAULTS: dict[str, Any] = {
@@ -204,7 +204,7 @@ def test_other_seeds_give_other_texts(generate: Generate) -> None:
 @pytest.mark.parametrize("form", ["list", "text", "second"])
 def test_stop_string_ends_the_text_before_it(generate: Generate, form: str) -> None:
     """The stop string is taken from the middle of the model's own greedy text."""
-    full = text_of(generate, ONE)
+    full = nonempty_text(generate, ONE)
     stop = full[len(full) // 2 :][:3]
     given = {"list": [stop], "text": stop, "second": ["never seen", stop]}[form]
     request = ONE.but(sampling={**GREEDY, "stop": given}, returns=("finish_reason",))

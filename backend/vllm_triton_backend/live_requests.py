@@ -92,12 +92,14 @@ class LiveRequests:
         with self._lock:
             self._accepting = False
 
-    def wait_until_idle(self, timeout: float, engine_alive: Callable[[], bool]) -> None:
-        """Wait until none is left, which without a living engine will not be."""
+    def wait_until_idle(
+        self, timeout: float, worthwhile: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Wait until none is left, or waiting is no longer `worthwhile`."""
         deadline = time.monotonic() + timeout
         with self._lock:
             while self._by_stream and (left := deadline - time.monotonic()) > 0:
                 # Woken early to notice an engine that died meanwhile.
                 self._idle.wait(min(left, 0.5))
-                if not engine_alive():
+                if not worthwhile():
                     return

@@ -99,7 +99,7 @@ class RequestRunner:
         if rest:
             self._log(f"[vllm] Aborted {len(rest)} requests that outlived the drain timeout")
             # Not for the engine, which may be dead, but for the responses.
-            self._live.wait_until_idle(_ABORT_SECONDS, lambda: True)
+            self._live.wait_until_idle(_ABORT_SECONDS)
         self._watch.stop(_ABORT_SECONDS)
 
     def _cancel(self, live: Live) -> None:
