@@ -14,7 +14,7 @@ from fault_table import LONG, Fault, load_catalogue, load_faults
 # What the shared model can show of a request's answer, without what takes long and is of other
 # matters: forms of parameters, crowds, prompts of all kinds, the pace of tokens.
 GROUPS = ("GEN", "STR", "OUT")
-SLOW = set(["GEN-007", "GEN-011", "GEN-021", "GEN-029", "OUT-001", "OUT-004", "OUT-007", "STR-005"])
+SLOW = {"GEN-007", "GEN-011", "GEN-021", "GEN-029", "OUT-001", "OUT-004", "OUT-007"} | {"STR-005"}
 # Ask other models, too: an engine to load for each.
 OF_OTHER_MODELS = {"GEN-002", "GEN-023", "GEN-030", "OUT-011"}
 CHECKS = frozenset(
