@@ -46,8 +46,17 @@ class ServerFactory(Protocol):
 
 @pytest.fixture(scope="session")
 def vllm_harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
-    """Launcher, model and servers of this session."""
-    harness: Harness = request.config.stash[HARNESS]
+    """Launcher, model and servers of this session.
+
+    Whether a session needs servers is seen from its tests' fixtures before the first one runs, so a
+    test that asks for this one by `getfixturevalue` alone comes too late.
+    """
+    harness = request.config.stash.get(HARNESS, None)
+    if harness is None:
+        raise pytest.UsageError(
+            "No test of this session names a fixture of a server, so none was prepared. Mark one "
+            'that asks getfixturevalue for it with @pytest.mark.usefixtures("vllm_harness").'
+        )
     yield harness
     harness.close()
 
@@ -125,7 +134,10 @@ def triton_grpc(
 
 
 @pytest.fixture(params=["http", "grpc"])
-def triton_client(request: pytest.FixtureRequest) -> HttpClient | GrpcClient:
+def triton_client(
+    request: pytest.FixtureRequest,
+    vllm_harness: Harness,  # Named for pytest, which does not see what getfixturevalue asks for.
+) -> HttpClient | GrpcClient:
     """A client of the shared server: the test is run twice, over HTTP and over gRPC."""
     client: HttpClient | GrpcClient = request.getfixturevalue(f"triton_{request.param}")
     return client
