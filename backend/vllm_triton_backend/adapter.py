@@ -14,9 +14,10 @@ import functools
 import inspect
 import locale
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from vllm_triton_backend.engine_limits import EngineLimits
 from vllm_triton_backend.errors import Code, LoadError, RequestError, invalid
 from vllm_triton_backend.stats import Stats
 
@@ -190,10 +191,21 @@ class Vllm:
 
     async def _wrap(self, engine: Any) -> Engine:
         try:
-            return Engine(self, engine, await _supported_tasks(engine))
+            return Engine(self, engine, await self._supported_tasks(engine))
         except BaseException:
             engine.shutdown()
             raise
+
+    async def _supported_tasks(self, engine: Any) -> frozenset[str]:
+        if not hasattr(engine, "get_supported_tasks"):
+            return frozenset({"generate"})
+        tasks = await _while_alive(engine, engine.get_supported_tasks(), self.dead_error)
+        return frozenset(tasks)
+
+    def to_engine_error(self, error: BaseException) -> RequestError:
+        """What a request tells its client that the engine had taken, and that it dies with: vLLM's
+        output loop ends with any exception in it, whichever request it is about."""
+        return RequestError(Code.UNAVAILABLE, self.to_request_error(error).message)
 
     def to_request_error(self, error: BaseException) -> RequestError:
         """What a failed request tells its client."""
@@ -213,13 +225,16 @@ class Vllm:
 class Engine:
     """A running AsyncLLM. Its coroutines belong to its event loop; the rest may be called anywhere.
 
-    `tasks` are vLLM's supported tasks ("generate", "embed", …).
+    Attributes:
+        tasks: vLLM's supported tasks ("generate", "embed", …).
+        limits: of what a request may ask for.
     """
 
     def __init__(self, vllm: Vllm, engine: Any, tasks: frozenset[str]) -> None:
         self._vllm = vllm
         self._engine = engine
         self.tasks = tasks
+        self.limits = _limits(engine)
         self._loop = asyncio.get_running_loop()
         self._renderer = _renderer(engine)
         self._parameters = frozenset(inspect.signature(engine.generate).parameters)
@@ -273,6 +288,7 @@ class Engine:
         Must not be cancelled: vLLM leaks a request that is cancelled while it is being added
         (vllm#57061). Abort it afterwards instead.
         """
+        self.limits.check_bad_words(params)
         options: dict[str, Any] = {"lora_request": lora, "priority": priority}
         if trace_headers and self.tracing:
             options["trace_headers"] = dict(trace_headers)
@@ -319,26 +335,17 @@ class Engine:
             return
         if not self.alive:
             raise self._vllm.dead_error()
-        loading = asyncio.ensure_future(self._engine.add_lora(lora))
-        while not (await asyncio.wait({loading}, timeout=_ALIVE_SECONDS))[0]:
-            # vLLM waits for ever for an engine that dies meanwhile.
-            if not self.alive:
-                loading.cancel()
-                raise self._vllm.dead_error()
-        loading.result()
-
-    def max_model_len(self) -> int | None:
-        """Longest prompt plus answer, in tokens; None when this vLLM does not say."""
-        return getattr(self._model_config, "max_model_len", None)
+        await _while_alive(self._engine, self._engine.add_lora(lora), self._vllm.dead_error)
 
     @property
-    def takes_images(self) -> bool:
-        """Whether the model is multimodal; True when this vLLM does not say."""
-        return bool(getattr(self._model_config, "is_multimodal_model", True))
-
-    @property
-    def _model_config(self) -> Any:
-        return getattr(self._engine, "model_config", None)
+    def most_images(self) -> int | None:
+        """How many images a request may have: 0 for a model of text only, None when this vLLM does
+        not say."""
+        config = getattr(self._engine, "model_config", None)
+        if not getattr(config, "is_multimodal_model", True):
+            return 0
+        limit = getattr(getattr(config, "multimodal_config", None), "get_limit_per_prompt", None)
+        return None if limit is None else int(limit("image"))
 
     def mark_dead(self) -> None:
         """The engine of another process is gone: what runs fails, and `alive` is false.
@@ -374,30 +381,36 @@ def _client_errors() -> tuple[type[BaseException], ...]:
     """Exceptions by which vLLM refuses a request: a class of its own in new versions, plain
     ValueError, TypeError or NotImplementedError in old ones (and still in places), OverflowError
     for a number that has no room in the message to the engine."""
-    errors: tuple[type[BaseException], ...] = (
-        ValueError,
-        TypeError,
-        NotImplementedError,
-        OverflowError,
-    )
+    errors = (ValueError, TypeError, NotImplementedError, OverflowError)
     try:
         from vllm.exceptions import VLLMClientError
-
-        errors += (VLLMClientError,)
     except ImportError:
-        try:
-            from vllm.exceptions import VLLMValidationError
-
-            errors += (VLLMValidationError,)
-        except ImportError:
-            pass
-    return errors
+        return errors
+    return (*errors, VLLMClientError)
 
 
-async def _supported_tasks(engine: Any) -> frozenset[str]:
-    if hasattr(engine, "get_supported_tasks"):
-        return frozenset(await engine.get_supported_tasks())
-    return frozenset({"generate"})
+async def _while_alive(engine: Any, call: Awaitable[Any], dead_error: type[Exception]) -> Any:
+    """What an engine answers to a call, for which vLLM waits for ever if the engine dies meanwhile.
+
+    Raises:
+        Exception: that of the call; `dead_error`, the engine died.
+    """
+    answer = asyncio.ensure_future(call)
+    while not (await asyncio.wait({answer}, timeout=_ALIVE_SECONDS))[0]:
+        if engine.errored:
+            answer.cancel()
+            raise dead_error()
+    return answer.result()
+
+
+def _limits(engine: Any) -> EngineLimits:
+    return EngineLimits(
+        max_model_len=getattr(getattr(engine, "model_config", None), "max_model_len", None),
+        has_fixed_tables=bool(
+            getattr(getattr(engine, "vllm_config", None), "use_v2_model_runner", False)
+        ),
+        tokenizer=getattr(engine, "tokenizer", None),
+    )
 
 
 def _renderer(engine: Any) -> PromptRenderer | None:
@@ -486,9 +499,11 @@ def stat_logger_factory(record: Callable[[Stats], None]) -> Callable[..., Any]:
     """
     from vllm.v1.metrics.loggers import StatLoggerBase
 
+    gauges = EngineGauges()
+
     class Recorder(StatLoggerBase):  # type: ignore[misc]
         def __init__(self, vllm_config: Any = None, engine_index: int = 0) -> None:
-            pass
+            self._engine_index = engine_index
 
         def record(
             self,
@@ -497,7 +512,7 @@ def stat_logger_factory(record: Callable[[Stats], None]) -> Callable[..., Any]:
             *args: Any,
             **kwargs: Any,
         ) -> None:
-            record(_read_stats(scheduler_stats, iteration_stats))
+            record(gauges.of_all(self._engine_index, _read_stats(scheduler_stats, iteration_stats)))
 
         def log_engine_initialized(self) -> None:
             pass
@@ -506,6 +521,26 @@ def stat_logger_factory(record: Callable[[Stats], None]) -> Callable[..., Any]:
         return Recorder(vllm_config, engine_index)
 
     return make
+
+
+class EngineGauges:
+    """What the ranks of a data-parallel engine said last, each of itself."""
+
+    def __init__(self) -> None:
+        self._latest: dict[int, Stats] = {}
+
+    def of_all(self, engine_index: int, stats: Stats) -> Stats:
+        """These statistics of one rank, with the gauges of all of them."""
+        if stats.running is None:
+            return stats
+        self._latest[engine_index] = Stats(
+            running=stats.running, waiting=stats.waiting, kv_cache_usage=stats.kv_cache_usage
+        )
+        ranks = self._latest.values()
+        stats.running = sum(rank.running or 0 for rank in ranks)
+        stats.waiting = sum(rank.waiting or 0 for rank in ranks)
+        stats.kv_cache_usage = sum(rank.kv_cache_usage or 0.0 for rank in ranks) / len(ranks)
+        return stats
 
 
 def _read_stats(scheduler: Any, iteration: Any) -> Stats:

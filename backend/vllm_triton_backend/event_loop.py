@@ -55,4 +55,5 @@ async def _cancel_all() -> None:
     tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     for task in tasks:
         task.cancel()
-    await asyncio.wait(tasks, timeout=1) if tasks else None
+    if tasks:
+        await asyncio.wait(tasks, timeout=1)

@@ -10,6 +10,9 @@ from typing import Any
 
 from vllm_triton_backend.errors import invalid
 
+# What Pillow may read a client's bytes as. It knows more, and for PostScript it runs Ghostscript.
+_FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+
 
 def decode_images(encoded: Sequence[bytes]) -> Any:
     """One `PIL.Image` in RGB for one element, a list for several.
@@ -33,7 +36,8 @@ def _decode(data: bytes, index: int) -> Any:
     except (binascii.Error, ValueError) as error:
         raise invalid(f"Input 'image'[{index}] is not valid base64: {error}") from None
     try:
-        image = Image.open(io.BytesIO(raw))
+        Image.init()
+        image = Image.open(io.BytesIO(raw), formats=[f for f in _FORMATS if f in Image.OPEN])
         image.load()
         return ImageOps.exif_transpose(image).convert("RGB")
     except UnidentifiedImageError:

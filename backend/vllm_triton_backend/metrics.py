@@ -169,8 +169,9 @@ class MetricsExporter:
                 self._flush(metrics, limit, _FLUSH_SECONDS)
         with contextlib.suppress(Exception):
             self._flush(metrics, MOST_OBSERVATIONS, _LAST_FLUSH_SECONDS)
-            for attribute, value in self._sent_gauges.items():
-                # Instances of one model share the gauge: take away only our part.
+        for attribute, value in self._sent_gauges.items():
+            # Instances of one model share the gauge: take away only our part.
+            with contextlib.suppress(Exception):
                 if value:
                     metrics.by_attribute[attribute].increment(-value)
 

@@ -15,6 +15,14 @@ from vllm_triton_backend.errors import LoadError
 from vllm_triton_backend.model_files import ENGINE_ARGS_FILE
 from vllm_triton_backend.parameters import Parameters
 
+# Arguments of vLLM's, each a factor of the number of GPUs that an engine has on this host.
+_PARALLEL_SIZES = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "prefill_context_parallel_size",
+    "data_parallel_size",
+)
+
 
 @dataclass(frozen=True)
 class Instance:
@@ -62,8 +70,9 @@ def shares_engine(
     """Whether there are other instances that use the engine of this one.
 
     Raises:
-        LoadError: SHARED_ENGINE with KIND_GPU, with several instance groups, or with a cache of
-            images, which vLLM keeps for one client of an engine only.
+        LoadError: SHARED_ENGINE with KIND_GPU, with several instance groups, with a cache of
+            images, which vLLM keeps for one client of an engine only, or with data parallelism,
+            whose ranks each client would have to know.
     """
     if not parameters.shared_engine or instance.count == 1:
         return False
@@ -73,6 +82,8 @@ def shares_engine(
         )
     if engine_args.get("mm_processor_cache_gb"):
         raise LoadError("parameter SHARED_ENGINE needs 'mm_processor_cache_gb' 0")
+    if parallel_size(engine_args, ("data_parallel_size",)) > 1:
+        raise LoadError("parameter SHARED_ENGINE needs 'data_parallel_size' 1")
     return True
 
 
@@ -133,8 +144,8 @@ def _chosen_devices(
         )
     if world > 1 and len(ids) != world:
         raise LoadError(
-            f"parameter GPU_DEVICE_IDS gives {len(ids)} GPUs to an instance, but "
-            f"tensor_parallel_size x pipeline_parallel_size is {world}"
+            f"parameter GPU_DEVICE_IDS gives {len(ids)} GPUs to an instance, whose engine runs on "
+            f"{world}: {' x '.join(_PARALLEL_SIZES)}"
         )
     return ids
 
@@ -145,14 +156,14 @@ def _turn(instance: Instance, world: int, devices: Sequence[int]) -> Sequence[in
     return devices[first : first + world]
 
 
-def parallel_size(engine_args: Mapping[str, Any]) -> int:
-    """Number of GPUs of one engine: tensor_parallel_size x pipeline_parallel_size.
+def parallel_size(engine_args: Mapping[str, Any], sizes: Sequence[str] = _PARALLEL_SIZES) -> int:
+    """Number of GPUs of one engine: the product of its parallel sizes.
 
     Raises:
         LoadError: one of them is not a whole number of at least 1.
     """
     world = 1
-    for key in ("tensor_parallel_size", "pipeline_parallel_size"):
+    for key in sizes:
         value = engine_args.get(key, 1)
         try:
             size = int(str(value))

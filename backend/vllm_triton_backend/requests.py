@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_triton_backend.errors import invalid
-from vllm_triton_backend.sampling import MOST_INT, Mismatch, SamplingParser, coerce, read_json
+from vllm_triton_backend.sampling import MOST_INT, Mismatch, ParameterParser, coerce, read_json
 from vllm_triton_backend.tensors import FLAG_INPUTS
 
 STREAM_ECHO = (
@@ -76,7 +76,7 @@ class EmbedRequest:
     trace_headers: Mapping[str, str] | None = None
 
 
-def parse(request: Any, sampling: SamplingParser) -> GenerateRequest | EmbedRequest:
+def parse(request: Any, sampling: ParameterParser) -> GenerateRequest | EmbedRequest:
     """Read a `pb_utils.InferenceRequest`.
 
     Raises:
@@ -151,7 +151,7 @@ def _wanted(request: Any, flags: Mapping[str, bool]) -> Wanted:
 
 
 def _sampling(
-    tensors: Mapping[str, Any], parameters: Mapping[str, Any], sampling: SamplingParser
+    tensors: Mapping[str, Any], parameters: Mapping[str, Any], sampling: ParameterParser
 ) -> tuple[Mapping[str, Any], str | None, int]:
     """Client values for vLLM's SamplingParams, the adapter's name, and the priority."""
     if "sampling_parameters" in tensors:
@@ -265,7 +265,7 @@ def _embedding(text: str) -> tuple[str | tuple[int, ...], Mapping[str, Any]]:
     """The text or token ids, and the pooler's parameters."""
     try:
         value = read_json(text)
-    except (ValueError, RecursionError):
+    except ValueError:
         value = None
     if not isinstance(value, dict):
         raise invalid("Invalid embedding_request: expected a valid JSON object.")

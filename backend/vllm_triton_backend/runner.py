@@ -174,7 +174,7 @@ class RequestRunner:
         if live.ended:
             return
         if isinstance(output, BaseException):
-            self._end(live, self._vllm.to_request_error(output))
+            self._end(live, self._vllm.to_engine_error(output))
         elif output.finished:
             live.ended = True
             self._disarm(live)

@@ -1,4 +1,4 @@
-"""Sampling parameters: what clients send -> keyword arguments of vLLM's SamplingParams.
+"""Parameters: what clients send -> keyword arguments of vLLM's SamplingParams or PoolingParams.
 
 The table of names and types is vLLM's own: the type hints of the class that is handed in, so a
 new parameter of a new vLLM works on the day it appears. Values may be typed loosely, because
@@ -25,9 +25,14 @@ from typing import Any
 
 from vllm_triton_backend.errors import RequestError, invalid
 
-# Fields of SamplingParams that belong to the backend or are vLLM's internals.
+# Fields of SamplingParams and PoolingParams that belong to the backend or are vLLM's internals. It
+# does not check those: a wrong one ends the engine, or its input thread and so all later requests.
 _RESERVED = frozenset(
-    {"output_kind", "skip_clone", "output_text_buffer_length", "flat_logprobs", "stream_interval"}
+    {
+        *("output_kind", "skip_clone", "output_text_buffer_length", "flat_logprobs"),
+        *("stream_interval", "trace_decode_token_ids", "task", "requires_token_ids"),
+        *("late_interaction_params", "extra_kwargs"),
+    }
 )
 # Name before vLLM 0.11, still sent by clients; these keys of it have no successor.
 _OLD_STRUCTURED = "guided_decoding"
@@ -38,8 +43,9 @@ _TRITONS_OWN = frozenset(
 )
 _TRUE, _FALSE = ("true", "1"), ("false", "0")
 
-PREFIX = "Invalid sampling_parameters: "
 MOST_INT = 2**63 - 1
+# A client's JSON goes on by pickle, to each rank of a parallel engine, which takes 490 levels.
+MOST_LEVELS = 100
 
 
 def read_json(text: str) -> Any:
@@ -47,29 +53,42 @@ def read_json(text: str) -> Any:
 
     Raises:
         ValueError: it is none, or it spells half a surrogate pair ("\\ud800"), which is no text:
-            neither vLLM nor an error that quotes it could carry it on.
-        RecursionError: it is nested too deeply.
+            neither vLLM nor an error that quotes it could carry it on. Or it is nested too deeply.
     """
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if text.count("[") + text.count("{") > MOST_LEVELS and _is_deep(value, MOST_LEVELS):
+        raise ValueError("nested too deeply")
     if "\\u" in text:
         json.dumps(value, ensure_ascii=False).encode()
     return value
+
+
+def _is_deep(value: Any, levels: int) -> bool:
+    if not isinstance(value, list | dict):
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deep(item, levels - 1) for item in items)
 
 
 class Mismatch(Exception):
     """The value does not fit the type; the text completes "'name' must be …"."""
 
 
-class SamplingParser:
-    """Converts client mappings for one SamplingParams class.
+class ParameterParser:
+    """Converts client mappings for one class of parameters.
 
     Args:
         params_class: a class with annotated fields whose constructor takes them as keywords
-            (vLLM's SamplingParams; a dataclass in tests).
+            (vLLM's SamplingParams and PoolingParams; a dataclass in tests).
+        source: the input that holds them, for what is said of a refusal.
     """
 
-    def __init__(self, params_class: Callable[..., Any]) -> None:
+    def __init__(self, params_class: Callable[..., Any], source: str) -> None:
         self._class = params_class
+        self._prefix = f"Invalid {source}: "
         hints = typing.get_type_hints(params_class, include_extras=True)
         self._hints = {
             name: hint
@@ -85,10 +104,10 @@ class SamplingParser:
         """
         try:
             value = read_json(text)
-        except (ValueError, RecursionError):
+        except ValueError:
             value = None
         if not isinstance(value, dict):
-            raise invalid(PREFIX + "expected a valid JSON object.")
+            raise invalid(self._prefix + "expected a valid JSON object.")
         return value
 
     def pick_request_parameters(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,8 +143,8 @@ class SamplingParser:
                 name, value = "structured_outputs", _modern_structured(value)
                 if given.get(name) is not None and value is not None:
                     raise invalid(
-                        f"{PREFIX}'{_OLD_STRUCTURED}' is the old name of 'structured_outputs', "
-                        "give only one of them."
+                        f"{self._prefix}'{_OLD_STRUCTURED}' is the old name of "
+                        "'structured_outputs', give only one of them."
                     )
             hint = self._hints.get(name)
             if hint is None:
@@ -135,7 +154,7 @@ class SamplingParser:
             try:
                 arguments[name] = coerce(value, hint)
             except Mismatch as error:
-                raise invalid(f"{PREFIX}'{name}' must be {error}.") from None
+                raise invalid(f"{self._prefix}'{name}' must be {error}.") from None
         return arguments
 
     def build(self, given: Mapping[str, Any], **fixed: Any) -> Any:
@@ -152,7 +171,7 @@ class SamplingParser:
             raise
         except Exception as error:
             # Everything that the constructor refuses is a value of the client.
-            raise invalid(f"{PREFIX}{error}") from None
+            raise invalid(f"{self._prefix}{error}") from None
 
     def _close(self, name: str, cutoff: float) -> str | None:
         found = difflib.get_close_matches(name, self._hints, n=1, cutoff=cutoff)
@@ -161,24 +180,7 @@ class SamplingParser:
     def _unknown(self, name: str) -> RequestError:
         close = self._close(name, cutoff=0.75)
         hint = f" Did you mean '{close}'?" if close else ""
-        return invalid(f"{PREFIX}unknown parameter '{name}'.{hint}")
-
-
-def fit_to_engine(params: Any, max_model_len: int | None) -> None:
-    """See that the engine can hold the numbers of these SamplingParams.
-
-    It counts the tokens of a text in 32 bits (none is longer than the model's context anyway), and
-    gives each of the `n` texts a seed, of 64 bits: the next number.
-
-    Raises:
-        RequestError: INVALID_ARG, the last seed is beyond them.
-    """
-    if max_model_len is not None:
-        params.min_tokens = min(params.min_tokens, max_model_len)
-        if params.max_tokens is not None:
-            params.max_tokens = min(params.max_tokens, max_model_len)
-    if params.seed is not None and params.seed + params.n - 1 > MOST_INT:
-        raise invalid(f"{PREFIX}'seed' of the last of {params.n} texts is beyond 64 bits.")
+        return invalid(f"{self._prefix}unknown parameter '{name}'.{hint}")
 
 
 def _modern_structured(value: Any) -> Any:
@@ -274,18 +276,12 @@ def _whole(value: Any) -> int:
 
 
 def _coerce_float(value: Any) -> float:
-    number: float | None = None
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        number = value
-    elif isinstance(value, str):
-        try:
-            number = float(value)
-        except ValueError:
-            number = None
-    if number is None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise Mismatch(f"a number, got {_show(value)}")
     try:
-        number = float(number)
+        number = float(value)
+    except ValueError:
+        raise Mismatch(f"a number, got {_show(value)}") from None
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
@@ -297,7 +293,7 @@ def _parsed(value: Any) -> Any:
     if isinstance(value, str):
         try:
             return read_json(value)
-        except (ValueError, RecursionError):
+        except ValueError:
             return value
     return value
 
@@ -356,4 +352,4 @@ def _coerce_dataclass(value: Any, hint: Any) -> Any:
 
 def _show(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=repr)
-    return text if len(text) <= 80 else text[:77] + "…"
+    return text if len(text) <= 80 else text[:79] + "…"

@@ -36,7 +36,7 @@ from vllm_triton_backend.placement import (
 from vllm_triton_backend.requests import EmbedRequest, GenerateRequest, parse
 from vllm_triton_backend.responses import EmbedFormatter, GenerateFormatter
 from vllm_triton_backend.runner import RequestRunner
-from vllm_triton_backend.sampling import SamplingParser, fit_to_engine
+from vllm_triton_backend.sampling import ParameterParser
 from vllm_triton_backend.shared_references import SharedReference
 from vllm_triton_backend.sharing import (
     EngineClient,
@@ -233,8 +233,8 @@ class Service:
         self,
         settings: Settings,
         vllm: Vllm,
-        sampling: SamplingParser,
-        pooling: SamplingParser,
+        sampling: ParameterParser,
+        pooling: ParameterParser,
         loras: LoraRegistry | None,
         booted: BootedEngine,
     ) -> None:
@@ -287,8 +287,8 @@ class Service:
         vllm = Vllm()
         pb_utils.Logger.log_info(f"[vllm] vLLM {vllm.version}")
         # What can fail within seconds comes before the boot, which takes minutes.
-        sampling = SamplingParser(vllm.sampling_params)
-        pooling = SamplingParser(vllm.pooling_params)
+        sampling = ParameterParser(vllm.sampling_params, "sampling_parameters")
+        pooling = ParameterParser(vllm.pooling_params, "embedding_request")
         loras = None
         if settings.enable_lora:
             loras = LoraRegistry(settings.version_dir, vllm.lora_request)
@@ -320,7 +320,7 @@ class Service:
             exporter = MetricsExporter(
                 pb_utils,
                 labels,
-                self._engine.max_model_len() or _DEFAULT_MODEL_LEN,
+                self._engine.limits.max_model_len or _DEFAULT_MODEL_LEN,
                 lambda: self._live.is_idle() and self._share.is_idle(),
                 SharedReference(
                     socket_name("metrics", settings.model_name, settings.model_version)
@@ -352,11 +352,12 @@ class Service:
         """vLLM parameters, LoRA adapter and response formatter for a request."""
         if isinstance(request, EmbedRequest):
             _check_task(self._engine.tasks, "embed", self._model_name)
-            return self._embed_params(request), None, EmbedFormatter(request.wanted)
+            params = self._pooling.build(
+                request.pooling, output_kind=self._vllm.output_kind.FINAL_ONLY, task="embed"
+            )
+            return params, None, EmbedFormatter(request.wanted)
         _check_task(self._engine.tasks, "generate", self._model_name)
-        if request.images and not self._engine.takes_images:
-            # vLLM 0.25 would fail with an AttributeError.
-            raise invalid(f"Model {self._model_name} does not take images")
+        _check_images(len(request.images), self._engine.most_images, self._model_name)
         adapter = None
         if request.lora_name is not None:
             if self._loras is None:
@@ -368,18 +369,11 @@ class Service:
             output_kind=kind.DELTA if request.stream else kind.FINAL_ONLY,
             **self._vllm.sampling_options,
         )
-        fit_to_engine(params, self._engine.max_model_len())
-        formatter = GenerateFormatter(request, params.n, params.logprobs is not None)
+        self._engine.limits.fit(params)
+        # Of chosen tokens, in newer versions of vLLM.
+        chosen = bool(getattr(params, "logprob_token_ids", None))
+        formatter = GenerateFormatter(request, params.n, chosen or params.logprobs is not None)
         return params, adapter, formatter
-
-    def _embed_params(self, request: EmbedRequest) -> Any:
-        try:
-            return self._pooling.build(
-                request.pooling, output_kind=self._vllm.output_kind.FINAL_ONLY, task="embed"
-            )
-        except RequestError as error:
-            text = error.message.replace("sampling_parameters", "embedding_request", 1)
-            raise invalid(text) from None
 
     def _pause(self) -> float:
         """Seconds between two responses of one stream: none until many requests are live."""
@@ -439,3 +433,16 @@ def _check_task(engine_tasks: frozenset[str], task: str, model_name: str) -> Non
     """
     if task not in engine_tasks:
         raise invalid(f"Model {model_name} does not support '{task}' request")
+
+
+def _check_images(count: int, most: int | None, model_name: str) -> None:
+    """Refuse images before they are decoded, which vLLM does when it has them all.
+
+    Raises:
+        RequestError: INVALID_ARG.
+    """
+    if count and most == 0:
+        # vLLM 0.25 would fail with an AttributeError.
+        raise invalid(f"Model {model_name} does not take images")
+    if most is not None and count > most:
+        raise invalid(f"Model {model_name} takes at most {most} images, got {count}")

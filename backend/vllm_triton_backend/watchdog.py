@@ -177,7 +177,11 @@ def marked(mark: str, group: int, spare: set[int], trackers: bool = False) -> se
         if not entry.name.isdigit() or int(entry.name) in spare:
             continue
         try:
-            of_group = int(_status(entry)[2]) == group
+            state, _, process_group = _status(entry)[:3]
+            if state == b"Z":
+                # Nothing is left to end, and its parent may be the stub, which waits for this.
+                continue
+            of_group = int(process_group) == group
             if not of_group and wanted not in (entry / "environ").read_bytes().split(b"\0"):
                 continue
             if not trackers and b"resource_tracker" in (entry / "cmdline").read_bytes():

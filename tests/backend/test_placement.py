@@ -37,6 +37,8 @@ def test_kind_gpu_takes_the_gpu_that_triton_assigned() -> None:
 def test_gpu_device_ids_choose_the_gpus_of_an_instance() -> None:
     assert _devices("MODEL", ids="2,3", tensor_parallel_size=2) == "2,3"
     assert _devices("MODEL", 1, ids="0,1;2,3", tensor_parallel_size=2) == "2,3"
+    sizes = {"tensor_parallel_size": 2, "data_parallel_size": "2"}
+    assert _devices("MODEL", ids="0,1,2,3", **sizes) == "0,1,2,3"
     assert _devices("MODEL", ids="1", visible="5,7") == "7"
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from vllm_triton_backend.errors import Code, RequestError
 from vllm_triton_backend.requests import STREAM_ECHO, EmbedRequest, GenerateRequest, Wanted, parse
-from vllm_triton_backend.sampling import SamplingParser
+from vllm_triton_backend.sampling import ParameterParser
 
 from .conftest import FakeRequest
 from .test_sampling import Params
 
-PARSER = SamplingParser(Params)
+PARSER = ParameterParser(Params, "sampling_parameters")
 
 
 def generate(**inputs: Any) -> GenerateRequest:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from vllm_triton_backend.errors import Code, RequestError
-from vllm_triton_backend.sampling import MOST_INT, SamplingParser, fit_to_engine
+from vllm_triton_backend.sampling import MOST_LEVELS, ParameterParser
 
 
 @dataclasses.dataclass
@@ -43,8 +43,8 @@ class Params:
 
 
 @pytest.fixture
-def parser() -> SamplingParser:
-    return SamplingParser(Params)
+def parser() -> ParameterParser:
+    return ParameterParser(Params, "sampling_parameters")
 
 
 @pytest.mark.parametrize(
@@ -70,19 +70,19 @@ def parser() -> SamplingParser:
     ],
 )
 def test_a_value_becomes_the_type_that_the_class_declares(
-    parser: SamplingParser, name: str, given: object, expected: object
+    parser: ParameterParser, name: str, given: object, expected: object
 ) -> None:
     (value,) = parser.convert({name: given}).values()
     assert value == expected
     assert type(value) is type(expected)
 
 
-def test_null_is_the_same_as_leaving_the_parameter_out(parser: SamplingParser) -> None:
+def test_null_is_the_same_as_leaving_the_parameter_out(parser: ParameterParser) -> None:
     assert parser.build({"max_tokens": None, "temperature": None}) == Params()
 
 
 @pytest.mark.parametrize("unset", ["structured_outputs", "guided_decoding"])
-def test_one_of_both_names_of_structures_may_be_null(parser: SamplingParser, unset: str) -> None:
+def test_one_of_both_names_of_structures_may_be_null(parser: ParameterParser, unset: str) -> None:
     names = {"structured_outputs": {"choice": ["a"]}, "guided_decoding": {"choice": ["a"]}}
     given = {**names, unset: None}
     assert parser.convert(given) == {"structured_outputs": Structured(choice=["a"])}
@@ -119,7 +119,7 @@ def test_one_of_both_names_of_structures_may_be_null(parser: SamplingParser, uns
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_name(
-    parser: SamplingParser, given: dict[str, Any], words: list[str]
+    parser: ParameterParser, given: dict[str, Any], words: list[str]
 ) -> None:
     with pytest.raises(RequestError) as caught:
         parser.build(given)
@@ -129,15 +129,19 @@ def test_what_does_not_fit_is_refused_with_its_name(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{bad", "[1]", "5", "null", "[" * 100_000, r'{"stop": "\ud800"}']
+    "text",
+    [
+        *("", "{bad", "[1]", "5", "null", "[" * 100_000, r'{"stop": "\ud800"}'),
+        '{"extra_args": ' + "[" * MOST_LEVELS + "]" * MOST_LEVELS + "}",
+    ],
 )
-def test_sampling_parameters_must_be_a_json_object(parser: SamplingParser, text: str) -> None:
+def test_sampling_parameters_must_be_a_json_object(parser: ParameterParser, text: str) -> None:
     with pytest.raises(RequestError, match="expected a valid JSON object") as caught:
         parser.from_json(text)
     assert caught.value.code is Code.INVALID_ARG
 
 
-def test_forwarded_headers_are_ignored_among_request_parameters(parser: SamplingParser) -> None:
+def test_forwarded_headers_are_ignored_among_request_parameters(parser: ParameterParser) -> None:
     parameters = {
         "temperature": 0.5,
         "id": "42",
@@ -150,28 +154,36 @@ def test_forwarded_headers_are_ignored_among_request_parameters(parser: Sampling
 
 @pytest.mark.parametrize("parameters", [{"foo": 1}, {"foo": True}, {"temprature": "0.5"}])
 def test_other_unknown_request_parameters_are_refused(
-    parser: SamplingParser, parameters: dict[str, Any]
+    parser: ParameterParser, parameters: dict[str, Any]
 ) -> None:
     with pytest.raises(RequestError, match="unknown parameter"):
         parser.pick_request_parameters(parameters)
 
 
-def test_no_text_is_longer_than_the_context() -> None:
-    params = Params(max_tokens=MOST_INT, min_tokens=2**31)
-    fit_to_engine(params, 4096)
-    assert (params.max_tokens, params.min_tokens) == (4096, 4096)
-
-    params = Params(max_tokens=None, min_tokens=1)
-    fit_to_engine(params, 4096)
-    assert (params.max_tokens, params.min_tokens) == (None, 1)
-
-    params = Params(max_tokens=5000)
-    fit_to_engine(params, None)
-    assert params.max_tokens == 5000
+def test_json_that_every_process_can_carry() -> None:
+    parser = ParameterParser(Params, "sampling_parameters")
+    levels = MOST_LEVELS - 1
+    nested = "[" * levels + "]" * levels
+    assert parser.from_json(f'{{"extra_args": {nested}}}')
+    wide = ", ".join(["[]"] * 1000)
+    assert parser.from_json(f'{{"extra_args": [{wide}]}}')
 
 
-def test_each_text_has_a_seed_of_64_bits() -> None:
-    fit_to_engine(Params(seed=MOST_INT - 1, n=2), None)
-    with pytest.raises(RequestError, match="'seed' of the last of 2 texts") as caught:
-        fit_to_engine(Params(seed=MOST_INT, n=2), None)
-    assert caught.value.code is Code.INVALID_ARG
+@dataclasses.dataclass
+class PoolingParams:
+    dimensions: int | None = None
+    task: str | None = None
+    requires_token_ids: bool = False
+    late_interaction_params: Any = None
+    extra_kwargs: dict[str, Any] | None = None
+
+
+@pytest.mark.parametrize(
+    "name", ["task", "requires_token_ids", "late_interaction_params", "extra_kwargs"]
+)
+def test_what_vllm_keeps_for_itself_is_no_parameter(name: str) -> None:
+    """vLLM checks none of them, and its engine cannot read some."""
+    parser = ParameterParser(PoolingParams, "embedding_request")
+    assert parser.build({"dimensions": "2"}) == PoolingParams(dimensions=2)
+    with pytest.raises(RequestError, match=f"embedding_request: unknown parameter '{name}'"):
+        parser.build({name: {}})

@@ -60,7 +60,8 @@ class Load:
 
             async def start_engine(self, *_: Any) -> Any:
                 note("engine booted")
-                return SimpleNamespace(alive=True, shutdown=shut_down, max_model_len=lambda: 100)
+                limits = SimpleNamespace(max_model_len=100)
+                return SimpleNamespace(alive=True, shutdown=shut_down, limits=limits)
 
         class NotedLoop(EventLoop):
             def stop(self, timeout: float) -> None:

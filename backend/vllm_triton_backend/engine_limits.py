@@ -1,0 +1,94 @@
+"""What an engine cannot hold of one request, which is refused before it gets there.
+
+vLLM finds it out inside the engine, and an exception there ends the engine for everybody.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_triton_backend.errors import RequestError, invalid
+from vllm_triton_backend.sampling import MOST_INT
+
+# The tables of vLLM's second model runner, the one of GPUs. Source: logit_bias.py and bad_words.py
+# of vllm/v1/worker/gpu/sample, 0.22 to 0.32.
+_MOST_TOKEN_IDS = 1024
+# 128, which the model's own end-of-sequence tokens are counted among.
+_MOST_STOP_TOKENS = 120
+_MOST_BAD_WORDS = 128
+_MOST_BAD_WORD_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """Limits of one engine.
+
+    Attributes:
+        max_model_len: longest prompt plus answer, in tokens; None when vLLM does not say.
+        has_fixed_tables: whether it runs vLLM's second model runner.
+        tokenizer: vLLM's; None when there is none.
+    """
+
+    max_model_len: int | None
+    has_fixed_tables: bool
+    tokenizer: Any
+
+    def fit(self, params: Any) -> None:
+        """See that the engine can hold these SamplingParams.
+
+        It counts the tokens of a text in 32 bits (none is longer than the model's context anyway),
+        and gives each of the `n` texts a seed, of 64 bits: the next number.
+
+        Raises:
+            RequestError: INVALID_ARG naming the parameter that it cannot hold.
+        """
+        if self.max_model_len is not None:
+            params.min_tokens = min(params.min_tokens, self.max_model_len)
+            if params.max_tokens is not None:
+                params.max_tokens = min(params.max_tokens, self.max_model_len)
+        if params.seed is not None and params.seed + params.n - 1 > MOST_INT:
+            raise _refused("seed", f"of the last of {params.n} texts is beyond 64 bits")
+        reads_cache = getattr(params, "skip_reading_prefix_cache", None) is False
+        if reads_cache and params.prompt_logprobs is not None:
+            # Those of cached tokens were never computed: vLLM would decode what memory holds.
+            raise _refused("skip_reading_prefix_cache", "must be true with 'prompt_logprobs'")
+        if self.has_fixed_tables:
+            self._fit_tables(params)
+
+    def _fit_tables(self, params: Any) -> None:
+        lists = {"allowed_token_ids": _MOST_TOKEN_IDS, "logit_bias": _MOST_TOKEN_IDS}
+        lists["bad_words"] = _MOST_BAD_WORDS
+        if params.min_tokens > 0:
+            lists["stop_token_ids"] = _MOST_STOP_TOKENS
+        for name, most in lists.items():
+            count = len(getattr(params, name) or ())
+            if count > most:
+                raise _refused(name, f"has {count} entries, this engine takes {most}")
+
+    def check_bad_words(self, params: Any) -> None:
+        """See that they fit as tokens; on the event loop, where vLLM tokenizes them itself.
+
+        Raises:
+            RequestError: INVALID_ARG.
+        """
+        words = getattr(params, "bad_words", None)
+        if not words or not self.has_fixed_tables or self.tokenizer is None:
+            return
+        # Twice: at the beginning and inside of a text.
+        # No token is shorter than a byte, so most need not be tokenized here as well.
+        if 2 * sum(len(word.encode()) + 1 for word in words) <= _MOST_BAD_WORD_TOKENS:
+            return
+        params.update_from_tokenizer(self.tokenizer)
+        tokens = params.bad_words_token_ids or ()
+        count = sum(map(len, tokens))
+        if len(tokens) > _MOST_BAD_WORDS or count > _MOST_BAD_WORD_TOKENS:
+            raise _refused(
+                "bad_words",
+                f"has {len(tokens)} words of {count} tokens in all, this engine takes "
+                f"{_MOST_BAD_WORDS} of {_MOST_BAD_WORD_TOKENS}",
+            )
+
+
+def _refused(name: str, reason: str) -> RequestError:
+    return invalid(f"Invalid sampling_parameters: '{name}' {reason}.")
