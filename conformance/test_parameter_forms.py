@@ -224,6 +224,8 @@ def test_request_parameter_of_an_outputs_name(generate: Generate) -> None:
         ("stop_token_ids", "[{4}, {5}]"),
         ("bad_words", '["bravo", "charlie"]'),
         ("logit_bias", '{{"{2}": 100}}'),
+        ("structured_outputs", '{{"choice": ["yes", "no"]}}'),
+        ("guided_decoding", '{{"choice": ["yes", "no"]}}'),
     ],
     ids=lambda value: value if value.isidentifier() else "",
 )
@@ -235,6 +237,8 @@ def test_lists_and_objects_among_the_request_parameters(
     request = ONE.but(text_input="Say alpha", sampling=None)
     answer = generate(request.but(parameters={**GREEDY, name: text}))
     meant = generate(request.but(sampling={**GREEDY, name: json.loads(text)}))
+    if name == "guided_decoding" and name in (meant.error or ""):
+        untested("the structures' old name, guided_decoding, is unknown here")
     expect.different("text without the parameter", generate(ONE).text, meant.text)
     expect.equal(f"text with {name}={text!r}", answer.text, meant.text)
 

@@ -34,6 +34,8 @@ def test_the_limit_is_of_those_that_have_not_ended() -> None:
     live.add(second)
     assert refusal(live).code is Code.UNAVAILABLE
     assert "2 requests are in flight (MAX_INFLIGHT_REQUESTS)" in refusal(live).message
+    assert live.remove(request().stream) is None, "one that was refused has no place to give back"
+    assert refusal(live).code is Code.UNAVAILABLE
     assert live.remove(first.stream) is first
     assert live.remove(first.stream) is None
     live.add(request())

@@ -63,6 +63,13 @@ def test_outputs_that_the_client_does_not_name_are_not_wanted(
     assert request.wanted == wanted
 
 
+def test_flags_may_come_either_way_in_one_request() -> None:
+    parameters = json.dumps({"return_finish_reason": True, "exclude_input_in_output": True})
+    request = generate(text_input="Hi", return_logprobs=True, parameters=parameters)
+    assert request.wanted == Wanted(finish_reason=True, logprobs=True)
+    assert not request.echo_prompt
+
+
 def test_streaming_refuses_to_echo() -> None:
     assert refused(text_input="Hi", stream=True, exclude_input_in_output=False) == STREAM_ECHO
 

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm_triton_backend.adapter import Vllm
+from vllm_triton_backend.errors import Code, RequestError
 from vllm_triton_backend.event_loop import EventLoop
 from vllm_triton_backend.live_requests import LiveRequests
 from vllm_triton_backend.requests import GenerateRequest, Wanted
@@ -52,7 +54,8 @@ class FakeStream:
     """One whose client has gone; asking for that may fail."""
 
     def __init__(self, *, broken: bool = False, cancelled: bool = False) -> None:
-        self.broken, self.cancelled, self.failed = broken, cancelled, False
+        self.broken, self.cancelled = broken, cancelled
+        self.failed: RequestError | None = None
 
     def resume(self) -> None: ...
 
@@ -61,8 +64,8 @@ class FakeStream:
             raise RuntimeError("the sender is gone")
         return self.cancelled
 
-    def fail(self, _: Any) -> None:
-        self.failed = True
+    def fail(self, error: RequestError) -> None:
+        self.failed = error
 
 
 @pytest.fixture
@@ -154,3 +157,49 @@ def test_a_request_is_cancelled_before_the_engine_has_it(
     engine.prepares.set()
     assert eventually(lambda: log == [CANCELLING, CANCELLED]), log
     assert not engine.added.acquire(timeout=0.2)
+
+
+def test_an_unload_ends_what_outlives_it(runner: RequestRunner, engine: FakeEngine) -> None:
+    stream: Any = FakeStream()
+    runner.submit(REQUEST, None, None, stream)
+    assert engine.added.acquire(timeout=30)
+    drain = threading.Thread(target=runner.drain, args=(0.1,))
+    drain.start()
+    assert engine.aborted.acquire(timeout=30)
+    assert stream.failed.code is Code.UNAVAILABLE
+    runner.forget(stream)
+    drain.join(30)
+
+
+def test_cancellations_are_seen_during_an_unload(runner: RequestRunner, engine: FakeEngine) -> None:
+    stream: Any = FakeStream()
+    runner.submit(REQUEST, None, None, stream)
+    assert engine.added.acquire(timeout=30)
+    drain = threading.Thread(target=runner.drain, args=(30.0,))
+    drain.start()
+    refused: Any = FakeStream()
+
+    def is_unloading() -> bool:
+        try:
+            runner.submit(REQUEST, None, None, refused)
+        except RequestError:
+            return True
+        return False
+
+    assert eventually(is_unloading)
+    stream.cancelled = True
+    assert engine.aborted.acquire(timeout=10)
+    assert stream.failed.code is Code.CANCELLED
+    for one in (stream, refused):
+        runner.forget(one)
+    drain.join(30)
+
+
+def test_what_ends_the_engine_is_not_the_clients_mistake() -> None:
+    vllm = object.__new__(Vllm)
+    vllm.dead_error, vllm._client_errors = ChildProcessError, (ValueError,)
+    told = vllm.to_engine_error(ValueError("a token id below zero"))
+    assert (told.code, told.message) == (
+        Code.UNAVAILABLE,
+        "Error generating stream: a token id below zero",
+    )

@@ -49,6 +49,9 @@ class Load:
         self.notes: list[str] = []
         self.parameters = {"GPU_DEVICE_IDS": "1"}
         self.shutdown: Callable[[], None] = lambda: None
+        #: Seconds that other instances of the engine were given at the end.
+        self.for_others = 0.0
+        load = self
         note = self.notes.append
 
         class FakeVllm:
@@ -70,6 +73,7 @@ class Load:
 
         class NotedShare(SingleInstance):
             def close(self, timeout: float) -> None:
+                load.for_others = timeout
                 note("share closed")
 
         class FakeWatchdog:
@@ -144,6 +148,7 @@ def test_what_is_made_when(load: Load) -> None:
     finally:
         loaded.close()
     assert load.notes == ["share closed", "engine shut down", "loop stopped", "watchdog closed"]
+    assert load.for_others > 20, "another instance may need all of DRAIN_TIMEOUT_SECONDS"
     assert set(threading.enumerate()) <= threads
 
 
