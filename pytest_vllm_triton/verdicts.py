@@ -12,8 +12,7 @@ import pytest
 class Verdict(Enum):
     """The outcome of one check, and of one requirement.
 
-    The members' order has a meaning: from the worst on. `combine` takes the first, and the reports
-    show them in this order.
+    The members' order has a meaning: from the worst on. `combine` takes the first.
     """
 
     FAIL = "FAIL"  # the backend violates the requirement

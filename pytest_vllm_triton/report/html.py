@@ -30,12 +30,12 @@ def to_html(document: Mapping[str, Any]) -> str:
     environment.filters["printable"] = view.printable
     environment.filters["seconds"] = view.seconds
     environment.filters["slug"] = slug
-    rows = document["requirements"]
+    rows, totals = document["requirements"], document["totals"]
     return environment.get_template("report.html.jinja").render(
         document=document,
         levels=view.levels(document),
         matrix=view.matrix(document),
-        totals=[(v, document["totals"][v.value]) for v in _SHOWN if document["totals"][v.value]],
+        totals=[(v, totals[v.value]) for v in view.SHOWN if totals[v.value]],
         by_level=[
             (level, view.cell([r for r in rows if r["level"] == level.value]))
             for level in view.levels(document)
@@ -49,18 +49,6 @@ def to_html(document: Mapping[str, Any]) -> str:
         advice=view.ADVICE,
         Verdict=Verdict,
     )
-
-
-# As people look for them: what passed, what is red, what is open.
-_SHOWN = (
-    Verdict.PASS,
-    Verdict.FAIL,
-    Verdict.ERROR,
-    Verdict.XPASS,
-    Verdict.UNTESTED,
-    Verdict.XFAIL,
-    Verdict.NOT_APPLICABLE,
-)
 
 
 def _groups(document: Mapping[str, Any]) -> list[tuple[str, str, list[view.Row]]]:

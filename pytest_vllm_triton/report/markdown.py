@@ -77,8 +77,7 @@ def _head(document: Mapping[str, Any]) -> str:
 
 def _counts(document: Mapping[str, Any]) -> str:
     rows = document["requirements"]
-    shown = [v for v in Verdict if document["totals"].get(v.value)]
-    shown.sort(key=lambda verdict: verdict is not Verdict.PASS)
+    shown = [v for v in view.SHOWN if document["totals"].get(v.value)]
     if not shown:
         return ""
     lines = [

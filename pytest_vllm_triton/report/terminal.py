@@ -11,15 +11,6 @@ from pytest_vllm_triton.report.view import Row
 from pytest_vllm_triton.texts import cut, first_line
 from pytest_vllm_triton.verdicts import Verdict
 
-_COLUMNS = (
-    Verdict.PASS,
-    Verdict.FAIL,
-    Verdict.ERROR,
-    Verdict.XFAIL,
-    Verdict.XPASS,
-    Verdict.UNTESTED,
-    Verdict.NOT_APPLICABLE,
-)
 _ALWAYS = (Verdict.PASS, Verdict.FAIL, Verdict.ERROR, Verdict.UNTESTED)
 _WIDTH = 100
 _INDENT = " " * 9
@@ -54,7 +45,7 @@ def write_summary(out: Writer, document: Mapping[str, Any]) -> None:
 
 
 def _write_matrix(out: Writer, document: Mapping[str, Any]) -> None:
-    columns = [v for v in _COLUMNS if v in _ALWAYS or document["totals"][v.value]]
+    columns = [v for v in view.SHOWN if v in _ALWAYS or document["totals"][v.value]]
     width = max(len(name) for name in document["groups"].values())
     header = "".join(f"{v.value:>10}" for v in columns)
     out.write_line(f"{'group':<{width + 4}}{header}", bold=True)
@@ -79,7 +70,7 @@ def _write_row(
 
 
 def _write_notable(out: Writer, document: Mapping[str, Any]) -> None:
-    for verdict in _COLUMNS:
+    for verdict in view.SHOWN:
         if verdict is Verdict.PASS:
             continue
         by_reason = view.by_reason(view.rows_with(document, verdict))

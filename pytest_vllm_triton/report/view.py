@@ -14,6 +14,9 @@ from pytest_vllm_triton.verdicts import Verdict
 
 Row = Mapping[str, Any]
 
+#: The verdicts as people look for them: what passed, then from the worst on.
+SHOWN = (Verdict.PASS, *(verdict for verdict in Verdict if verdict is not Verdict.PASS))
+
 #: What to do about a requirement with this verdict.
 ADVICE: Mapping[Verdict, str] = {
     Verdict.FAIL: "The backend violates the requirement: fix it, or list it with --known-failures "
