@@ -87,18 +87,9 @@ class ProcessLauncher:
     ) -> ServerHandle:
         self._check(spec)
         start = time.monotonic()
-        for attempt in range(1, PORT_ATTEMPTS + 1):
-            try:
-                left = max(1.0, timeout - (time.monotonic() - start))
-                handle = self._launch_once(spec, left, progress)
-            except PortTaken as taken:
-                if attempt == PORT_ATTEMPTS:
-                    raise
-                progress(f"{taken.reason} Starting again with other ports")
-            else:
-                handle.boot_seconds = time.monotonic() - start
-                return handle
-        raise AssertionError("unreachable")
+        handle = self._launch_on_free_ports(spec, start + timeout, progress)
+        handle.boot_seconds = time.monotonic() - start
+        return handle
 
     def _check(self, spec: ServerSpec) -> None:
         check_spec(spec)
@@ -109,7 +100,18 @@ class ProcessLauncher:
         if spec.backend_dir is None:
             raise UserError("The backend of an image is tested with --triton-launcher container.")
 
-    def _launch_once(self, spec: ServerSpec, timeout: float, progress: Progress) -> ProcessHandle:
+    def _launch_on_free_ports(
+        self, spec: ServerSpec, deadline: float, progress: Progress
+    ) -> ProcessHandle:
+        for _ in range(1, PORT_ATTEMPTS):
+            try:
+                return self._launch_once(spec, deadline, progress)
+            except PortTaken as taken:
+                progress(f"{taken.reason} Starting again with other ports")
+        return self._launch_once(spec, deadline, progress)
+
+    def _launch_once(self, spec: ServerSpec, deadline: float, progress: Progress) -> ProcessHandle:
+        timeout = max(1.0, deadline - time.monotonic())
         folder = ServerFolder.create(self.work_dir, spec)
         (folder.backends / "python").symlink_to((self.backends / "python").resolve())
         metrics = not metrics_off(spec.args)
