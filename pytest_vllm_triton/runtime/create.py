@@ -22,6 +22,7 @@ from pytest_vllm_triton.runtime.environment import Environment
 from pytest_vllm_triton.runtime.host import check_platform
 from pytest_vllm_triton.runtime.host_torch import HostTorch, find_host_torch
 from pytest_vllm_triton.runtime.interpreter import Interpreter, find_interpreters
+from pytest_vllm_triton.runtime.pip import FILES as PIPS
 from pytest_vllm_triton.runtime.pip import NotForThisPython, PipFailed, explain
 from pytest_vllm_triton.runtime.recipe import CPU, Accelerator
 from pytest_vllm_triton.runtime.self_check import self_check
@@ -39,6 +40,8 @@ from pytest_vllm_triton.supervision.client import FILES as SUPERVISORS
 T = TypeVar("T")
 
 LOCK_POLL_SECONDS = 0.5
+#: In a runtime that is being made: the titles of the steps that are done.
+_STEPS = "steps.json"
 
 
 def create_runtime(
@@ -175,7 +178,7 @@ class _Creation:
     host_torch: HostTorch | None
     folder: Path
     progress: Progress
-    done: dict[str, bool] = field(default_factory=dict)
+    done: set[str] = field(default_factory=set)
 
     @property
     def final(self) -> Path:
@@ -203,7 +206,7 @@ class _Creation:
         steps = self.steps()
         for number, (title, step) in enumerate(steps, 1):
             label = f"[{number}/{len(steps)}] {title}"
-            if self.done.get(title):
+            if title in self.done:
                 continue
             self.progress(label)
             with explained(title):
@@ -243,20 +246,20 @@ class _Creation:
             shutil.rmtree(self.final)  # it cannot work, and stands in the way of one that can
         return None
 
-    def _recorded(self) -> dict[str, bool]:
+    def _recorded(self) -> set[str]:
         try:
-            recorded = json.loads((self.root / "steps.json").read_text())
+            recorded = set(json.loads((self.root / _STEPS).read_text()))
         except (OSError, ValueError):
-            return {}
+            return set()
         if recorded:
             self.progress("going on with an interrupted creation")
-        return {str(title): True for title in recorded}
+        return recorded
 
     def _record(self, title: str) -> None:
-        self.done[title] = True
-        temporary = self.root / "steps.json.new"
+        self.done.add(title)
+        temporary = self.root / f"{_STEPS}.new"
         temporary.write_text(json.dumps(sorted(self.done)))
-        temporary.replace(self.root / "steps.json")
+        temporary.replace(self.root / _STEPS)
 
     def _check_disk(self) -> None:
         present = folder_size(self.root) / 2**30
@@ -326,7 +329,7 @@ class _Creation:
 
     def finish(self) -> Runtime:
         self._forget_partial_path()
-        for scratch in ("pip-report.json", "pins.txt", "steps.json", "pip.log", *SUPERVISORS):
+        for scratch in (_STEPS, *PIPS, *SUPERVISORS):
             (self.root / scratch).unlink(missing_ok=True)
         if (self.root / UNPACKED).exists():
             shutil.rmtree(self.root / UNPACKED)

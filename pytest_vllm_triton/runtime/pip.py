@@ -17,6 +17,8 @@ from pytest_vllm_triton.supervision.client import Supervised
 from pytest_vllm_triton.texts import cut
 
 POLL_SECONDS = 0.25
+#: Of a `Pip`, in the folder that it is given.
+FILES = REPORT_FILE, PINS_FILE, LOG_FILE = "pip-report.json", "pins.txt", "pip.log"
 
 #: Settings that send what pip installs elsewhere. All others (indexes, proxies, …) are the user's.
 _DIVERTING = frozenset(
@@ -63,7 +65,7 @@ class Pip:
 
     def resolve(self, requirements: Sequence[str], progress: Progress) -> list[dict[str, Any]]:
         """What pip would install for these requirements, as its report lists it."""
-        report = self.folder / "pip-report.json"
+        report = self.folder / REPORT_FILE
         report.unlink(missing_ok=True)
         self.run(
             [
@@ -89,7 +91,7 @@ class Pip:
         self, pins: Sequence[str], progress: Progress, now_and_then: Callable[[], None]
     ) -> None:
         """Install exactly these, and nothing with them."""
-        listed = self.folder / "pins.txt"
+        listed = self.folder / PINS_FILE
         listed.write_text("".join(f"{pin}\n" for pin in pins))
         # Compiled later, all at once: see the step of that name.
         self.run(
@@ -100,7 +102,7 @@ class Pip:
 
     def build(self, pins: Sequence[str], folder: Path, progress: Progress) -> None:
         """Put wheels of exactly these into a folder."""
-        listed = self.folder / "pins.txt"
+        listed = self.folder / PINS_FILE
         listed.write_text("".join(f"{pin}\n" for pin in pins))
         self.run(
             ["wheel", "--no-deps", f"--wheel-dir={folder}", f"--requirement={listed}"],
@@ -114,7 +116,7 @@ class Pip:
         now_and_then: Callable[[], None] = lambda: None,
     ) -> str:
         """Run pip; ``progress`` hears of the package at hand."""
-        log = self.folder / "pip.log"
+        log = self.folder / LOG_FILE
         log.write_bytes(b"")
         command = [
             *[sys.executable, "-m", "pip", "--python", str(self.python)],
