@@ -61,8 +61,8 @@ class ServerSession:
         config.stash[HARNESS] = self.harness
         self._judge.watch(self.harness)
         self._death: ServerFailed | None = None
-        # Of the check that runs, and of the one before.
-        self._transcripts = (Transcript(), Transcript())
+        #: Of the check that runs; until its set-up, of the one before.
+        self._transcript = Transcript()
 
     def select(self, items: list[pytest.Item]) -> None:
         """Keep the checks of the asked level and selection, and attach their requirements.
@@ -134,16 +134,16 @@ class ServerSession:
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         if hasattr(self._config, "workerinput"):
             check_environment_names()
-        item.stash[TRANSCRIPT] = Transcript()
+        before, self._transcript = self._transcript, Transcript()
+        item.stash[TRANSCRIPT] = self._transcript
         item.stash[_VERDICTS] = []
-        self._transcripts = (item.stash[TRANSCRIPT], self._transcripts[0])
         item.stash[_LOG_POSITIONS] = {
             server.log.path: server.log.position()
             for server in self.harness.servers
             if server.log is not None
         }
         if "vllm_harness" in getattr(item, "fixturenames", ()):
-            self._replace_dead_server(item)
+            self._replace_dead_server(item, before)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> Generator[None, object, object]:
@@ -156,10 +156,9 @@ class ServerSession:
             return (yield)
         except Exception:
             # A coroutine function would only be called here, not run.
-            again = not iscoroutinefunction(pyfuncitem.obj)
-            again = again and pyfuncitem.stash[TRANSCRIPT].triton_may_crash
-            again = again and self.harness.shared_segfaulted()
-            if not again or not self.harness.replace_shared_server(own_crash=True):
+            is_run = not iscoroutinefunction(pyfuncitem.obj)
+            again = is_run and self._triton_crashed(self._transcript)
+            if not (again and self.harness.replace_shared_server(own_crash=True)):
                 raise
         self._show(f"Triton itself crashed during {pyfuncitem.name}: again, on a new server")
         self._forget_shared_server(pyfuncitem)
@@ -190,9 +189,16 @@ class ServerSession:
                 report.user_properties.append(("verdict", combine(verdicts).value))
         return report
 
-    def _replace_dead_server(self, item: pytest.Item) -> None:
+    def _triton_crashed(self, transcript: Transcript) -> bool:
+        """Whether the shared server ended by a crash of Triton's own, at what is told here."""
+        return transcript.triton_may_crash and self.harness.shared_segfaulted()
+
+    def _replace_dead_server(self, item: pytest.Item, before: Transcript) -> None:
         """If the shared server ended during a test before, or by itself after one, boot another for
         this one; not again and again.
+
+        Args:
+            before: what the test before did.
 
         Raises:
             ServerFailed: the server ended after the last test, which nothing has reported yet; or
@@ -203,8 +209,7 @@ class ServerSession:
             self._death = self.harness.shared_death(f"before {item.name}")
         if self._death is None:
             return
-        may_crash = not is_reported and self._transcripts[1].triton_may_crash
-        own_crash = may_crash and self.harness.shared_segfaulted()
+        own_crash = not is_reported and self._triton_crashed(before)
         if not (is_reported or own_crash) or not self.harness.replace_shared_server(own_crash):
             raise ServerFailed(self._death.reason)
         if own_crash:
