@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_vllm_triton.errors import ServerFailed
+from pytest_vllm_triton.supervision.standalone.proc_stat import read_process
 from pytest_vllm_triton.supervision.standalone.processes import (
-    all_processes,
     command_line,
     descendants,
     kill_all,
@@ -250,5 +250,6 @@ class Supervised:
 
 
 def lives(pid: int) -> bool:
-    process = all_processes().get(pid)
-    return process is not None and process.lives
+    with contextlib.suppress(OSError, IndexError):
+        return read_process(pid).lives
+    return False
