@@ -84,9 +84,9 @@ class HttpClient:
 
     Args:
         url: e.g. ``http://127.0.0.1:8000``.
-        model: the default model of `generate`.
+        model: the model that `generate` talks to and `path` names.
         transcript: where requests and answers are noted.
-        deadline: seconds after which an unanswered request is a `Unanswered` violation.
+        deadline: seconds after which an unanswered request is an `Unanswered` violation.
     """
 
     def __init__(

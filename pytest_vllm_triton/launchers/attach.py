@@ -30,7 +30,7 @@ ANSWER_SECONDS = 5.0
 class AttachLauncher:
     """Attaches to the server at these addresses.
 
-    Attributes:
+    Args:
         http: base URL, such as ``http://staging:8000``; the scheme may be left out.
         grpc: host and port; default: the port of ``http`` + 1, as in Triton's own defaults.
         metrics: URL of the Prometheus page; default: the port of ``http`` + 2, if metrics are there
