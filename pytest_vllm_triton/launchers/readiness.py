@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pytest_vllm_triton.errors import ServerFailed
+from pytest_vllm_triton.growing_file import GrowingFile
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.launchers.death import ended_by_itself, last_lines
 from pytest_vllm_triton.launchers.stalled_stub import LOCK_DESTROYED, NOT_HEALTHY, StalledStubWatch
@@ -141,20 +142,14 @@ class _LogWatch:
         self.handle = handle
         self.models = set(models)
         self.progress = progress
-        self.position = 0
-        self.partial = b""
+        self.log = None if handle.log is None else GrowingFile(handle.log.path)
         self.stub_said = ""
 
     def look(self) -> None:
-        if self.handle.log is None or not self.handle.log.path.exists():
+        if self.log is None:
             return
-        with self.handle.log.path.open("rb") as file:
-            file.seek(self.position)
-            new = file.read()
-        self.position += len(new)
-        *complete, self.partial = (self.partial + new).split(b"\n")
-        for content in complete:
-            line = self.handle.redactor.text(content.decode("utf-8", "replace"))
+        for content in self.log.new_lines():
+            line = self.handle.redactor.text(content)
             self.judge(line)
             self.tell(line)
 

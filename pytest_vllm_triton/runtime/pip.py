@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_vllm_triton.errors import RuntimeUnavailable
+from pytest_vllm_triton.growing_file import GrowingFile
 from pytest_vllm_triton.progress import Progress
 from pytest_vllm_triton.supervision.client import Supervised
 from pytest_vllm_triton.texts import cut
@@ -136,13 +137,9 @@ class Pip:
         process = Supervised.start(command, environment, self.folder, log=log)
         try:
             process.wait_started()
-            position = 0
+            growing = GrowingFile(log)
             while process.is_running():
-                with log.open("rb") as file:
-                    file.seek(position)
-                    new = file.read()
-                position += len(new)
-                for line in new.decode("utf-8", "replace").splitlines():
+                for line in growing.new_lines():
                     found = _AT_WORK.match(line)
                     if found:
                         progress(_package_name(found["what"]))
