@@ -92,31 +92,30 @@ class Pip:
         self, pins: Sequence[str], progress: Progress, now_and_then: Callable[[], None]
     ) -> None:
         """Install exactly these, and nothing with them."""
-        listed = self.folder / PINS_FILE
-        listed.write_text("".join(f"{pin}\n" for pin in pins))
         # Compiled later, all at once: see the step of that name.
-        self.run(
-            ["install", "--no-deps", "--no-compile", f"--requirement={listed}"],
-            progress,
-            now_and_then,
-        )
+        words = ["install", "--no-deps", "--no-compile", self._listed(pins)]
+        self.run(words, progress, now_and_then)
 
     def build(self, pins: Sequence[str], folder: Path, progress: Progress) -> None:
         """Put wheels of exactly these into a folder."""
-        listed = self.folder / PINS_FILE
-        listed.write_text("".join(f"{pin}\n" for pin in pins))
-        self.run(
-            ["wheel", "--no-deps", f"--wheel-dir={folder}", f"--requirement={listed}"],
-            progress,
-        )
+        self.run(["wheel", "--no-deps", f"--wheel-dir={folder}", self._listed(pins)], progress)
+
+    def _listed(self, pins: Sequence[str]) -> str:
+        path = self.folder / PINS_FILE
+        path.write_text("".join(f"{pin}\n" for pin in pins))
+        return f"--requirement={path}"
 
     def run(
         self,
         words: Sequence[str],
         progress: Progress,
         now_and_then: Callable[[], None] = lambda: None,
-    ) -> str:
-        """Run pip; ``progress`` hears of the package at hand."""
+    ) -> None:
+        """Run pip; ``progress`` hears of the package at hand.
+
+        Raises:
+            PipFailed: it ended with an error.
+        """
         log = self.folder / LOG_FILE
         log.write_bytes(b"")
         command = [
@@ -148,10 +147,8 @@ class Pip:
         finally:
             # After a normal end nothing is left to kill; after Ctrl-C pip itself is.
             report = process.end(0.0)
-        output = log.read_text("utf-8", "replace")
         if report.exit_code != 0:
-            raise PipFailed(output)
-        return output
+            raise PipFailed(log.read_text("utf-8", "replace"))
 
 
 def explain(failure: PipFailed, doing: str) -> RuntimeUnavailable:
