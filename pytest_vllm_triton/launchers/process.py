@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import time
 from collections.abc import Iterable, Mapping
@@ -36,6 +35,7 @@ from pytest_vllm_triton.launchers.readiness import PortTaken, wait_ready
 from pytest_vllm_triton.launchers.redact import Redactor
 from pytest_vllm_triton.launchers.repository import ServerFolder
 from pytest_vllm_triton.progress import Progress, silent
+from pytest_vllm_triton.server_environment import inherited
 from pytest_vllm_triton.supervision.client import Supervised
 from pytest_vllm_triton.supervision.standalone import shared_memory
 from pytest_vllm_triton.supervision.standalone.processes import send
@@ -48,9 +48,6 @@ if TYPE_CHECKING:
 #: memory of a killed engine.
 ORPHAN_GRACE_SECONDS = 2.0
 PORT_ATTEMPTS = 3
-
-#: Variables of pytest's own Python that would mislead the Python inside the server.
-DROPPED_VARIABLES = re.compile(r"PYTHON|PYTEST_|COVERAGE_|COV_CORE_|VIRTUAL_ENV|CONDA_|__PYVENV")
 
 
 class ProcessLauncher:
@@ -130,7 +127,7 @@ class ProcessLauncher:
                 *python_backend_flags(folder.shm_prefix),
                 *spec.args,
             ]
-            environment = self._environment(spec)
+            environment = {**inherited(), **self.environment, **spec.env}
             redactor = Redactor(os.environ, environment)
             process = Supervised.start(
                 command,
@@ -168,10 +165,6 @@ class ProcessLauncher:
                 handle.kill()
                 raise
         return handle
-
-    def _environment(self, spec: ServerSpec) -> dict[str, str]:
-        ours = {k: v for k, v in os.environ.items() if not DROPPED_VARIABLES.match(k)}
-        return {**ours, **self.environment, **spec.env}
 
 
 @dataclass(kw_only=True, eq=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 
 from pytest_vllm_triton.errors import RuntimeUnavailable
@@ -46,7 +45,7 @@ def self_check(runtime: Runtime) -> None:
             raise fail(f"it needs vLLM {runtime.vllm_version}", f"it is {facts['distribution']}")
         usage = subprocess.run(
             [str(runtime.tritonserver), "--help"],
-            env={**os.environ, **runtime.environment()},
+            env=runtime.full_environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -20,6 +20,7 @@ from pytest_vllm_triton.runtime.recipe import (
     check_vllm_version,
     runtime_key,
 )
+from pytest_vllm_triton.server_environment import inherited
 
 MANIFEST = "runtime.json"
 PARTIAL_SUFFIX = ".partial"
@@ -81,9 +82,9 @@ class Runtime:
         """The variables that a server made of this runtime needs beyond ours."""
         libraries = self.root / "venv" / "lib" / f"python{self._minor}" / "site-packages"
         library_path = [str(libraries / "nvidia_pytriton.libs"), str(self.root / "libpython")]
-        inherited = os.environ.get("LD_LIBRARY_PATH")
-        if self.accelerator.needs_gpu and inherited:
-            library_path.append(inherited)  # the GPU's driver may be found by it alone
+        ours = os.environ.get("LD_LIBRARY_PATH")
+        if self.accelerator.needs_gpu and ours:
+            library_path.append(ours)  # the GPU's driver may be found by it alone
         return {
             # The stub takes its prefix from the first python3 on PATH.
             "PATH": os.pathsep.join([str(self.root / "venv" / "bin"), os.environ.get("PATH", "")]),
@@ -95,6 +96,10 @@ class Runtime:
             "DO_NOT_TRACK": "1",
             **self.accelerator.environment,
         }
+
+    def full_environment(self) -> dict[str, str]:
+        """All variables of what is run in this runtime by itself, as a server would have them."""
+        return {**inherited(), **self.environment()}
 
     @property
     def _minor(self) -> str:
@@ -108,10 +113,9 @@ class Runtime:
         timeout: float | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a script (its text) in the runtime's Python, with the server's environment."""
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
         return subprocess.run(
             [str(self.python), "-c", script, *args],
-            env={**inherited, **self.environment()},
+            env=self.full_environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
