@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from pytest_vllm_triton import __version__
 from pytest_vllm_triton.errors import RuntimeUnavailable
 from pytest_vllm_triton.paths import HOME_VARIABLE
 from pytest_vllm_triton.progress import Progress, silent
@@ -28,7 +27,6 @@ from pytest_vllm_triton.runtime.recipe import CPU, Accelerator
 from pytest_vllm_triton.runtime.self_check import self_check
 from pytest_vllm_triton.runtime.source import PINS, Index, Source, Step
 from pytest_vllm_triton.runtime.store import (
-    MANIFEST,
     PARTIAL_SUFFIX,
     Runtime,
     find_runtime,
@@ -324,8 +322,21 @@ class _Creation:
         )
 
     def check(self, *_: object) -> None:
-        self._write_manifest()
-        self_check(Runtime.at(self.root))
+        runtime = Runtime(
+            key=self.key,
+            root=self.root,
+            python=self.environment.python,
+            tritonserver=self.site_packages / "pytriton" / "tritonserver" / "bin" / "tritonserver",
+            backends=self.root / "backends",
+            triton_version=recipe.TRITON_VERSION,
+            vllm_version=self.source.vllm_version,
+            python_version=self.interpreter.version,
+            base_prefix=self.interpreter.prefix,
+            accelerator=self.source.accelerator,
+            host_torch=self.host_torch.identity if self.host_torch else (),
+        )
+        runtime.write_manifest()
+        self_check(runtime)
 
     def finish(self) -> Runtime:
         self._forget_partial_path()
@@ -350,21 +361,6 @@ class _Creation:
         for metadata in self.site_packages.glob("*.dist-info"):
             if not (metadata / "INSTALLER").is_file():
                 shutil.rmtree(metadata)
-
-    def _write_manifest(self) -> None:
-        tritonserver = self.site_packages / "pytriton" / "tritonserver" / "bin" / "tritonserver"
-        manifest = {
-            "key": self.key,
-            "triton": recipe.TRITON_VERSION,
-            "vllm": self.source.vllm_version,
-            "accelerator": self.source.accelerator.name,
-            "host_torch": self.host_torch.identity if self.host_torch else (),
-            "python": self.interpreter.version,
-            "base_prefix": str(self.interpreter.prefix),
-            "tritonserver": str(tritonserver.relative_to(self.root)),
-            "made_by": __version__,
-        }
-        (self.root / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
     def _forget_partial_path(self) -> None:
         """Rewrite the few text files that name the folder: scripts and pyvenv.cfg."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_vllm_triton import __version__
 from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.paths import cache_home
 from pytest_vllm_triton.runtime.recipe import (
@@ -77,6 +78,21 @@ class Runtime:
             accelerator=ACCELERATORS[facts.get("accelerator", CPU.name)],
             host_torch=tuple(facts.get("host_torch", ())),
         )
+
+    def write_manifest(self) -> None:
+        """Write down in its folder what `at` reads there."""
+        facts = {
+            "key": self.key,
+            "triton": self.triton_version,
+            "vllm": self.vllm_version,
+            "accelerator": self.accelerator.name,
+            "host_torch": self.host_torch,
+            "python": self.python_version,
+            "base_prefix": str(self.base_prefix),
+            "tritonserver": str(self.tritonserver.relative_to(self.root)),
+            "made_by": __version__,
+        }
+        (self.root / MANIFEST).write_text(json.dumps(facts, indent=2) + "\n")
 
     def environment(self) -> dict[str, str]:
         """The variables that a server made of this runtime needs beyond ours."""
