@@ -57,13 +57,11 @@ class Transcript:
     def record(self, request: str) -> Iterator[Exchange]:
         """Note a request; the body of the ``with`` fills in the response."""
         exchange = Exchange(shorten(request))
-        if len(self.exchanges) < _MAX_EXCHANGES:
-            self.exchanges.append(exchange)
-        else:
+        if len(self.exchanges) >= _MAX_EXCHANGES:
             # The last exchanges are those that explain a failure; of the earlier ones the first do.
             del self.exchanges[_MAX_EXCHANGES // 2]
-            self.exchanges.append(exchange)
             self.dropped += 1
+        self.exchanges.append(exchange)
         started = time.monotonic()
         try:
             yield exchange

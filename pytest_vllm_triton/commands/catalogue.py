@@ -10,6 +10,7 @@ from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.requirements import Level, load_catalogue
 from pytest_vllm_triton.session.suite_index import tests_by_requirement
 from pytest_vllm_triton.suggest import did_you_mean
+from pytest_vllm_triton.texts import cut
 
 _WIDTH = 100
 
@@ -42,8 +43,7 @@ def run_list(arguments: argparse.Namespace) -> int:
                 continue
             checked = "" if requirement.id in checks else "  (no check)"
             sentence = " ".join(requirement.sentence.split())
-            room = _WIDTH - 19 - len(checked)
-            shown = sentence if len(sentence) <= room else sentence[: room - 1] + "…"
+            shown = cut(sentence, _WIDTH - 19 - len(checked))
             print(f"  {requirement.id} {requirement.level.value:<6} {shown}{checked}")
     return 0
 
@@ -51,8 +51,8 @@ def run_list(arguments: argparse.Namespace) -> int:
 def run_explain(arguments: argparse.Namespace) -> int:
     catalogue = load_catalogue()
     checks = tests_by_requirement()
-    for position, key in enumerate(arguments.id):
-        key = key.upper()
+    for position, name in enumerate(arguments.id):
+        key = name.upper()
         if key not in catalogue:
             raise UserError(f"There is no requirement {key}.{did_you_mean(key, catalogue)}")
         requirement = catalogue[key]
@@ -64,6 +64,6 @@ def run_explain(arguments: argparse.Namespace) -> int:
             "upstream": requirement.upstream or "nothing known to differ",
             "checked by": ", ".join(checks.get(key, ())) or f"no check: {requirement.unchecked}",
         }
-        for name, value in rows.items():
-            print(textwrap.fill(f"{name:<11}{value}", _WIDTH, subsequent_indent=" " * 11))
+        for title, value in rows.items():
+            print(textwrap.fill(f"{title:<11}{value}", _WIDTH, subsequent_indent=" " * 11))
     return 0

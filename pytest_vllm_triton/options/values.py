@@ -61,8 +61,7 @@ def not_empty(text: str) -> str:
 def vllm_version(text: str) -> str:
     from pytest_vllm_triton.runtime.recipe import check_vllm_version
 
-    check_vllm_version(text)
-    return text
+    return check_vllm_version(text)
 
 
 def seconds(text: str) -> float:

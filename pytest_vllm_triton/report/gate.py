@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from pytest_vllm_triton.report.results import RequirementResult, Results, count
 from pytest_vllm_triton.requirements import Level, Requirement
+from pytest_vllm_triton.texts import first_line
 from pytest_vllm_triton.verdicts import Verdict
 
 
@@ -60,7 +61,7 @@ class Gate:
         if not members:
             return "no check of it was selected"
         if untested:
-            first = untested[0].reason.strip().partition("\n")[0]
+            first = first_line(untested[0].reason)
             ids = ", ".join(r.requirement.id for r in untested)
             return f"UNTESTED: {ids}: {first}" if is_group else f"UNTESTED: {first}"
         if all(r.verdict is Verdict.NOT_APPLICABLE for r in members):
