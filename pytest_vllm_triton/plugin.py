@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from pytest_vllm_triton import assets
 from pytest_vllm_triton.options.environment_names import check_environment_names
 from pytest_vllm_triton.options.loading import add_options, load_settings
 from pytest_vllm_triton.session.collected_checks import CollectedChecks
@@ -46,8 +47,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[COLLECTED_CHECKS] = CollectedChecks()
     config.pluginmanager.register(config.stash[COLLECTED_CHECKS], "vllm-triton-collected-checks")
     if settings.selects_suite and config.args_source is pytest.Config.ArgsSource.INVOCATION_DIR:
-        from pytest_vllm_triton import assets
-
         # Files, not their folder: the user's own python_files must not decide what is in the suite.
         config.args[:] = sorted(str(path) for path in assets.suite_dir().glob("test_*.py"))
 
@@ -56,8 +55,6 @@ def pytest_pycollect_makemodule(
     module_path: Path, parent: pytest.Collector
 ) -> pytest.Module | None:
     """The suite's modules are collected by pytest's default names, whatever the user's are."""
-    from pytest_vllm_triton import assets
-
     suite = assets.suite_dir()
     if module_path.parent != suite:
         return None

@@ -14,6 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pytest_vllm_triton import assets
 from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.known_failures import KnownFailure, load_known_failures
 from pytest_vllm_triton.options.launcher_kinds import DEFAULT_IMAGE
@@ -162,8 +163,6 @@ def known_failures(text: str) -> dict[str, KnownFailure]:
     """A file, or the name of a list that this package ships."""
     path = Path(text).expanduser().absolute()
     if not os.path.isfile(path):  # noqa: PTH113 - unlike Path.is_file, it takes any text
-        from pytest_vllm_triton import assets
-
         shipped = {file.stem: file for file in assets.known_failures()}
         if text not in shipped:
             hint = nearest_sibling(path) or did_you_mean(text, shipped)

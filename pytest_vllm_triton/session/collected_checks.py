@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_vllm_triton import assets
+
 
 def requirement_ids(node: pytest.Item) -> tuple[str, ...]:
     """The requirements that a test decides, closest marker first, each once."""
@@ -40,8 +42,6 @@ class CollectedChecks:
         Those of the suite's files that were not read (a path was given, or --lf) are known by their
         text: one for each function, however many it would be with all its parameters.
         """
-        from pytest_vllm_triton import assets
-
         suite = set(assets.suite_dir().glob("test_*.py"))
         unread = {path.name for path in suite - self._files}
         if not unread or suite.isdisjoint(self._files):
