@@ -180,13 +180,8 @@ class ProcessHandle(ServerHandle):
     exit_timeout: float = EXIT_TIMEOUT_SECONDS
     visible_gpus: str | None = None
 
-    @property
-    def server_pid(self) -> int | None:
-        """The process id of tritonserver, once it was started."""
-        return self.process.pid
-
     def host_pid(self) -> int | None:
-        return self.server_pid
+        return self.process.pid
 
     def exit_code(self) -> int | None:
         return self.process.exit_code
@@ -207,13 +202,13 @@ class ProcessHandle(ServerHandle):
         import psutil
 
         with contextlib.suppress(psutil.NoSuchProcess):
-            if self.server_pid is not None and self.is_running():
-                return psutil.Process(self.server_pid)
+            if (pid := self.host_pid()) is not None and self.is_running():
+                return psutil.Process(pid)
         return None
 
     def send_signal(self, number: signal.Signals) -> None:
-        if self.server_pid is not None and self.is_running():
-            send(self.server_pid, number)
+        if (pid := self.host_pid()) is not None and self.is_running():
+            send(pid, number)
 
     def regions_of(self, processes: Iterable[ServerProcess]) -> set[str]:
         named = shared_memory.identities(shared_memory.list_regions())

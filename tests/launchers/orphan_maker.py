@@ -36,7 +36,7 @@ def main() -> None:
             time.sleep(600)
     facts = {
         "pids": [process.pid for process in server.processes()],
-        "server": server.server_pid,
+        "server": server.host_pid(),
         "supervisor": server.process.supervisor.pid,
         "prefix": server.shm_prefix,
         "repository": str(server.model_repository),

@@ -88,7 +88,7 @@ def test_a_server_listens_on_the_loopback_address_only(launch: Launch) -> None:
 def test_stop_is_graceful_and_leaves_nothing(launch: Launch) -> None:
     server = launch(model("echo"))
     pids = [member.pid for member in server.processes()]
-    assert server.server_pid in pids
+    assert server.host_pid() in pids
     assert len(pids) == 2  # tritonserver and the stub
     assert server.shm_prefix is not None
     assert regions(server.shm_prefix)
@@ -145,9 +145,10 @@ def test_stop_ends_and_reports_a_process_that_outlives_the_server(launch: Launch
 def test_a_crashed_server_is_noticed_and_its_orphans_stay_visible(launch: Launch) -> None:
     server = launch(model("engine", ENGINE))
     engine = _engine(server.model_repository)
-    assert server.server_pid is not None
+    pid = server.host_pid()
+    assert pid is not None
 
-    os.kill(server.server_pid, signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
 
     assert eventually(lambda: not server.is_running())
     assert server.exit_code() == -signal.SIGKILL
@@ -159,14 +160,15 @@ def test_a_crashed_server_is_noticed_and_its_orphans_stay_visible(launch: Launch
 
 def test_a_server_that_ignores_sigterm_is_killed(launch: Launch) -> None:
     server = launch(model("echo"))
-    assert server.server_pid is not None
-    os.kill(server.server_pid, signal.SIGSTOP)  # deaf to all but SIGKILL
+    pid = server.host_pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)  # deaf to all but SIGKILL
 
     start = time.monotonic()
     assert server.stop(timeout=0.5) == -signal.SIGKILL
 
     assert time.monotonic() - start < 5
-    assert gone(server.server_pid)
+    assert gone(pid)
 
 
 def test_a_model_that_fails_to_load_is_told_at_once(
@@ -308,8 +310,8 @@ def test_environment_and_flags_reach_the_server(
         args=("--metrics-interval-ms=500", "--allow-metrics=false"),
         shm_prefix="pvt_chosen_",
     )
-    assert server.server_pid is not None
-    there = psutil.Process(server.server_pid)
+    there = server.main_process()
+    assert there is not None
 
     assert there.environ()["COLOUR"] == "green"
     assert "PYTHONPATH" not in there.environ()
