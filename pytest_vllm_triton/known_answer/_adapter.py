@@ -20,10 +20,11 @@ _MODULE = "base_model.model.model.decoder.layers.0.fc2"
 class AdapterSpec:
     """A LoRA adapter that changes some of the story's steps; equal specs give equal bytes.
 
-    links: (word, next word) pairs, words as in the story with their leading space; a next word of
-        None ends the story. Every changed step takes one rank.
-    rank: the adapter's LoRA rank, at least the number of links (the default); the rest is padding,
-        for checks of what a server does with a rank that it does not allow.
+    Attributes:
+        links: (word, next word) pairs, words as in the story with their leading space; a next word
+            of None ends the story. Every changed step takes one rank.
+        rank: the adapter's LoRA rank, at least the number of links (the default); the rest is
+            padding, for checks of what a server does with a rank that it does not allow.
     """
 
     links: tuple[tuple[str, str | None], ...]

@@ -26,17 +26,19 @@ _CONTEXT = 4
 class Answer:
     """One expected completion.
 
-    text: the generated text, without the prompt.
-    token_ids: generated tokens, a final EOS or stop token included, as vLLM counts them.
-    finish_reason: "stop" at EOS, a stop token or a stop string; else "length".
-    stop_reason: the stop string or stop token id that ended it, None for EOS and for length.
-    num_input_tokens: tokens of the prompt, BOS included.
-    fragments: the text that each token adds, aligned with token_ids; "" for a token that only
-        continues a character. Without stop strings, which vLLM holds text back for, a stream may
-        be cut between fragments and nowhere else.
-    decoded_tokens: the text that vLLM shows for each token in its logprobs. Unlike a fragment it
-        is not cut at a stop string, shows EOS, and looks at no prompt for an unfinished character.
-    logprobs: natural logarithm of each token's probability before temperature and masks.
+    Attributes:
+        text: the generated text, without the prompt.
+        token_ids: generated tokens, a final EOS or stop token included, as vLLM counts them.
+        finish_reason: "stop" at EOS, a stop token or a stop string; else "length".
+        stop_reason: the stop string or stop token id that ended it, None for EOS and for length.
+        num_input_tokens: tokens of the prompt, BOS included.
+        fragments: the text that each token adds, aligned with token_ids; "" for a token that only
+            continues a character. Without stop strings, which vLLM holds text back for, a stream
+            may be cut between fragments and nowhere else.
+        decoded_tokens: the text that vLLM shows for each token in its logprobs. Unlike a fragment
+            it is not cut at a stop string, shows EOS, and looks at no prompt for an unfinished
+            character.
+        logprobs: natural logarithm of each token's probability before temperature and masks.
     """
 
     text: str
@@ -324,6 +326,3 @@ def _truncate(fragments: Sequence[str], length: int) -> list[str]:
         kept.append(fragment[: max(0, length)])
         length -= len(fragment)
     return kept
-
-
-__all__ = ["Answer", "FinishReason", "KnownAnswer"]

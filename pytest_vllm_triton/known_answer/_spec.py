@@ -46,16 +46,17 @@ def is_word(piece: str) -> bool:
 class KnownAnswerSpec:
     """One known-answer checkpoint; equal specs give equal bytes.
 
-    story: the pieces of the text the model tells, each with its leading space. A space followed by
-        ASCII letters is one token; every other piece is spelled in bytes, one token each. No token
-        may occur twice, because each token has one successor.
-    margin: distance in logits between the right next token and the second best; a multiple of
-        0.25, so that every logit is exact even in bfloat16. With the default, 16 tokens sampled
-        at temperature 0.5 are the story (all but one time in 300 000), and at temperature 2, the
-        highest that vLLM takes, they are not (all but one time in 70 000).
-    seed: chooses the tokens' codes and the order of the memory cells: other weights, same text.
-    layers: decoder layers, all but the first of which change nothing. A pipeline wants one for each
-        of its stages.
+    Attributes:
+        story: the pieces of the text the model tells, each with its leading space. A space followed
+            by ASCII letters is one token; every other piece is spelled in bytes, one token each. No
+            token may occur twice, because each token has one successor.
+        margin: distance in logits between the right next token and the second best; a multiple of
+            0.25, so that every logit is exact even in bfloat16. With the default, 16 tokens sampled
+            at temperature 0.5 are the story (all but one time in 300 000), and at temperature 2,
+            the highest that vLLM takes, they are not (all but one time in 70 000).
+        seed: chooses the tokens' codes and the order of the memory cells: other weights, same text.
+        layers: decoder layers, all but the first of which change nothing. A pipeline wants one for
+            each of its stages.
     """
 
     story: tuple[str, ...] = DEFAULT_STORY

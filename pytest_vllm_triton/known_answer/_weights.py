@@ -81,8 +81,11 @@ def build_successors(
 class Codebook:
     """The vectors that a checkpoint's tokens are written in.
 
-    token_codes: [vocab_size, hidden]; ballast: [4, hidden], codes of no token; cells: the memory
-    cell of each token, [vocab_size]; cell_count: cells including those that never answer.
+    Attributes:
+        token_codes: [vocab_size, hidden].
+        ballast: codes of no token, [4, hidden].
+        cells: the memory cell of each token, [vocab_size].
+        cell_count: cells including those that never answer.
     """
 
     token_codes: Ints

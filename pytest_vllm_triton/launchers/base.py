@@ -29,17 +29,6 @@ HOST_SHM = "host"
 _TABLE = re.compile(r"[+|]")
 _HELP = re.compile(r"Usage: |\s+--|\t|[A-Z][A-Za-z/ ]*:$")
 
-__all__ = [
-    "HOST_SHM",
-    "Endpoints",
-    "Launcher",
-    "ModelSpec",
-    "ServerHandle",
-    "ServerLog",
-    "ServerProcess",
-    "ServerSpec",
-]
-
 
 @dataclass(frozen=True)
 class ModelSpec:

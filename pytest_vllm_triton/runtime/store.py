@@ -246,16 +246,3 @@ def folder_size(root: Path) -> int:
             if not path.is_symlink():
                 total += path.stat().st_blocks * 512
     return total
-
-
-__all__ = [
-    "MANIFEST",
-    "PARTIAL_SUFFIX",
-    "Runtime",
-    "find_runtime",
-    "folder_size",
-    "list_partial",
-    "list_runtimes",
-    "remove_runtime",
-    "runtimes_folder",
-]
