@@ -285,7 +285,7 @@ class Provision:
     def describe(self) -> dict[str, str]:
         """What is under test, for the header and the report. Boots and downloads nothing."""
         facts = {"launcher": self._describe_launcher(), "model": self._describe_model()}
-        if self.settings.launcher is not LauncherKind.ATTACH:
+        if self.choice.kind is not LauncherKind.ATTACH:
             facts["backend"] = self._describe_backend()
         return facts
 
@@ -299,7 +299,7 @@ class Provision:
 
     def _describe_launcher(self) -> str:
         settings = self.settings
-        if settings.launcher is LauncherKind.ATTACH:
+        if self.choice.kind is LauncherKind.ATTACH:
             return f"attach: {settings.url}"
         why = self.choice.why
         if self.choice.kind is LauncherKind.CONTAINER:
@@ -326,6 +326,6 @@ class Provision:
 
     def _describe_model(self) -> str:
         extra = f" + {dict(self.settings.model_json)}" if self.settings.model_json else ""
-        if self.settings.launcher is LauncherKind.ATTACH and not self.settings.model_is_explicit:
+        if self.choice.kind is LauncherKind.ATTACH and not self.settings.model_is_explicit:
             return f"{self.settings.model_name}, whatever it serves"
         return f"{self.settings.model}{extra}"
