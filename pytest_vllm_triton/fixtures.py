@@ -34,7 +34,9 @@ class ServerFactory(Protocol):
         """A ready server; it is stopped when the test that asked for it ends.
 
         Args:
-            engine_args: merged into model.json; None as a value removes a key.
+            engine_args: merged into model.json; None as a value removes a key. If they name another
+                ``model``, those of --vllm-model-json, which are for the model under test, are left
+                out, and it has a fifth of a GPU's memory unless they say otherwise.
             config: the text of config.pbtxt (default: the sample's).
             args: further tritonserver flags.
             env: further environment variables of the server.
@@ -90,7 +92,7 @@ def vllm_server_factory(vllm_harness: Harness) -> Iterator[ServerFactory]:
         env: Mapping[str, str] | None = None,
     ) -> ServerHandle:
         spec = vllm_harness.server_spec(
-            vllm_harness.model_spec(engine_args=engine_args, config=config),
+            vllm_harness.model_spec(engine_args=engine_args, config=config, tiny=False),
             args=args,
             env=env or {},
         )

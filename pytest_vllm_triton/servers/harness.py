@@ -71,6 +71,8 @@ class Harness:
         name: str | None = None,
         engine_args: Mapping[str, Any] | None = None,
         config: str | None = None,
+        *,
+        tiny: bool = True,
         **fields: Any,
     ) -> ModelSpec:
         """The sample model of the repository with another ``model``, as a user would edit it.
@@ -80,14 +82,16 @@ class Harness:
             engine_args: merged over the sample's and the user's; None as a value removes a key.
                 If they name another ``model``, the user's are left out: they are for that model.
             config: text of config.pbtxt (default: the sample's).
+            tiny: another ``model`` is one of the suite's own, which need little of a GPU; if not,
+                it gets what the model under test gets where it is not the known-answer one.
             fields: further fields of `ModelSpec`.
         """
-        from pytest_vllm_triton.models.under_test import TINY_MODEL_ARGS
+        from pytest_vllm_triton.models.under_test import OTHER_MODEL_ARGS, TINY_MODEL_ARGS
 
         sample = assets.fixtures_dir() / "model_repository" / "vllm_model"
         merged = json.loads((sample / "1" / "model.json").read_text(encoding="utf-8"))
         if "model" in (engine_args or {}):
-            merged.update(TINY_MODEL_ARGS)
+            merged.update(TINY_MODEL_ARGS if tiny else OTHER_MODEL_ARGS)
         else:
             merged["model"] = str(self.provision.model.path)
             merged.update(self.provision.model.engine_args)

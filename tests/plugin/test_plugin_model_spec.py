@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_vllm_triton.models.under_test import TINY_MODEL_ARGS, ModelUnderTest
+from pytest_vllm_triton.models.under_test import OTHER_MODEL_ARGS, TINY_MODEL_ARGS, ModelUnderTest
 from pytest_vllm_triton.servers.harness import Harness
 from pytest_vllm_triton.servers.provision import Provision
 from pytest_vllm_triton.session.state import SETTINGS
@@ -46,3 +46,11 @@ def test_arguments_for_the_users_model_are_not_for_another(harness: MakeHarness)
     assert given["max_model_len"] == 200
     assert given["gpu_memory_utilization"] == TINY_MODEL_ARGS["gpu_memory_utilization"]
     assert not {"max_num_seqs", "dtype", "seed"} & set(given)
+
+
+def test_another_model_of_a_user_is_not_taken_for_a_tiny_one(harness: MakeHarness) -> None:
+    made = harness(ModelUnderTest("known-answer", Path("/mine"), engine_args=TINY_MODEL_ARGS))
+    given = made.model_spec(engine_args={"model": "my/7b", "seed": 2}, tiny=False).engine_args
+    assert (given["model"], given["seed"]) == ("my/7b", 2)
+    assert given["gpu_memory_utilization"] == OTHER_MODEL_ARGS["gpu_memory_utilization"]
+    assert not {"max_num_seqs", "max_model_len", "kv_cache_memory_bytes"} & set(given)

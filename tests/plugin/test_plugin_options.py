@@ -519,12 +519,21 @@ def test_attach_to_nobody(pytester: pytest.Pytester) -> None:
 
 
 FACTORY_TEST = "def test_it(vllm_server_factory): vllm_server_factory({'max_num_seqs': 7})\n"
+OTHER_MODEL_TEST = "def test_it(vllm_server_factory): vllm_server_factory({'model': 'my/7b'})\n"
 
 
 def test_factory_boots_what_a_test_asks_for(pytester: pytest.Pytester, lying_server: Path) -> None:
     pytester.makepyfile(FACTORY_TEST)
     result = pytester.runpytest(f"--triton-server-bin={lying_server}", str(pytester.path))
     assert '"max_num_seqs": 7' in result.stdout.str()
+
+
+def test_factory_gives_another_model_its_share_of_a_gpu(
+    pytester: pytest.Pytester, lying_server: Path
+) -> None:
+    pytester.makepyfile(OTHER_MODEL_TEST)
+    result = pytester.runpytest(f"--triton-server-bin={lying_server}", str(pytester.path))
+    assert '"gpu_memory_utilization": 0.2' in result.stdout.str()
 
 
 def test_factory_does_not_take_an_attached_server_for_another(pytester: pytest.Pytester) -> None:
