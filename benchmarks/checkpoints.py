@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.workload import LETTERS
-from pytest_vllm_triton.models.tokenizer_json import BYTE_LETTERS, bpe_model, tokenizer_json
+from pytest_vllm_triton.tokenizer_json import BYTE_LETTERS, bpe_model, tokenizer_json
 
 FORMAT = 1
 _SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from tokenizers import Tokenizer
 
-from pytest_vllm_triton.models.tokenizer_json import BYTE_LETTERS, bpe_model, tokenizer_json
+from pytest_vllm_triton.tokenizer_json import BYTE_LETTERS, bpe_model, tokenizer_json
 
 from ._spec import KnownAnswerSpec, is_word
 

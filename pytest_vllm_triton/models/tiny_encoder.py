@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pytest_vllm_triton.models.tokenizer_json import tokenizer_json
+from pytest_vllm_triton.tokenizer_json import tokenizer_json
 
 Floats = npt.NDArray[np.float64]
 
