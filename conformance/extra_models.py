@@ -20,12 +20,12 @@ from pytest_vllm_triton.known_answer import (
     build_vision_checkpoint,
 )
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle
-from pytest_vllm_triton.models.tiny_encoder import TinyEncoder
 from pytest_vllm_triton.models.under_test import known_answer_model
 from pytest_vllm_triton.paths import cache_home
 from pytest_vllm_triton.servers.harness import Harness
 from pytest_vllm_triton.verdicts import untested
 
+from .tiny_encoder import TinyEncoder
 from .waits import UNLOAD_SECONDS, until
 
 LORA_MODEL = "lora_model"

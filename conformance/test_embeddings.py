@@ -13,7 +13,6 @@ import pytest
 from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import Generate, GenerateRequest, Generation, GrpcClient, HttpClient
 from pytest_vllm_triton.launchers.base import ServerHandle
-from pytest_vllm_triton.models.tiny_encoder import DIMENSIONS, HIDDEN
 from pytest_vllm_triton.verdicts import untested
 
 from .error_words import NO_VERSIONS, UNHEALTHY
@@ -22,6 +21,7 @@ from .logs import expect_not_logged
 from .metered_traffic import LATENCIES
 from .metrics_page import grown_page, page_with_lines, quiet_page
 from .processes import is_stub, kill_engine
+from .tiny_encoder import DIMENSIONS, HIDDEN
 from .waits import GONE_SECONDS, UNLOAD_SECONDS, until
 
 TEXT = "the quick brown fox"
