@@ -520,7 +520,9 @@ def test_all_flags_combine(triton_grpc: GrpcClient) -> None:
 def test_http_outputs_are_scalars(triton_http: HttpClient) -> None:
     body = {
         "text_input": PROMPT,
-        "sampling_parameters": '{"temperature": 0, "max_tokens": 5, "logprobs": 1}',
+        "sampling_parameters": json.dumps(
+            {"temperature": 0, "max_tokens": 5, "ignore_eos": True, "logprobs": 1}
+        ),
         **{f"return_{name}": True for name in ADDITIONAL},
     }
     answer = triton_http.request("POST", triton_http.path("generate"), json_body=body)
