@@ -36,7 +36,7 @@ from pytest_vllm_triton.servers.harness import Harness
 from pytest_vllm_triton.verdicts import untested
 
 from .alternate import MAX_MODEL_LEN
-from .engine_limits import needs_many_sequences
+from .engine_limits import needs_context, needs_many_sequences
 from .logs import log_of
 from .marks import UNARY_AND_STREAM
 from .metrics_page import MetricsPage, settled_page
@@ -232,6 +232,7 @@ def test_timeout_of_the_request(engine: OneAtATime, stream: bool) -> None:
 def test_timeouts_of_many(triton_grpc: GrpcClient, vllm_harness: Harness) -> None:
     """Of so many streams at once that a backend has other things to do when they are due."""
     needs_many_sequences(vllm_harness)
+    needs_context(vllm_harness, TIMED_TOKENS + 100)
     request = greedy(PROMPT, TIMED_TOKENS, stream=True).but(parameters={"timeout": 500_000})
     waiting = {str(index) for index in range(TIMED)}
     with triton_grpc.open(deadline=STREAM_DEADLINE) as stream:
