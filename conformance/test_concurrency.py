@@ -18,7 +18,7 @@ from .experiments.second_model import QUEUE
 from .extra_models import ONE_VECTOR
 from .metrics_page import metrics_page
 from .record import Seen
-from .traffic import at_once, first_of, greedy, text_or_error
+from .traffic import at_once, expect_told_alike, first_of, greedy, text_or_error
 from .waits import until
 
 # More than any pool of threads or queue of a backend is likely to hold.
@@ -49,11 +49,7 @@ def test_requests_are_batched(
         started = time.monotonic()
         together = at_once(triton_grpc.generate, requests, len(requests))
         ratios.append((time.monotonic() - started) / one_by_one)
-        expect.equal(
-            "texts of requests sent at once",
-            [*map(vllm_model.stable_part, together)],
-            [*map(vllm_model.stable_part, texts)],
-        )
+        expect_told_alike("texts of requests sent at once", vllm_model, requests, together, texts)
         if ratios[-1] < 0.5:
             return
     expect.between("time of 32 at once / one after another", min(ratios), 0, 0.5)

@@ -17,6 +17,7 @@ from pytest_vllm_triton.servers.harness import Harness
 
 from .extra_models import needs_owned
 from .marks import UNARY_AND_STREAM
+from .traffic import expect_told_alike
 
 PROMPT = "Say alpha"
 GREEDY = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}
@@ -232,11 +233,11 @@ def test_several_python_models_at_once(
     def call(caller: str, own: list[GenerateRequest]) -> list[str]:
         # Without a transcript, in which the two threads would stand mixed up.
         with HttpClient(triton_http.url, caller) as client:
-            return ["".join(called(client, caller, request)["pieces"]) for request in own]
+            found = [called(client, caller, request) for request in own]
+        expect.equal("errors", [error for one in found for error in one["errors"]], [])
+        return ["".join(one["pieces"]) for one in found]
 
     half = len(requests) // 2
     with ThreadPoolExecutor(len(callers)) as pool:
         first, second = pool.map(call, callers, (requests[:half], requests[half:]))
-    stable = vllm_model.stable_part
-    texts = [stable(text) for text in first + second]
-    expect.equal("texts, by request", texts, [stable(text) for text in expected])
+    expect_told_alike("texts, by request", vllm_model, requests, first + second, expected)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient
 from pytest_vllm_triton.expect import Violation, Words
 from pytest_vllm_triton.known_answer import KnownAnswer
-from pytest_vllm_triton.models.under_test import other_known_answer_model
+from pytest_vllm_triton.models.under_test import ModelUnderTest, other_known_answer_model
 
 # The tokens of a long stream, at most.
 STREAM_TOKENS = 1800
@@ -82,6 +84,40 @@ def at_once(
 
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(one, requests))
+
+
+def expect_told_alike(
+    what: str,
+    model: ModelUnderTest,
+    requests: Sequence[GenerateRequest],
+    texts: Sequence[str],
+    alone: Sequence[str],
+) -> None:
+    """What the requests told at the same time is what each of them tells alone.
+
+    Of the known-answer model, exactly. Other models' kernels add up in another order with each size
+    of a batch, which decides between tokens that are nearly as probable: of those the stable part
+    of one text in four may be another one, or that of one among few. Such a text still begins with
+    its own prompt where that is echoed, goes on, and has not changed places with one of the others.
+    """
+    told, own = [[*map(model.stable_part, some)] for some in (texts, alone)]
+    if model.known_answer is not None:
+        expect.equal(what, told, own)
+        return
+    for request, text in zip(requests, texts, strict=True):
+        if not request.stream and not request.exclude_input_in_output:
+            expect.starts_with(what, text, str(request.text_input))
+    others = [index for index, part in enumerate(told) if part != own[index]]
+    cut_short = [texts[index] for index in others if alone[index].startswith(texts[index])]
+    expect.equal(f"{what} that end early", cut_short, [])
+    swapped = [
+        (told[one], told[other])
+        for one, other in itertools.combinations(others, 2)
+        if told[one] == own[other] and told[other] == own[one]
+    ]
+    expect.equal(f"{what} that have changed places", swapped, [])
+    if len(others) > max(1, len(told) // 4):
+        expect.equal(what, told, own)
 
 
 class Background:
