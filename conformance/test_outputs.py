@@ -375,19 +375,23 @@ def test_logprobs_spell_the_text(
     generate: Generate, vllm_model: ModelUnderTest, stream: bool
 ) -> None:
     """Other models' tokens may not, one by one: some leave out spaces, or are not shown. Theirs are
-    compared with those that were sampled."""
+    compared with those that were sampled: of two equally probable ones it may be the second."""
     answer = generate(asking(stream, "logprobs", "num_output_tokens", logprobs=1))
-    ids, spelt = [], ""
-    for entry in answer.logprobs():
-        first = [token for token, value in entry.items() if value["rank"] == 1]
+    entries, best, spelt = answer.logprobs(), [], ""
+    for entry in entries:
+        first = [value for value in entry.values() if value["rank"] == 1]
         expect.equal("number of tokens of rank 1", len(first), 1)
-        ids += first
-        spelt += entry[first[0]]["decoded_token"]
+        best.append(first[0]["logprob"])
+        spelt += first[0]["decoded_token"]
     if vllm_model.known_answer is not None:
         expect.equal("joined rank-1 tokens", spelt, answer.text)
     else:
-        sampled = generate(asking(stream, "logprobs", logprobs=0)).logprobs()
-        expect.equal("token ids of rank 1", ids, [token for entry in sampled for token in entry])
+        alone = generate(asking(stream, "logprobs", logprobs=0)).logprobs()
+        sampled = [token for entry in alone for token in entry]
+        expect.equal("number of sampled tokens", len(sampled), len(entries))
+        for entry, token, logprob in zip(entries, sampled, best, strict=True):
+            expect.contains("token ids of an entry", [*entry], token)
+            expect.equal("logprob of the sampled token", entry[token]["logprob"], logprob)
     for response in answer.data:
         tokens = len(response.logprobs())
         expect.equal("entries of a response", tokens, response.value("num_output_tokens"))
