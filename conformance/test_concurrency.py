@@ -19,7 +19,7 @@ from .extra_models import ONE_VECTOR
 from .metrics_page import metrics_page
 from .record import Seen
 from .traffic import at_once, expect_told_alike, first_of, greedy, text_or_error
-from .waits import until
+from .waits import crowd_deadline, until
 
 # More than any pool of threads or queue of a backend is likely to hold.
 CROWD = 300
@@ -56,14 +56,16 @@ def test_requests_are_batched(
 
 
 @pytest.mark.requirement("CON-001")
-def test_engine_takes_a_crowd(triton_grpc: GrpcClient, vllm_harness: Harness) -> None:
+def test_engine_takes_a_crowd(
+    triton_grpc: GrpcClient, vllm_model: ModelUnderTest, vllm_harness: Harness
+) -> None:
     """Each stream begins before any of them ends, so all of them run at the same time."""
     needs_many_sequences(vllm_harness)
     # Short ones may have ended, on a fast GPU, before a backend that stood still took the last.
     for tokens in (250, 500, 1000):
         began: dict[str, float] = {}
         ended: dict[str, float] = {}
-        with triton_grpc.open() as stream:
+        with triton_grpc.open(deadline=crowd_deadline(vllm_model)) as stream:
             for index in range(ENGINE_CROWD):
                 stream.send(greedy(f"number {index}", tokens, stream=True).but(id=str(index)))
             stream.half_close()
@@ -113,7 +115,7 @@ def test_three_hundred_at_once(triton_grpc: GrpcClient, vllm_model: ModelUnderTe
     alone = [triton_grpc.generate(request).text for request in asked[: len(words)]]
     texts = dict.fromkeys(map(str, range(CROWD)), "")
     ended = set()
-    with triton_grpc.open() as stream:
+    with triton_grpc.open(deadline=crowd_deadline(vllm_model)) as stream:
         for index, request in enumerate(asked):
             stream.send(request.but(id=str(index), stream=index % 2 == 0))
         stream.half_close()

@@ -23,6 +23,7 @@ from pytest_vllm_triton.servers.harness import Harness
 from .base_requests import PROMPT
 from .engine_limits import needs_context
 from .traffic import first_of, words_of
+from .waits import crowd_deadline
 
 FORTY_TOKENS = {"temperature": 0, "max_tokens": 40, "ignore_eos": True}
 UNARY = GenerateRequest(PROMPT, sampling=FORTY_TOKENS, exclude_input_in_output=True)
@@ -151,13 +152,15 @@ def test_tokens_arrive_while_others_are_made(generate: Generate) -> None:
 # Of one stream, and of each of many, which may hold more: a backend is not to choke on them.
 @pytest.mark.requirement("STR-005")
 @pytest.mark.parametrize(("streams", "tokens"), [(1, 10), (24, 50)])
-def test_responses_hold_few_tokens(triton_grpc: GrpcClient, streams: int, tokens: int) -> None:
+def test_responses_hold_few_tokens(
+    triton_grpc: GrpcClient, vllm_model: ModelUnderTest, streams: int, tokens: int
+) -> None:
     """Longer and longer texts until one comes in many responses, as above."""
     seen = []
     for count in (200, 400, 800):
         responses = dict.fromkeys(map(str, range(streams)), 0)
         sampling = {"temperature": 0, "max_tokens": count, "ignore_eos": True}
-        with triton_grpc.open() as stream:
+        with triton_grpc.open(deadline=crowd_deadline(vllm_model)) as stream:
             for name in responses:
                 stream.send(STREAM.but(sampling=sampling, id=name))
             stream.half_close()
