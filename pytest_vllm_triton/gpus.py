@@ -16,7 +16,8 @@ VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 
 
 class MemoryUnknown(Exception):
-    """The driver does not tell which process holds how much memory (MIG, some virtual machines)."""
+    """The driver does not tell which process holds how much memory (MIG, some virtual machines, or
+    by process ids that are not those of this container)."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,11 @@ def _gpus(nvml: Any) -> Iterator[Gpu]:
 def _by_process(nvml: Any, gpu: Gpu) -> Mapping[int, int]:
     handle = nvml.nvmlDeviceGetHandleByIndex(gpu.index)
     held = {}
-    for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle):
+    try:
+        processes = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    except nvml.NVMLError as error:
+        raise MemoryUnknown(f"the driver of {gpu.name} lists no processes: {error}") from error
+    for process in processes:
         if process.usedGpuMemory is None:
             raise MemoryUnknown(f"the driver of {gpu.name} does not tell memory by process")
         held[int(process.pid)] = int(process.usedGpuMemory)

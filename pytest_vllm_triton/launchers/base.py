@@ -331,9 +331,19 @@ class ServerHandle(ABC):
         Raises:
             MemoryUnknown: the driver does not tell.
         """
-        from pytest_vllm_triton.gpus import memory_of
+        from pytest_vllm_triton.gpus import MemoryUnknown, memory_of
 
-        return memory_of(self._host_pids(processes), self.gpus() if gpus is None else gpus)
+        own, living = self.gpus(), self.processes()
+        # An engine may rightly hold nothing, as after an unload. Not so the server: tritonserver
+        # itself, which is one of its processes, has a CUDA context on each GPU that it sees. So if
+        # they all hold nothing, the driver does not speak of them: it knows the processes of a
+        # container by other ids than we do who run in one, and WSL2's tells no sizes.
+        if own and living and not sum(memory_of(self._host_pids(living), own)):
+            raise MemoryUnknown(
+                f"the driver of {own[0].name} says of none of the server's processes that it holds "
+                "memory: perhaps this runs in a container, or on WSL2"
+            )
+        return memory_of(self._host_pids(processes), own if gpus is None else gpus)
 
     def _host_pids(self, processes: Iterable[ServerProcess]) -> list[int]:
         """The process ids by which this host, and so its GPU driver, knows these processes."""

@@ -13,6 +13,7 @@ import pytest
 from pytest_vllm_triton import gpus
 from pytest_vllm_triton.errors import UserError
 from pytest_vllm_triton.gpus import Gpu, MemoryUnknown, memory_of, visible_gpus
+from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.servers.gpu_leases import GpuLeases
 from pytest_vllm_triton.servers.harness import Harness
 from pytest_vllm_triton.servers.provision import Provision
@@ -42,7 +43,7 @@ def test_gpus_that_a_program_sees(setting: str | None, seen: list[int]) -> None:
 class Nvml:
     """NVML of a host with two GPUs."""
 
-    NVMLError = RuntimeError
+    class NVMLError(RuntimeError): ...
 
     def __init__(self, held: dict[int, dict[int, int | None]]) -> None:
         self.held = held
@@ -71,6 +72,61 @@ def test_a_driver_that_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", Nvml({0: {7: None}}))
     with pytest.raises(MemoryUnknown):
         memory_of([7], FOUR[:1])
+
+
+def test_a_driver_that_tells_nothing_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NotSupported(Nvml):
+        def nvmlDeviceGetComputeRunningProcesses(self, index: int) -> list[Any]:
+            raise self.NVMLError("Not Supported")
+
+    monkeypatch.setitem(sys.modules, "pynvml", NotSupported({}))
+    with pytest.raises(MemoryUnknown, match="Not Supported"):
+        memory_of([7], FOUR[:1])
+
+
+TRITON, ENGINE = SimpleNamespace(pid=7), SimpleNamespace(pid=8)
+
+
+def server_on(*gpus: Gpu, processes: tuple[Any, ...] = (TRITON, ENGINE)) -> Any:
+    return SimpleNamespace(
+        gpus=lambda: gpus,
+        processes=lambda: processes,
+        _host_pids=lambda some: [process.pid for process in some],
+    )
+
+
+@pytest.mark.parametrize(
+    "held",
+    [{0: {4007: 100, 4008: 20}, 1: {}}, {0: {7: 0, 8: 0}, 1: {7: 0}}, {0: {}, 1: {}}],
+    ids=["host-pids", "zero-bytes", "nobody"],
+)
+def test_server_of_whose_processes_the_driver_tells_nothing(
+    monkeypatch: pytest.MonkeyPatch, held: dict[int, dict[int, int | None]]
+) -> None:
+    """As where pytest runs in a container, whose process ids are not those of the driver."""
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml(held))
+    with pytest.raises(MemoryUnknown, match="none of the server's processes"):
+        ServerHandle.gpu_memory(server_on(*FOUR[:2]), [ENGINE])
+
+
+def test_engine_that_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not yet, or not any more: tritonserver itself does, so the driver's silence is a fact."""
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml({0: {7: 100}, 1: {7: 100, 8: 20}}))
+    server = server_on(*FOUR[:2])
+    assert ServerHandle.gpu_memory(server, [ENGINE]) == [0, 20]
+    assert ServerHandle.gpu_memory(server, [ENGINE], FOUR[:1]) == [0]
+
+
+def test_other_gpus_than_the_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml({0: {}, 1: {7: 100, 8: 20}}))
+    assert ServerHandle.gpu_memory(server_on(FOUR[1]), [TRITON, ENGINE], FOUR[:2]) == [0, 120]
+
+
+@pytest.mark.parametrize("server", [server_on(), server_on(FOUR[0], processes=())])
+def test_server_that_can_hold_nothing(monkeypatch: pytest.MonkeyPatch, server: Any) -> None:
+    """It sees no GPU, or has ended."""
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml({0: {9: 5}}))
+    assert ServerHandle.gpu_memory(server, [TRITON], FOUR[:1]) == [0]
 
 
 def test_a_host_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
