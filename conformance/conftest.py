@@ -166,4 +166,6 @@ def plain_life(vllm_harness: Harness) -> Seen:
 def bare_life(vllm_harness: Harness) -> Seen:
     """What was seen of a server without metrics page and control API, whose engine was killed."""
     shared = needs_owned(vllm_harness.shared_server())
-    return BareLife(vllm_harness, shared).run()
+    experiment = BareLife(vllm_harness, shared)
+    seen = experiment.run()
+    return BareLife(vllm_harness, shared).run() if experiment.stub_crashed else seen
