@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -14,6 +15,9 @@ from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle
 from pytest_vllm_triton.launchers.repository import write_model
 from pytest_vllm_triton.launchers.stalled_stub import ATTEMPTS, NOT_HEALTHY, StalledStubWatch
 from pytest_vllm_triton.transcript import Transcript
+
+# vLLM chooses its engine's ports before it listens on them, so another program may be faster.
+_PORT_TAKEN = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -81,15 +85,25 @@ class ModelRepository:
     def load(self, name: str, parameters: Mapping[str, Any] | None = None) -> ControlAnswer:
         """Load a model; the answer comes when it is ready or has failed.
 
-        Asked for again where Triton gave up the model's stub (see `stalled_stub`).
+        Asked for again where Triton gave up the model's stub (see `stalled_stub`), and once where a
+        port that the engine had chosen was taken, which may be in the log only.
         """
-        slots = self._server.load_slots
+        slots, log = self._server.load_slots, self._server.log
         with slots.acquire() if slots is not None else nullcontext():
-            for _ in range(ATTEMPTS):
-                with StalledStubWatch(self._server) as watch:
-                    answer = self._load(name, parameters)
-                if not watch.ended_one and not NOT_HEALTHY.search(answer.error or ""):
-                    break
+            since = log.position() if log is not None else 0
+            answer = self._load_patiently(name, parameters)
+            if answer.error is not None:
+                told = answer.error + (log.read(since) if log is not None else "")
+                if _PORT_TAKEN.search(told):
+                    answer = self._load_patiently(name, parameters)
+        return answer
+
+    def _load_patiently(self, name: str, parameters: Mapping[str, Any] | None) -> ControlAnswer:
+        for _ in range(ATTEMPTS):
+            with StalledStubWatch(self._server) as watch:
+                answer = self._load(name, parameters)
+            if not watch.ended_one and not NOT_HEALTHY.search(answer.error or ""):
+                break
         return answer
 
     def _load(self, name: str, parameters: Mapping[str, Any] | None) -> ControlAnswer:
