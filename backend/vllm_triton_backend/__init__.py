@@ -6,6 +6,7 @@ cheap. The modules, each with one duty:
 * `tensors`           the tensors of a model, with which config.pbtxt is completed
 * `parameters`        what config.pbtxt says to this backend
 * `model_files`       model.json and multi_lora.json
+* `settings`          all of these, read for one load
 * `placement`         which GPUs an instance uses, and whether instances share an engine
 * `requests`          one Triton request -> one frozen value
 * `sampling`          client values -> vLLM's SamplingParams, through vLLM's own type hints
@@ -23,5 +24,6 @@ cheap. The modules, each with one duty:
 * `metric_families`   which metrics there are
 * `stats`             vLLM's statistics, summed up until they are sent
 * `metrics`           sends them to Triton
+* `stats_relay`       their way from vLLM to there
 * `lora`, `images`, `watchdog`, `errors`
 """

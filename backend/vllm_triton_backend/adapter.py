@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import inspect
 import locale
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -572,8 +571,3 @@ def _read_stats(scheduler: Any, iteration: Any) -> Stats:
         stats.request_generation_tokens = [request.num_generation_tokens for request in finished]
         stats.finished = [str(request.finish_reason) for request in finished]
     return stats
-
-
-def new_request_id(request_id: str, number: int) -> str:
-    """Triton's id made unique: the ids of two clients may be equal, vLLM's may not."""
-    return f"{request_id or 'triton'}-{time.time_ns():x}-{number}"

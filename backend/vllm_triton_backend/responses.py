@@ -24,6 +24,10 @@ import triton_python_backend_utils as pb_utils
 from vllm_triton_backend.errors import Code, RequestError
 from vllm_triton_backend.requests import GenerateRequest, Wanted
 
+_TEXT_ONLY = Wanted()
+# The log-probability of a token that is ruled out, as `vllm serve` tells it: JSON has no infinity.
+_RULED_OUT = -9999.0
+
 
 class GenerateFormatter:
     """Turns the outputs of one request into responses; keeps what must outlive a response.
@@ -79,7 +83,7 @@ class GenerateFormatter:
         if self._prefix:
             texts = [self._prefix + text for text in texts]
         tensors = [_strings("text_output", texts)] if wanted.text_output else []
-        if wanted != _NOTHING:
+        if wanted != _TEXT_ONLY:
             tensors += self._additional(counts, logprobs)
         return pb_utils.InferenceResponse(output_tensors=tensors)
 
@@ -125,10 +129,6 @@ class EmbedFormatter:
         if self._wanted.num_output_tokens:
             tensors.append(_array("num_output_tokens", [0], np.uint32))
         return pb_utils.InferenceResponse(output_tensors=tensors)
-
-
-_NOTHING = Wanted()
-_RULED_OUT = -9999.0
 
 
 def logprobs_json(tokens: Sequence[Mapping[int, Any]]) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Callable
 from typing import Any
 
-from vllm_triton_backend.adapter import Engine, Vllm, new_request_id
+from vllm_triton_backend.adapter import Engine, Vllm
 from vllm_triton_backend.cancellation import CancellationWatch
 from vllm_triton_backend.errors import CANCELLED, SHUTTING_DOWN, UNHEALTHY, Code, RequestError
 from vllm_triton_backend.event_loop import EventLoop
@@ -162,7 +163,7 @@ class RequestRunner:
         live.handle = await self._engine.generate(
             prompt,
             live.params,
-            new_request_id(request.request_id, live.number),
+            _unique_id(request.request_id, live.number),
             lambda output: self._receive(live, output),
             prompt_text=text,
             lora=lora,
@@ -217,3 +218,8 @@ class RequestRunner:
                 return
         if live.cancelling:
             self._log("[vllm] Successfully cancelled the request")
+
+
+def _unique_id(request_id: str, number: int) -> str:
+    """Triton's id made unique: the ids of two clients may be equal, vLLM's may not."""
+    return f"{request_id or 'triton'}-{time.time_ns():x}-{number}"

@@ -5,14 +5,12 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
-import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -23,20 +21,12 @@ from vllm_triton_backend.event_loop import EventLoop
 from vllm_triton_backend.live_requests import LiveRequests
 from vllm_triton_backend.lora import Adapter, LoraRegistry
 from vllm_triton_backend.metrics import MetricsExporter
-from vllm_triton_backend.model_files import read_bool, read_engine_args, read_lora_paths
-from vllm_triton_backend.parameters import Parameters
 from vllm_triton_backend.parent_server import can_unload, has_metrics, socket_name
-from vllm_triton_backend.placement import (
-    Instance,
-    count_gpus,
-    environment_devices,
-    shares_engine,
-    visible_devices,
-)
 from vllm_triton_backend.requests import EmbedRequest, GenerateRequest, parse
 from vllm_triton_backend.responses import EmbedFormatter, GenerateFormatter
 from vllm_triton_backend.runner import RequestRunner
 from vllm_triton_backend.sampling import ParameterParser
+from vllm_triton_backend.settings import Settings
 from vllm_triton_backend.shared_references import SharedReference
 from vllm_triton_backend.sharing import (
     EngineClient,
@@ -45,9 +35,8 @@ from vllm_triton_backend.sharing import (
     ServingInstance,
     SingleInstance,
 )
-from vllm_triton_backend.stats import Stats
+from vllm_triton_backend.stats_relay import StatsRelay
 from vllm_triton_backend.streams import Formatter, ResponseStream, SenderPool
-from vllm_triton_backend.tensors import check_completed
 from vllm_triton_backend.watchdog import Watchdog, stub_shm_regions
 
 _STOP_SECONDS = 5.0
@@ -56,107 +45,6 @@ _STOP_SECONDS = 5.0
 _CROWD = 16
 _LONGEST_PAUSE_SECONDS = 0.1
 _DEFAULT_MODEL_LEN = 4096
-
-
-class StatsRelay:
-    """Takes vLLM's statistics, which begin before Triton's metrics can be made.
-
-    They are dropped until then, and for good on a server without metrics.
-    """
-
-    def __init__(self, share: EngineShare) -> None:
-        self._exporter: MetricsExporter | None = None
-        self._share = share
-
-    def attach(self, exporter: MetricsExporter) -> None:
-        """Where the statistics go from now on; `close` closes it."""
-        self._exporter = exporter
-
-    def record(self, stats: Stats) -> None:
-        """Statistics that this instance was given."""
-        self.export(self._share.record(stats))
-
-    def export(self, stats: Stats) -> None:
-        exporter = self._exporter  # which `close` may take away meanwhile, in another thread
-        if exporter is not None:
-            exporter.record(stats)
-
-    def count_abort(self) -> None:
-        """A request was taken out of the engine, of which vLLM keeps no statistics."""
-        self.record(Stats(finished=("abort",)))
-
-    def close(self) -> None:
-        exporter, self._exporter = self._exporter, None
-        if exporter is not None:
-            exporter.close()
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What Triton's arguments and the model's files say of one load.
-
-    Attributes:
-        engine_args: for vLLM.
-        shared: whether other instances use the engine of this one.
-        devices: the CUDA_VISIBLE_DEVICES that the engine must run with; None: leave it alone.
-        with_metrics: whether vLLM's statistics are wanted.
-    """
-
-    model_name: str
-    model_version: str
-    instance_name: str
-    version_dir: Path
-    parameters: Parameters
-    engine_args: dict[str, Any]
-    instance: Instance
-    shared: bool
-    devices: str | None
-    enable_lora: bool
-    with_metrics: bool
-
-    @classmethod
-    def read(cls, args: Mapping[str, str]) -> Settings:
-        """From the arguments of `initialize`; changes nothing.
-
-        Raises:
-            LoadError: one of the files is missing, or something in them makes no sense.
-        """
-        model_config = json.loads(args["model_config"])
-        check_completed(model_config)
-        version_dir = Path(pb_utils.get_model_dir())
-        parameters = Parameters.from_model_config(model_config)
-        engine_args = read_engine_args(version_dir)
-        visible = environment_devices()
-        instance = Instance.from_args(args, model_config)
-        shared = shares_engine(instance, parameters, engine_args)
-        if shared:
-            engine_args["mm_processor_cache_gb"] = 0
-        devices = visible_devices(
-            instance.as_only_one() if shared else instance,
-            engine_args,
-            parameters,
-            visible,
-            count_gpus(visible),
-        )
-        enable_lora = read_bool(engine_args, "enable_lora")
-        if enable_lora:
-            read_lora_paths(version_dir)
-        log_stats = not read_bool(engine_args, "disable_log_stats")
-        # vLLM's own loggers would do work for every token that nobody reads here.
-        engine_args["disable_log_stats"] = True
-        return cls(
-            model_name=args["model_name"],
-            model_version=args["model_version"],
-            instance_name=args["model_instance_name"],
-            version_dir=version_dir,
-            parameters=parameters,
-            engine_args=engine_args,
-            instance=instance,
-            shared=shared,
-            devices=devices,
-            enable_lora=enable_lora,
-            with_metrics=parameters.report_custom_metrics and log_stats,
-        )
 
 
 def _use_devices(settings: Settings) -> None:

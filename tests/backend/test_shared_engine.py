@@ -28,7 +28,7 @@ backend: "vllm"
 instance_group [{{ count: {INSTANCES} kind: KIND_MODEL }}]
 parameters {{ key: "SHARED_ENGINE" value {{ string_value: "true" }} }}
 parameters {{ key: "REPORT_CUSTOM_METRICS" value {{ string_value: "true" }} }}
-parameters {{ key: "DRAIN_TIMEOUT_SECONDS" value {{ string_value: "30" }} }}
+parameters {{ key: "DRAIN_TIMEOUT_SECONDS" value {{ string_value: "120" }} }}
 """
 ORACLE = known_answer.KnownAnswer(known_answer.KnownAnswerSpec())
 PROMPTS = [ORACLE.story_text[:length] for length in range(20, 60)]
