@@ -7,7 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from vllm_triton_backend.adapter import Engine, PromptRenderer, Vllm
+from vllm_triton_backend.adapter import Engine, EngineGauges, PromptRenderer, Vllm
+from vllm_triton_backend.stats import Stats
 
 SHORT, LONG = "a word", "a word " * 1000
 
@@ -97,7 +98,7 @@ def test_an_error_without_words_tells_its_kind() -> None:
 class FakeVllmEngine:
     """An AsyncLLM that notes a request before it fails, and never answers about an adapter."""
 
-    model_config = None
+    model_config: Any = None
 
     def __init__(self) -> None:
         self.errored = False
@@ -145,3 +146,58 @@ def test_an_adapter_does_not_wait_for_a_dead_engine() -> None:
                 await asyncio.wait_for(loads, 10)
 
     asyncio.run(run())
+
+
+def test_a_load_does_not_wait_for_a_dead_engine() -> None:
+    class Silent(FakeVllmEngine):
+        async def get_supported_tasks(self) -> Any:
+            self.errored = True
+            await asyncio.Event().wait()
+
+        def shutdown(self) -> None:
+            self.known.add("shut down")
+
+    async def run() -> set[str]:
+        vllm, fake = object.__new__(Vllm), Silent()
+        vllm.dead_error = ChildProcessError
+        with pytest.raises(ChildProcessError):
+            await asyncio.wait_for(vllm._wrap(fake), 10)
+        return fake.known
+
+    assert asyncio.run(run()) == {"shut down"}
+
+
+@pytest.mark.parametrize(
+    ("model_config", "most"),
+    [
+        (None, None),
+        (SimpleNamespace(is_multimodal_model=False), 0),
+        (SimpleNamespace(is_multimodal_model=True, multimodal_config=None), None),
+        (
+            SimpleNamespace(
+                is_multimodal_model=True,
+                multimodal_config=SimpleNamespace(get_limit_per_prompt={"image": 2}.get),
+            ),
+            2,
+        ),
+    ],
+    ids=["unknown", "text", "no-limit", "limit"],
+)
+def test_how_many_images_a_model_takes(model_config: Any, most: int | None) -> None:
+    async def run() -> int | None:
+        fake = FakeVllmEngine()
+        fake.model_config = model_config
+        return engine_of(fake).most_images
+
+    assert asyncio.run(run()) == most
+
+
+def test_gauges_are_those_of_all_ranks() -> None:
+    gauges = EngineGauges()
+    alone = gauges.of_all(0, Stats(running=3, waiting=1, kv_cache_usage=0.5))
+    assert (alone.running, alone.waiting, alone.kv_cache_usage) == (3, 1, 0.5)
+    both = gauges.of_all(1, Stats(running=4, waiting=0, kv_cache_usage=0.1, generation_tokens=9))
+    assert (both.running, both.waiting, both.kv_cache_usage) == (7, 1, pytest.approx(0.3))
+    assert both.generation_tokens == 9, "counts are of the one that tells them"
+    assert gauges.of_all(0, Stats(generation_tokens=2)).running is None
+    assert gauges.of_all(0, Stats(running=0, waiting=0, kv_cache_usage=0.0)).running == 4

@@ -27,6 +27,8 @@ class FakeTriton:
     def __init__(self) -> None:
         self.values: dict[tuple[str, ...], float] = {}
         self.observed: dict[str, list[float]] = {}
+        #: A family whose round trips fail.
+        self.refuses = ""
         #: Metrics and families as they are freed.
         self.freed: list[str] = []
         triton = self
@@ -38,6 +40,8 @@ class FakeTriton:
                 weakref.finalize(self, triton.freed.append, "metric")
 
             def increment(self, value: float) -> None:
+                if self._key[0] == triton.refuses:
+                    raise RuntimeError("the server does not answer")
                 triton.values[self._key] = triton.values.get(self._key, 0.0) + value
 
             def observe(self, value: float) -> None:
@@ -90,6 +94,18 @@ def test_statistics_are_sent(name: str) -> None:
     assert triton.values["vllm:request_success_total", "m", "1", "error"] == 1
     assert triton.observed == {"vllm:request_params_n": [1, 2, 1, 2]}
     assert triton.values[key] == 0, "its part of the gauge is taken away"
+
+
+def test_gauges_are_taken_away_whatever_else_fails(name: str) -> None:
+    triton = FakeTriton()
+    sends = exporter(triton, name)
+    sends.record(Stats(running=5))
+    key = ("vllm:num_requests_running", "m", "1")
+    assert eventually(lambda: triton.values.get(key) == 5)
+    triton.refuses = "vllm:prompt_tokens_total"
+    sends.record(Stats(prompt_tokens=1))
+    sends.close()
+    assert triton.values[key] == 0
 
 
 def test_gauges_of_an_idle_engine_are_zero(name: str) -> None:

@@ -121,7 +121,9 @@ def test_gpus_are_those_that_the_server_sees(tmp_path: Path) -> None:
     assert placement.count_gpus("", tmp_path) == 0
 
 
-@pytest.mark.parametrize("key", ["tensor_parallel_size", "pipeline_parallel_size"])
+@pytest.mark.parametrize(
+    "key", ["tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"]
+)
 def test_kind_gpu_refuses_several_gpus(key: str) -> None:
     with pytest.raises(LoadError, match="please specify KIND_MODEL"):
         _devices("GPU", **{key: 2})
@@ -141,3 +143,10 @@ def test_gpu_device_ids_that_cannot_be(
     size = 2 if kind == "MODEL" else 1
     with pytest.raises(LoadError, match=words):
         _devices(kind, ids=ids, visible=visible, tensor_parallel_size=size)
+
+
+def test_ranks_of_data_parallelism_are_not_shared() -> None:
+    instance, parameters = Instance("MODEL", 0, 0, 2), Parameters(shared_engine=True)
+    assert placement.shares_engine(instance, parameters, {"tensor_parallel_size": 2})
+    with pytest.raises(LoadError, match="'data_parallel_size' 1"):
+        placement.shares_engine(instance, parameters, {"data_parallel_size": 2})

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import triton_python_backend_utils as pb_utils
 from vllm_triton_backend import service
-from vllm_triton_backend.errors import LoadError
+from vllm_triton_backend.errors import Code, LoadError, RequestError
 from vllm_triton_backend.event_loop import EventLoop
 from vllm_triton_backend.service import Service
 from vllm_triton_backend.sharing import SingleInstance
@@ -195,3 +195,18 @@ def test_a_vllm_whose_parameters_cannot_be_read_boots_nothing(
     with pytest.raises(NameError, match="PoolingTask"):
         load.run()
     assert load.notes == ["exit prepared", "vLLM imported with GPU 5"]
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "words"),
+    [(1, 0, "does not take images"), (3, 2, "takes at most 2 images, got 3")],
+)
+def test_images_that_are_too_many_are_not_decoded(count: int, most: int, words: str) -> None:
+    with pytest.raises(RequestError, match=words) as caught:
+        service._check_images(count, most, "m")
+    assert caught.value.code is Code.INVALID_ARG
+
+
+@pytest.mark.parametrize(("count", "most"), [(0, 0), (2, 2), (9, None)])
+def test_images_that_vllm_may_see(count: int, most: int | None) -> None:
+    service._check_images(count, most, "m")

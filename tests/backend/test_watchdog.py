@@ -118,3 +118,12 @@ def test_the_mark_is_what_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         finally:
             mine.kill()
             other.kill()
+
+
+def test_what_has_ended_is_not_waited_for() -> None:
+    """A killed engine is a zombie until its stub asks for its end, and that waits for us."""
+    with subprocess.Popen(["sleep", "60"], process_group=0) as child:
+        assert eventually(lambda: watchdog.marked("no mark", child.pid, set()) == {child.pid})
+        child.kill()
+        assert eventually(lambda: watchdog.marked("no mark", child.pid, set()) == set())
+        assert child.returncode is None, "nobody has asked yet"
