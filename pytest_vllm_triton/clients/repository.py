@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -12,12 +11,10 @@ from typing import Any
 from pytest_vllm_triton.clients.http import HttpAnswer, HttpClient
 from pytest_vllm_triton.expect import Violation, Words
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle
+from pytest_vllm_triton.launchers.readiness import ENGINE_PORT_TAKEN
 from pytest_vllm_triton.launchers.repository import write_model
 from pytest_vllm_triton.launchers.stalled_stub import ATTEMPTS, NOT_HEALTHY, StalledStubWatch
 from pytest_vllm_triton.transcript import Transcript
-
-# vLLM chooses its engine's ports before it listens on them, so another program may be faster.
-_PORT_TAKEN = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ class ModelRepository:
             answer = self._load_patiently(name, parameters)
             if answer.error is not None:
                 told = answer.error + (log.read(since) if log is not None else "")
-                if _PORT_TAKEN.search(told):
+                if ENGINE_PORT_TAKEN.search(told):
                     answer = self._load_patiently(name, parameters)
         return answer
 

@@ -1,4 +1,4 @@
-"""Starts a server again where Triton itself stumbled over the load of a model."""
+"""Starts a server again where the load of its model failed by chance."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def launch(
         try:
             return launcher.launch(spec, timeout=timeout, progress=progress)
         except LoadStumbled:
-            progress("Triton itself stumbled over the load of a model. Starting again")
+            progress("The load of a model failed by chance, not by its backend. Starting again")
     return launcher.launch(spec, timeout=timeout, progress=progress)

@@ -39,6 +39,8 @@ _LOAD_FAILED = re.compile(r"\"failed to load '(?P<model>[^']+)' version \d+: (?P
 #: What the Python backend's stub says before it ends; the server may have no more to say after it
 #: than that the stub "is not healthy".
 _STUB_FAILED = re.compile(r"\"Failed to initialize Python stub: (?P<reason>.*)\"\s*$")
+#: vLLM chooses its engine's ports before it listens on them, so another program may be faster.
+ENGINE_PORT_TAKEN = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)
 _BUSY_PORT = re.compile(r"Socket '[^']+:(?P<port>\d+)' already in use")
 
 
@@ -51,7 +53,7 @@ class PortTaken(ServerFailed):
 
 
 class LoadStumbled(ServerFailed):
-    """Triton itself stumbled over the load of a model, whatever its backend: try again."""
+    """The load of a model failed by chance, whatever its backend: try again."""
 
 
 def wait_ready(
@@ -70,9 +72,10 @@ def wait_ready(
         try:
             _wait_ready(handle, models, timeout, progress)
         except ServerFailed as failure:
+            tail = failure.log_tail
             gave_up = load.ended_one or NOT_HEALTHY.search(failure.reason)
-            if gave_up or LOCK_DESTROYED in failure.log_tail:
-                raise LoadStumbled(failure.reason, failure.log_tail) from failure
+            if gave_up or LOCK_DESTROYED in tail or ENGINE_PORT_TAKEN.search(tail):
+                raise LoadStumbled(failure.reason, tail) from failure
             raise
 
 

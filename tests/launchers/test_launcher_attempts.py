@@ -1,4 +1,4 @@
-"""A server is started again where Triton itself stumbled, which no test can make it do at will."""
+"""A server is started again where the load of its model failed by chance."""
 
 from __future__ import annotations
 

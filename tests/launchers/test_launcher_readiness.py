@@ -159,7 +159,12 @@ def test_a_model_that_is_not_there_yet_is_waited_for(server: Server, state: obje
 
 
 @pytest.mark.parametrize(
-    ("word", "stumbled"), [("boost::interprocess::lock_exception", True), ("std::bad_alloc", False)]
+    ("word", "stumbled"),
+    [
+        ("boost::interprocess::lock_exception", True),
+        ("port: 39887, code: -98, name: EADDRINUSE", True),
+        ("std::bad_alloc", False),
+    ],
 )
 def test_a_race_in_triton_itself_is_told_apart(server: Server, word: str, stumbled: bool) -> None:
     server.log(f"terminate called after throwing an instance of '{word}'\n")
