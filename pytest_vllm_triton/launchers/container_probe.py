@@ -6,7 +6,6 @@ may run in a virtual machine. Process ids are those within the container.
 
 from __future__ import annotations
 
-import inspect
 import json
 import signal
 import threading
@@ -15,60 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from pytest_vllm_triton.supervision.standalone import proc_stat
+from pytest_vllm_triton.supervision.standalone.container_look import PROGRAM
 
 #: How old the snapshot may be that single processes are looked up in.
 FRESH_SECONDS = 0.1
 MAIN_PROCESS = 1
 
-#: Prints, of every process, what /proc tells. Runs in the image's python3, with nothing but it and
-#: the text of `proc_stat`, which is sent before it.
-_LOOK = r"""
-import json, os
-SHM = b"/dev/shm/"
-def regions(pid):
-    used = set()
-    with open("/proc/%s/maps" % pid, "rb") as file:
-        for line in file:
-            fields = line.rstrip(b"\n").split(None, 5)
-            if len(fields) == 6 and fields[5].startswith(SHM):
-                used.add(fields[5])
-    fds = os.listdir("/proc/%s/fd" % pid)
-    for number in fds:
-        try:
-            used.add(os.readlink(b"/proc/%s/fd/%s" % (pid.encode(), number.encode())))
-        except OSError:
-            pass
-    names = [n[len(SHM):].decode("utf-8", "replace") for n in used
-             if n.startswith(SHM) and not n.endswith(b" (deleted)")]
-    return names, len(fds)
-found = []
-for pid in filter(str.isdigit, os.listdir("/proc")):
-    try:
-        process = read_process(pid)
-        with open("/proc/%s/cmdline" % pid, "rb") as file:
-            words = file.read().decode("utf-8", "replace").rstrip("\0").split("\0")
-    except (OSError, IndexError):
-        continue
-    names, count = [], 0
-    if process.lives:
-        try:
-            names, count = regions(pid)
-        except OSError:
-            pass
-    found.append({
-        "pid": process.pid, "parent": process.parent, "state": process.state,
-        "started": process.started, "name": process.name,
-        "words": words, "regions": names, "files": count, "threads": process.threads,
-        "rss": process.pages * os.sysconf("SC_PAGE_SIZE"),
-        "cpu": [ticks / os.sysconf("SC_CLK_TCK") for ticks in (process.user, process.system)],
-    })
-try:
-    listing = os.listdir("/dev/shm")
-except OSError:
-    listing = []
-print(json.dumps({"processes": found, "shm": listing}))
-"""
 _KILL = "import os, sys; os.kill(int(sys.argv[1]), int(sys.argv[2]))"
 
 _STATES = {"R": "running", "S": "sleeping", "D": "disk-sleep", "T": "stopped", "Z": "zombie"}
@@ -172,7 +123,7 @@ class ContainerProbe:
         """What is there now, or was at most ``max_age`` seconds ago."""
         with self._lock:
             if time.monotonic() - self._last_seen > max_age:
-                answer = self._run(inspect.getsource(proc_stat) + _LOOK)
+                answer = self._run(PROGRAM)
                 self._last = (
                     ContainerSnapshot()
                     if answer is None
