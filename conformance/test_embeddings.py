@@ -13,7 +13,6 @@ import pytest
 from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import Generate, GenerateRequest, Generation, GrpcClient, HttpClient
 from pytest_vllm_triton.launchers.base import ServerHandle
-from pytest_vllm_triton.verdicts import untested
 
 from .error_words import NO_VERSIONS, UNHEALTHY
 from .extra_models import ENCODER, ENCODER_MAX_LEN, ExtraModel
@@ -152,6 +151,7 @@ def test_unsupported_dimensions(generate: Generate, dimensions: int) -> None:
     error = generate(embedding(TEXT, dimensions=dimensions)).failed()
     expect.clean_error(error)
     expect.contains("error", error.lower(), "dimensions")
+    expect.equal("error of the next request", generate(embedding(TEXT)).error, None)
 
 
 @pytest.mark.requirement("EMB-007")
@@ -236,7 +236,7 @@ def test_many_at_once(triton_grpc: GrpcClient, embedding_model: str) -> None:
         close(f"the vector of {text!r}", actual, ENCODER.embed(ENCODER.tokenize(text)))
 
 
-@pytest.mark.requirement("MET-004", "MET-005", "MET-006")
+@pytest.mark.requirement("MET-002", "MET-004", "MET-005", "MET-006")
 def test_embeddings_are_counted(
     vllm_server: ServerHandle, triton_grpc: GrpcClient, embedding_model: str
 ) -> None:
@@ -244,8 +244,8 @@ def test_embeddings_are_counted(
     requests = [embedding(text).but(returns=("num_input_tokens",)) for text in (TEXT, "a", "fox")]
     with triton_grpc.for_model(embedding_model) as client:
         client.generate(requests[0]).ok()
-        if not page_with_lines(vllm_server, embedding_model).vllm_lines(embedding_model):
-            untested("the page has no metrics of a model that embeds")
+        lines = page_with_lines(vllm_server, embedding_model).vllm_lines(embedding_model)
+        expect.that("metrics of a model that embeds", lines, bool, "some")
         before = quiet_page(vllm_server, embedding_model)
         answers = [client.generate(request).ok() for request in requests]
     tokens = sum(answer.last("num_input_tokens") for answer in answers)
@@ -269,8 +269,6 @@ def test_buckets_reach_the_length_of_the_context(
     triton_grpc.for_model(embedding_model).generate(embedding(TEXT)).ok()
     page = page_with_lines(vllm_server, embedding_model).of(embedding_model)
     bounds = [float(bound) for bound in page.buckets(name)]
-    if not bounds:
-        untested(f"the page has no {name} of a model that embeds")
     expect.equal(f"bounds of {name}", bounds, [1, 2, 5, 10, 20, 50, 100, 200, math.inf])
 
 
@@ -279,6 +277,7 @@ def test_timeout_of_an_embedding(generate: Generate) -> None:
     """A microsecond, which no embedding takes."""
     answer = generate(embedding(LONG_TEXT).but(parameters={"timeout": 1}))
     expect.clean_error(answer.failed())
+    expect.equal("error of the next request", generate(embedding(TEXT)).error, None)
 
 
 @pytest.mark.requirement("GEN-030")

@@ -468,10 +468,22 @@ def test_large_prompt_grows_shared_memory(generate: Generate) -> None:
 @pytest.mark.requirement("ERR-022")
 def test_dead_engine_answers_with_errors(deaths: Seen) -> None:
     engine_death: EngineDeath = deaths["engine death"]
-    expect.that("error of the request in flight", engine_death.in_flight.error, bool, "an error")
+    for ending in engine_death.endings:
+        expect.that("error of a request in flight", ending.error, bool, "an error")
     expect.between("seconds until it came", engine_death.seconds_to_error, 0, ANSWER_SECONDS)
     expect.that("error of a later request", engine_death.later.error, bool, "an error")
     expect.between("seconds until it came", engine_death.later.seconds, 0, ANSWER_SECONDS)
+
+
+@pytest.mark.requirement("ERR-022")
+def test_an_answer_without_an_error_is_complete(deaths: Seen) -> None:
+    """Also one that ends when the engine is killed: what was cut short is no answer."""
+    engine_death: EngineDeath = deaths["engine death"]
+    for answer in engine_death.finished:
+        counts = [response.values("num_output_tokens")[0] for response in answer.ok().data]
+        asked_for = answer.request.sampling
+        assert isinstance(asked_for, dict)
+        expect.equal("num_output_tokens", sum(counts), asked_for["max_tokens"])
 
 
 @pytest.mark.requirement("STR-012")

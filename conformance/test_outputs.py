@@ -310,7 +310,9 @@ def test_logprobs_of_sampled_tokens_are_the_models(
     """Those of what was sampled from are another vLLM setting, `logprobs_mode`."""
     request = asking(stream, "logprobs", logprobs=0, temperature=2.0, seed=5, max_tokens=24)
     previous = known_answer.tokenize(PROMPT)[-1]
-    for entry in generate(request).logprobs():
+    entries = generate(request).logprobs()
+    expect.equal("tokens with logprobs", len(entries), 24)
+    for entry in entries:
         ((token, value),) = entry.items()
         expected = known_answer.expected_logprob(previous, int(token))
         expect.between("logprob", value["logprob"], expected - 0.02, expected + 0.02)
@@ -322,7 +324,9 @@ def test_logprobs_of_sampled_tokens_are_the_models(
 def test_ranks_are_by_logprob(generate: Generate, stream: bool) -> None:
     """Of sampled tokens, which are seldom the most probable ones."""
     request = asking(stream, "logprobs", logprobs=2, temperature=2.0, seed=5, max_tokens=24)
-    for entry in generate(request).logprobs():
+    entries = generate(request).logprobs()
+    expect.equal("tokens with logprobs", len(entries), 24)
+    for entry in entries:
         by_rank = sorted(entry.values(), key=lambda value: int(value["rank"]))
         logprobs = [value["logprob"] for value in by_rank]
         expect.equal("logprobs by rank", logprobs, sorted(logprobs, reverse=True))

@@ -213,7 +213,9 @@ def test_scalars_among_the_request_parameters_mean_what_the_tensor_means(
 def test_request_parameter_of_an_outputs_name(generate: Generate) -> None:
     """`logprobs` is a sampling parameter, too."""
     request = ONE.but(sampling=None, parameters={**GREEDY, "logprobs": 2}, returns=("logprobs",))
-    for entry in generate(request).logprobs():
+    entries = generate(request).logprobs()
+    expect.that("logprobs", entries, bool, "an entry for each token")
+    for entry in entries:
         expect.between("alternatives of a token", len(entry), 2, 3)
 
 

@@ -6,6 +6,7 @@ import json
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
@@ -46,13 +47,17 @@ class EngineDeath:
     """What clients saw when the engine process was killed.
 
     Attributes:
-        in_flight: the request that was being streamed.
-        seconds_to_error: from the kill to its last response.
+        endings: of each request that was in flight, how it ended.
+        in_flight: the one of them that had told most.
+        finished: the answers that were complete before the kill.
+        seconds_to_error: from the kill to the last response of all.
         later: a request sent after that.
         full_text: what the request in flight would have told.
     """
 
+    endings: Sequence[Generation]
     in_flight: Generation
+    finished: Sequence[Generation]
     seconds_to_error: float
     later: Generation
     full_text: str
@@ -121,9 +126,12 @@ class Deaths:
         processes = self._engine_processes()
         victim = engine_process(self.strict.handle)
         begun, over = threading.Event(), threading.Event()
-        parts = _parts(request, KILLED_STREAMS)
+        parts = _parts(request.but(returns=("num_output_tokens",)), KILLED_STREAMS)
+        finished: list[Generation] = []
         with ThreadPoolExecutor(len(parts)) as pool:
-            running = [pool.submit(self._ask_until_error, part, begun, over) for part in parts]
+            running = [
+                pool.submit(self._ask_until_error, part, begun, over, finished) for part in parts
+            ]
             try:
                 begun.wait(PATIENCE)
                 victim.kill()
@@ -131,23 +139,28 @@ class Deaths:
                 wait(running, GONE_SECONDS)
             finally:
                 over.set()
-            endings = [one.result() for one in running]
-        in_flight = max((ending for ending, _ in endings), key=lambda ending: len(ending.data))
-        seconds = max(0.0, *(ended_at - killed_at for _, ended_at in endings))
+            endings, ended_at = zip(*[one.result() for one in running], strict=True)
+        in_flight = max(endings, key=lambda ending: len(ending.data))
+        seconds = max(0.0, *(at - killed_at for at in ended_at))
         # A Triton that asks no model would be waited for in vain.
         patience = NOTICED_SECONDS if self._triton_version() >= ASKS_MODELS else 0.0
         seen["seconds until not ready"] = until(lambda: not self._is_ready(), patience)
         later = self.grpc.until_error(request)
-        seen["engine death"] = EngineDeath(in_flight, seconds, later, full)
+        seen["engine death"] = EngineDeath(endings, in_flight, finished, seconds, later, full)
         until(lambda: not living(processes), GONE_SECONDS)
         seen["left of a killed engine"] = living(processes)
 
     def _ask_until_error(
-        self, request: GenerateRequest, begun: threading.Event, over: threading.Event
+        self,
+        request: GenerateRequest,
+        begun: threading.Event,
+        over: threading.Event,
+        finished: list[Generation],
     ) -> tuple[Generation, float]:
         """The first such request that ends with an error, or when all is over; and when it did.
 
-        A kill may take its time (a `docker exec`), so there must be another stream when one ends.
+        A kill may take its time (a `docker exec`), so there must be another stream when one ends:
+        it is `finished`.
         """
         while True:
             with self.grpc.open() as stream:
@@ -157,9 +170,10 @@ class Deaths:
                 for response in stream:
                     responses.append(response)
                     begun.set()
+            answer = Generation(request, responses, stream.status, stream.seconds)
             if not responses or responses[-1].error is not None or over.is_set():
-                answer = Generation(request, responses, stream.status, stream.seconds)
                 return answer, time.monotonic()
+            finished.append(answer)
 
     def worker_dies_with_health_check(self) -> None:
         seen = self.seen

@@ -35,7 +35,7 @@ PROMPTS = [ORACLE.story_text[:length] for length in range(20, 60)]
 TOKENS = 24
 MODEL_LEN = 4096
 #: Of requests that are to run for some seconds.
-MANY = 800
+MANY = 1600
 
 
 @pytest.fixture(scope="module")
