@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from pytest_vllm_triton import expect
-from pytest_vllm_triton.clients import GenerateRequest, GrpcClient, HttpClient
+from pytest_vllm_triton.clients import GenerateRequest, GrpcClient, HttpAnswer, HttpClient
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle
 from pytest_vllm_triton.models.under_test import ModelUnderTest
 from pytest_vllm_triton.servers.harness import Harness
+from pytest_vllm_triton.session.state import TRANSCRIPT
 
 from .extra_models import needs_owned
 from .marks import UNARY_AND_STREAM
 from .traffic import expect_told_alike
+from .waits import UNLOAD_SECONDS, until
 
 PROMPT = "Say alpha"
 GREEDY = {"temperature": 0, "max_tokens": 24, "ignore_eos": True}
@@ -129,15 +132,17 @@ def ensemble(pipelines: ModelRepository) -> str:
 
 
 @pytest.fixture(scope="module")
-def callers(pipelines: ModelRepository) -> tuple[str, ...]:
+def loaded_callers(pipelines: ModelRepository) -> Callers:
     for name in CALLERS:
         pipelines.load(name).ok()
-    return CALLERS
+    return Callers(pipelines)
 
 
 @pytest.fixture
-def caller(callers: tuple[str, ...]) -> str:
-    return callers[0]
+def callers(request: pytest.FixtureRequest, loaded_callers: Callers) -> Callers:
+    # With a calling model on a busy host Triton 24.10 crashes now and then.
+    request.node.stash[TRANSCRIPT].triton_may_crash = True
+    return loaded_callers
 
 
 def asked(prompt: str, stream: bool, **sampling: Any) -> GenerateRequest:
@@ -176,33 +181,49 @@ def test_errors_pass_through_an_ensemble(
         expect.contains("error of the ensemble", error, client.generate(bad).failed())
 
 
-def called(client: HttpClient, model: str, request: GenerateRequest) -> dict[str, list[str]]:
-    """What the calling model collected: texts and errors."""
+@dataclass(frozen=True)
+class Callers:
+    """The loaded models that call the vLLM model."""
+
+    repository: ModelRepository
+
+    def call(self, client: HttpClient, name: str, request: GenerateRequest) -> dict[str, list[str]]:
+        """What the calling model of this name collected: texts and errors."""
+        answer = _infer(client, name, request)
+        if f"Stub process '{name}_" in (answer.error or ""):
+            # On a host that stands still for a second Triton gives up that model's stub, and the
+            # memory that the next one shares with the server may be spoilt.
+            self.repository.unload(name)
+            until(lambda: not self.repository.is_ready(name), UNLOAD_SECONDS)
+            self.repository.load(name).ok()
+            answer = _infer(client, name, request)
+        expect.equal(f"HTTP status ({answer.error})", answer.status, 200)
+        return {output["name"]: output["data"] for output in answer.json()["outputs"]}
+
+
+def _infer(client: HttpClient, name: str, request: GenerateRequest) -> HttpAnswer:
     body = {
         "inputs": [
             {
-                "name": name,
+                "name": tensor,
                 "datatype": "BOOL" if isinstance(value, bool) else "BYTES",
                 "shape": [1],
                 "data": [value],
             }
-            for name, value in request.named_inputs().items()
+            for tensor, value in request.named_inputs().items()
         ]
     }
     # The server compresses answers of this endpoint, unless it is asked not to.
     headers = {"Accept-Encoding": "identity"}
-    path = f"/v2/models/{model}/infer"
-    answer = client.request("POST", path, json_body=body, headers=headers)
-    expect.equal(f"HTTP status ({answer.error})", answer.status, 200)
-    return {output["name"]: output["data"] for output in answer.json()["outputs"]}
+    return client.request("POST", f"/v2/models/{name}/infer", json_body=body, headers=headers)
 
 
 @pytest.mark.requirement("PIP-002")
 @UNARY_AND_STREAM
-def test_called_by_a_python_model(triton_http: HttpClient, caller: str, stream: bool) -> None:
+def test_called_by_a_python_model(triton_http: HttpClient, callers: Callers, stream: bool) -> None:
     request = asked(PROMPT, stream=stream, max_tokens=SEVERAL_RESPONSES)
     expected = triton_http.generate(request).text
-    found = called(triton_http, caller, request)
+    found = callers.call(triton_http, CALLERS[0], request)
     expect.equal("errors", found["errors"], [])
     expect.equal("joined text_output", "".join(found["pieces"]), expected)
     if stream:
@@ -213,9 +234,9 @@ def test_called_by_a_python_model(triton_http: HttpClient, caller: str, stream: 
 
 
 @pytest.mark.requirement("PIP-002")
-def test_python_model_sees_the_error(triton_http: HttpClient, caller: str) -> None:
+def test_python_model_sees_the_error(triton_http: HttpClient, callers: Callers) -> None:
     bad = asked(PROMPT, stream=False, temperature=-1)
-    found = called(triton_http, caller, bad)
+    found = callers.call(triton_http, CALLERS[0], bad)
     expect.equal("texts", found["pieces"], [])
     expect.equal("number of errors", len(found["errors"]), 1)
     expect.contains("error", found["errors"][0], triton_http.generate(bad).failed())
@@ -223,21 +244,21 @@ def test_python_model_sees_the_error(triton_http: HttpClient, caller: str) -> No
 
 @pytest.mark.requirement("PIP-002")
 def test_several_python_models_at_once(
-    triton_http: HttpClient, callers: tuple[str, ...], vllm_model: ModelUnderTest
+    triton_http: HttpClient, callers: Callers, vllm_model: ModelUnderTest
 ) -> None:
     """Two models call at the same time, 16 requests in all."""
     prompts = [f"{index} {word}" for index, word in enumerate(("lima", "tango", "Ünï", "a") * 4)]
     requests = [asked(prompt, stream=index % 2 == 0) for index, prompt in enumerate(prompts)]
     expected = [triton_http.generate(request).text for request in requests]
 
-    def call(caller: str, own: list[GenerateRequest]) -> list[str]:
+    def call(name: str, own: list[GenerateRequest]) -> list[str]:
         # Without a transcript, in which the two threads would stand mixed up.
-        with HttpClient(triton_http.url, caller) as client:
-            found = [called(client, caller, request) for request in own]
+        with HttpClient(triton_http.url, name) as client:
+            found = [callers.call(client, name, request) for request in own]
         expect.equal("errors", [error for one in found for error in one["errors"]], [])
         return ["".join(one["pieces"]) for one in found]
 
     half = len(requests) // 2
-    with ThreadPoolExecutor(len(callers)) as pool:
-        first, second = pool.map(call, callers, (requests[:half], requests[half:]))
+    with ThreadPoolExecutor(len(CALLERS)) as pool:
+        first, second = pool.map(call, CALLERS, (requests[:half], requests[half:]))
     expect_told_alike("texts, by request", vllm_model, requests, first + second, expected)
