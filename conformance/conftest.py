@@ -145,7 +145,7 @@ def deaths(vllm_harness: Harness, strict_server: StrictServer) -> Seen:
     shared = vllm_harness.shared_server()
     experiment = Deaths(strict_server, shared)
     seen = experiment.run()
-    return Deaths(strict_server, shared).run() if experiment.segfaulted else seen
+    return Deaths(strict_server, shared).run() if experiment.crashed else seen
 
 
 @pytest.fixture(scope="session")

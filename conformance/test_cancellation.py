@@ -54,6 +54,8 @@ PROMPT = "mercury"
 SHORT = GenerateRequest(PROMPT, sampling={"temperature": 0, "max_tokens": 4})
 LONG_TOKENS = 3900
 LONG = greedy(PROMPT, LONG_TOKENS)
+# Of some thousand characters: such a prompt is on its way into the engine for a while.
+WORDY = greedy(" venus" * 500, LONG_TOKENS - 500)
 LONG_STREAM = LONG.but(stream=True)
 # The same with two sequences.
 LONG_TWICE = LONG.but(
@@ -503,7 +505,9 @@ def test_storm_of_cancels(engine: OneAtATime, vllm_server: ServerHandle) -> None
 
     def storm(attempt: int) -> None:
         delays = random.Random(attempt)
-        kinds = itertools.cycle(LONG.but(stream=stream) for stream in (False, True))
+        kinds = itertools.cycle(
+            one.but(stream=stream) for one in (LONG, WORDY) for stream in (False, True)
+        )
         waiting: list[tuple[float, GrpcStream]] = []
         for _ in range(STORM):
             stream = engine.grpc.open()

@@ -131,18 +131,11 @@ def ensemble(pipelines: ModelRepository) -> str:
     return ENSEMBLE
 
 
-@pytest.fixture(scope="module")
-def loaded_callers(pipelines: ModelRepository) -> Callers:
-    for name in CALLERS:
-        pipelines.load(name).ok()
-    return Callers(pipelines)
-
-
 @pytest.fixture
-def callers(request: pytest.FixtureRequest, loaded_callers: Callers) -> Callers:
-    # With a calling model on a busy host Triton 24.10 crashes now and then.
+def callers(request: pytest.FixtureRequest, pipelines: ModelRepository) -> Callers:
+    # With a calling model on a busy host Triton 24.10 crashes now and then, also when it starts.
     request.node.stash[TRANSCRIPT].triton_may_crash = True
-    return loaded_callers
+    return Callers(pipelines)
 
 
 def asked(prompt: str, stream: bool, **sampling: Any) -> GenerateRequest:
@@ -183,9 +176,15 @@ def test_errors_pass_through_an_ensemble(
 
 @dataclass(frozen=True)
 class Callers:
-    """The loaded models that call the vLLM model."""
+    """The models that call the vLLM model."""
 
     repository: ModelRepository
+
+    def load(self) -> None:
+        """See that they can be asked: in the check, which is made again if the server crashes."""
+        for name in CALLERS:
+            if not self.repository.is_ready(name):
+                self.repository.load(name).ok()
 
     def call(self, client: HttpClient, name: str, request: GenerateRequest) -> dict[str, list[str]]:
         """What the calling model of this name collected: texts and errors."""
@@ -221,6 +220,7 @@ def _infer(client: HttpClient, name: str, request: GenerateRequest) -> HttpAnswe
 @pytest.mark.requirement("PIP-002")
 @UNARY_AND_STREAM
 def test_called_by_a_python_model(triton_http: HttpClient, callers: Callers, stream: bool) -> None:
+    callers.load()
     request = asked(PROMPT, stream=stream, max_tokens=SEVERAL_RESPONSES)
     expected = triton_http.generate(request).text
     found = callers.call(triton_http, CALLERS[0], request)
@@ -235,6 +235,7 @@ def test_called_by_a_python_model(triton_http: HttpClient, callers: Callers, str
 
 @pytest.mark.requirement("PIP-002")
 def test_python_model_sees_the_error(triton_http: HttpClient, callers: Callers) -> None:
+    callers.load()
     bad = asked(PROMPT, stream=False, temperature=-1)
     found = callers.call(triton_http, CALLERS[0], bad)
     expect.equal("texts", found["pieces"], [])
@@ -247,6 +248,7 @@ def test_several_python_models_at_once(
     triton_http: HttpClient, callers: Callers, vllm_model: ModelUnderTest
 ) -> None:
     """Two models call at the same time, 16 requests in all."""
+    callers.load()
     prompts = [f"{index} {word}" for index, word in enumerate(("lima", "tango", "Ünï", "a") * 4)]
     requests = [asked(prompt, stream=index % 2 == 0) for index, prompt in enumerate(prompts)]
     expected = [triton_http.generate(request).text for request in requests]

@@ -20,7 +20,7 @@ from pytest_vllm_triton.clients import (
     HttpClient,
 )
 from pytest_vllm_triton.launchers.base import ServerHandle, ServerProcess
-from pytest_vllm_triton.launchers.death import await_death, segfaulted
+from pytest_vllm_triton.launchers.death import await_death, crashed
 from pytest_vllm_triton.verdicts import untested
 
 from ..processes import WORKER, Footprint, engine_process, is_engine, is_stub, kill, living
@@ -67,7 +67,7 @@ class Deaths:
     """Every process of a server beside the shared one is killed, one after another.
 
     Attributes:
-        segfaulted: whether the server crashed instead, as Triton 24.10 may by itself when it is
+        crashed: whether the server crashed instead, as Triton 24.10 may by itself when it is
             asked for an error in gRPC's error mode.
     """
 
@@ -76,7 +76,7 @@ class Deaths:
         self.shared = shared
         self.model = strict.model
         self.seen = Seen()
-        self.segfaulted = False
+        self.crashed = False
         self.bystander = GrpcClient(shared.endpoints.grpc, self.model, deadline=PATIENCE)
         self.bystander_request = greedy("Say alpha", 200, stream=True)
 
@@ -98,7 +98,7 @@ class Deaths:
                     break
         finally:
             await_death(self.strict.handle)
-            self.segfaulted = segfaulted(self.strict.handle)
+            self.crashed = crashed(self.strict.handle)
             self._close_clients()
             self.bystander.close()
             self.strict.discard()

@@ -9,6 +9,7 @@ import httpx
 
 from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.launchers.base import ServerHandle
+from pytest_vllm_triton.launchers.stalled_stub import LOCK_DESTROYED
 from pytest_vllm_triton.plain_http import plain_client
 
 TAIL_LINES = 30
@@ -29,9 +30,17 @@ def await_death(handle: ServerHandle) -> None:
             time.sleep(POLL_SECONDS)
 
 
-def segfaulted(handle: ServerHandle) -> bool:
-    """Whether its main process has ended with SIGSEGV, as a parent or as a shell tells it."""
-    return handle.exit_code() in (-signal.SIGSEGV, 128 + signal.SIGSEGV)
+def crashed(handle: ServerHandle) -> bool:
+    """Whether its main process has ended as it does of the bugs that Triton 24.10 is known for:
+    with SIGSEGV, or aborted by a lock that was gone (see `stalled_stub`)."""
+    if _ended_with(handle, signal.SIGABRT):
+        return LOCK_DESTROYED in last_lines(handle)
+    return _ended_with(handle, signal.SIGSEGV)
+
+
+def _ended_with(handle: ServerHandle, number: int) -> bool:
+    """As a parent or as a shell tells it."""
+    return handle.exit_code() in (-number, 128 + number)
 
 
 def ended_by_itself(handle: ServerHandle, when: str) -> ServerFailed:

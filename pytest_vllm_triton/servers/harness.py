@@ -176,14 +176,14 @@ class Harness:
             await_death(server)
         return None if server.exit_code() is None else ended_by_itself(server, when)
 
-    def shared_segfaulted(self) -> bool:
-        """Whether the shared server, on which something did not work, has ended with SIGSEGV."""
-        from pytest_vllm_triton.launchers.death import await_death, segfaulted
+    def shared_crashed(self) -> bool:
+        """Whether the shared server, on which something did not work, has ended by a crash."""
+        from pytest_vllm_triton.launchers.death import await_death, crashed
 
         if self._shared is None:
             return False
         await_death(self._shared)
-        return segfaulted(self._shared)
+        return crashed(self._shared)
 
     def boot(self, spec: ServerSpec, purpose: str) -> ServerHandle:
         """Start a server; it is stopped at the end of the session if nobody does before.

@@ -191,7 +191,7 @@ class ServerSession:
 
     def _triton_crashed(self, transcript: Transcript) -> bool:
         """Whether the shared server ended by a crash of Triton's own, at what is told here."""
-        return transcript.triton_may_crash and self.harness.shared_segfaulted()
+        return transcript.triton_may_crash and self.harness.shared_crashed()
 
     def _replace_dead_server(self, item: pytest.Item, before: Transcript) -> None:
         """If the shared server ended during a test before, or by itself after one, boot another for

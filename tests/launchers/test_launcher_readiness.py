@@ -17,8 +17,9 @@ import pytest
 
 from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.launchers.base import Endpoints, ServerHandle, ServerLog, ServerProcess
-from pytest_vllm_triton.launchers.death import DYING_SECONDS, await_death, segfaulted
+from pytest_vllm_triton.launchers.death import DYING_SECONDS, await_death, crashed
 from pytest_vllm_triton.launchers.readiness import LoadStumbled, PortTaken, wait_ready
+from pytest_vllm_triton.launchers.stalled_stub import LOCK_DESTROYED
 
 
 @dataclass
@@ -197,7 +198,7 @@ def test_a_dying_server_is_waited_for(server: Server) -> None:
     timer = threading.Timer(0.5, setattr, [server.handle, "code", -signal.SIGSEGV])
     timer.start()
     await_death(server.handle)
-    assert segfaulted(server.handle)
+    assert crashed(server.handle)
     timer.join()
 
 
@@ -218,7 +219,7 @@ def test_a_dying_server_may_still_take_connections(server: Server) -> None:
         thread = threading.Thread(target=end)
         thread.start()
         await_death(server.handle)
-        assert segfaulted(server.handle)
+        assert crashed(server.handle)
         thread.join()
 
 
@@ -234,11 +235,20 @@ def test_a_server_that_is_not_dying_is_not_waited_for(server: Server, owned: boo
 
 
 @pytest.mark.parametrize(
-    ("code", "crashed"), [(-11, True), (139, True), (-9, False), (11, False), (None, False)]
+    ("code", "is_crash"), [(-11, True), (139, True), (-9, False), (11, False), (None, False)]
 )
-def test_a_crash_is_told_from_other_ends(server: Server, code: int | None, crashed: bool) -> None:
+def test_a_crash_is_told_from_other_ends(server: Server, code: int | None, is_crash: bool) -> None:
     server.handle.code = code
-    assert segfaulted(server.handle) == crashed
+    assert crashed(server.handle) == is_crash
+
+
+@pytest.mark.parametrize("code", [-signal.SIGABRT, 128 + signal.SIGABRT])
+def test_only_a_lock_that_is_gone_aborts_triton_by_itself(server: Server, code: int) -> None:
+    server.handle.code = code
+    server.log("terminate called after throwing an instance of 'std::bad_alloc'\n")
+    assert not crashed(server.handle)
+    server.log(f"terminate called after throwing an instance of '{LOCK_DESTROYED}'\n")
+    assert crashed(server.handle)
 
 
 def test_a_load_failure_in_the_log(server: Server) -> None:
