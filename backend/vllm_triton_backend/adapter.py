@@ -18,7 +18,7 @@ from typing import Any
 
 from vllm_triton_backend.engine_limits import EngineLimits
 from vllm_triton_backend.errors import Code, LoadError, RequestError, invalid
-from vllm_triton_backend.stats import Stats
+from vllm_triton_backend.stats import RankGauges, Stats
 
 SUPPORTED = "0.22 to 0.32"
 
@@ -498,7 +498,7 @@ def stat_logger_factory(record: Callable[[Stats], None]) -> Callable[..., Any]:
     """
     from vllm.v1.metrics.loggers import StatLoggerBase
 
-    gauges = EngineGauges()
+    gauges = RankGauges()
 
     class Recorder(StatLoggerBase):  # type: ignore[misc]
         def __init__(self, vllm_config: Any = None, engine_index: int = 0) -> None:
@@ -520,26 +520,6 @@ def stat_logger_factory(record: Callable[[Stats], None]) -> Callable[..., Any]:
         return Recorder(vllm_config, engine_index)
 
     return make
-
-
-class EngineGauges:
-    """What the ranks of a data-parallel engine said last, each of itself."""
-
-    def __init__(self) -> None:
-        self._latest: dict[int, Stats] = {}
-
-    def of_all(self, engine_index: int, stats: Stats) -> Stats:
-        """These statistics of one rank, with the gauges of all of them."""
-        if stats.running is None:
-            return stats
-        self._latest[engine_index] = Stats(
-            running=stats.running, waiting=stats.waiting, kv_cache_usage=stats.kv_cache_usage
-        )
-        ranks = self._latest.values()
-        stats.running = sum(rank.running or 0 for rank in ranks)
-        stats.waiting = sum(rank.waiting or 0 for rank in ranks)
-        stats.kv_cache_usage = sum(rank.kv_cache_usage or 0.0 for rank in ranks) / len(ranks)
-        return stats
 
 
 def _read_stats(scheduler: Any, iteration: Any) -> Stats:

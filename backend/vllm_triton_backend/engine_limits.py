@@ -57,13 +57,15 @@ class EngineLimits:
             self._fit_tables(params)
 
     def _fit_tables(self, params: Any) -> None:
-        lists = {"allowed_token_ids": _MOST_TOKEN_IDS, "logit_bias": _MOST_TOKEN_IDS}
-        lists["bad_words"] = _MOST_BAD_WORDS
-        if params.min_tokens > 0:
-            lists["stop_token_ids"] = _MOST_STOP_TOKENS
-        for name, most in lists.items():
+        for name, most in (
+            ("allowed_token_ids", _MOST_TOKEN_IDS),
+            ("logit_bias", _MOST_TOKEN_IDS),
+            ("bad_words", _MOST_BAD_WORDS),
+            ("stop_token_ids", _MOST_STOP_TOKENS),
+        ):
             count = len(getattr(params, name) or ())
-            if count > most:
+            # Stop tokens are in a table as long as they must not come yet.
+            if count > most and (name != "stop_token_ids" or params.min_tokens > 0):
                 raise _refused(name, f"has {count} entries, this engine takes {most}")
 
     def check_bad_words(self, params: Any) -> None:
@@ -75,8 +77,8 @@ class EngineLimits:
         words = getattr(params, "bad_words", None)
         if not words or not self.has_fixed_tables or self.tokenizer is None:
             return
-        # Twice: at the beginning and inside of a text.
-        # No token is shorter than a byte, so most need not be tokenized here as well.
+        # Each counts twice, at the beginning and inside of a text. No token is shorter than a byte,
+        # so most words need not be tokenized here as well.
         if 2 * sum(len(word.encode()) + 1 for word in words) <= _MOST_BAD_WORD_TOKENS:
             return
         params.update_from_tokenizer(self.tokenizer)

@@ -102,5 +102,25 @@ class StatsAccumulator:
                 self._pending.observations[attribute] = values
 
 
+class RankGauges:
+    """What the ranks of a data-parallel engine said last, each of itself."""
+
+    def __init__(self) -> None:
+        self._latest: dict[int, Stats] = {}
+
+    def of_all(self, engine_index: int, stats: Stats) -> Stats:
+        """These statistics of one rank, with the gauges of all of them."""
+        if stats.running is None:
+            return stats
+        self._latest[engine_index] = Stats(
+            running=stats.running, waiting=stats.waiting, kv_cache_usage=stats.kv_cache_usage
+        )
+        ranks = self._latest.values()
+        stats.running = sum(rank.running or 0 for rank in ranks)
+        stats.waiting = sum(rank.waiting or 0 for rank in ranks)
+        stats.kv_cache_usage = sum(rank.kv_cache_usage or 0.0 for rank in ranks) / len(ranks)
+        return stats
+
+
 def _attributes(families: Sequence[Family], kind: str) -> tuple[str, ...]:
     return tuple(family.attribute for family in families if family.kind == kind)

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from vllm_triton_backend.adapter import Engine, EngineGauges, PromptRenderer, Vllm
-from vllm_triton_backend.stats import Stats
+from vllm_triton_backend.adapter import Engine, PromptRenderer, Vllm
+from vllm_triton_backend.errors import Code
+from vllm_triton_backend.stats import RankGauges, Stats
 
 SHORT, LONG = "a word", "a word " * 1000
 
@@ -93,6 +94,16 @@ def test_an_error_without_words_tells_its_kind() -> None:
     vllm = object.__new__(Vllm)
     vllm.dead_error, vllm._client_errors = ChildProcessError, (ValueError,)
     assert vllm.to_request_error(ValueError()).message == "Error generating stream: ValueError"
+
+
+def test_what_ends_the_engine_is_not_the_clients_mistake() -> None:
+    vllm = object.__new__(Vllm)
+    vllm.dead_error, vllm._client_errors = ChildProcessError, (ValueError,)
+    told = vllm.to_engine_error(ValueError("a token id below zero"))
+    assert (told.code, told.message) == (
+        Code.UNAVAILABLE,
+        "Error generating stream: a token id below zero",
+    )
 
 
 class FakeVllmEngine:
@@ -193,7 +204,7 @@ def test_how_many_images_a_model_takes(model_config: Any, most: int | None) -> N
 
 
 def test_gauges_are_those_of_all_ranks() -> None:
-    gauges = EngineGauges()
+    gauges = RankGauges()
     alone = gauges.of_all(0, Stats(running=3, waiting=1, kv_cache_usage=0.5))
     assert (alone.running, alone.waiting, alone.kv_cache_usage) == (3, 1, 0.5)
     both = gauges.of_all(1, Stats(running=4, waiting=0, kv_cache_usage=0.1, generation_tokens=9))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from vllm_triton_backend.adapter import Vllm
 from vllm_triton_backend.errors import Code, RequestError
 from vllm_triton_backend.event_loop import EventLoop
 from vllm_triton_backend.live_requests import LiveRequests
@@ -159,24 +159,26 @@ def test_a_request_is_cancelled_before_the_engine_has_it(
     assert not engine.added.acquire(timeout=0.2)
 
 
-def test_an_unload_ends_what_outlives_it(runner: RequestRunner, engine: FakeEngine) -> None:
+@contextmanager
+def unloading(runner: RequestRunner, engine: FakeEngine, seconds: float) -> Iterator[Any]:
+    """An unload that begins with one running request, whose stream it gives."""
     stream: Any = FakeStream()
     runner.submit(REQUEST, None, None, stream)
     assert engine.added.acquire(timeout=30)
-    drain = threading.Thread(target=runner.drain, args=(0.1,))
+    drain = threading.Thread(target=runner.drain, args=(seconds,))
     drain.start()
-    assert engine.aborted.acquire(timeout=30)
-    assert stream.failed.code is Code.UNAVAILABLE
+    yield stream
     runner.forget(stream)
     drain.join(30)
 
 
+def test_an_unload_ends_what_outlives_it(runner: RequestRunner, engine: FakeEngine) -> None:
+    with unloading(runner, engine, 0.1) as stream:
+        assert engine.aborted.acquire(timeout=30)
+        assert stream.failed.code is Code.UNAVAILABLE
+
+
 def test_cancellations_are_seen_during_an_unload(runner: RequestRunner, engine: FakeEngine) -> None:
-    stream: Any = FakeStream()
-    runner.submit(REQUEST, None, None, stream)
-    assert engine.added.acquire(timeout=30)
-    drain = threading.Thread(target=runner.drain, args=(30.0,))
-    drain.start()
     refused: Any = FakeStream()
 
     def is_unloading() -> bool:
@@ -186,20 +188,9 @@ def test_cancellations_are_seen_during_an_unload(runner: RequestRunner, engine: 
             return True
         return False
 
-    assert eventually(is_unloading)
-    stream.cancelled = True
-    assert engine.aborted.acquire(timeout=10)
-    assert stream.failed.code is Code.CANCELLED
-    for one in (stream, refused):
-        runner.forget(one)
-    drain.join(30)
-
-
-def test_what_ends_the_engine_is_not_the_clients_mistake() -> None:
-    vllm = object.__new__(Vllm)
-    vllm.dead_error, vllm._client_errors = ChildProcessError, (ValueError,)
-    told = vllm.to_engine_error(ValueError("a token id below zero"))
-    assert (told.code, told.message) == (
-        Code.UNAVAILABLE,
-        "Error generating stream: a token id below zero",
-    )
+    with unloading(runner, engine, 30.0) as stream:
+        assert eventually(is_unloading)
+        stream.cancelled = True
+        assert engine.aborted.acquire(timeout=10)
+        assert stream.failed.code is Code.CANCELLED
+        runner.forget(refused)
