@@ -26,7 +26,7 @@ class TritonPythonModel:
         self._service = Service.load(args)
 
     def execute(self, requests: list[Any]) -> None:
-        """Hand the requests to the engine; never blocks on it and never raises."""
+        """Hand the requests to the engine, on which it never blocks."""
         for request in requests:
             self._service.accept(request)
 

@@ -35,7 +35,7 @@ class EngineLimits:
     tokenizer: Any
 
     def fit(self, params: Any) -> None:
-        """See that the engine can hold these SamplingParams.
+        """Change these SamplingParams into ones that the engine can hold and that mean the same.
 
         It counts the tokens of a text in 32 bits (none is longer than the model's context anyway),
         and gives each of the `n` texts a seed, of 64 bits: the next number.
@@ -69,7 +69,8 @@ class EngineLimits:
                 raise _refused(name, f"has {count} entries, this engine takes {most}")
 
     def check_bad_words(self, params: Any) -> None:
-        """See that they fit as tokens; on the event loop, where vLLM tokenizes them itself.
+        """See that they fit as tokens, which `params` may hold afterwards; on the event loop, where
+        vLLM tokenizes them itself.
 
         Raises:
             RequestError: INVALID_ARG.

@@ -38,15 +38,23 @@ class SharedReference:
         block."""
         with self._locked():
             self._own = _bound(f"{self._name}-{os.getpid()}")
-            yield
+            try:
+                yield
+            except BaseException:
+                # Nothing was made, and the others must not wait for this process to free theirs.
+                self._release()
+                raise
 
     @contextlib.contextmanager
     def releasing(self) -> Iterator[bool]:
         """End that; whether nobody else has it, so that it can be freed during the block."""
         with self._locked() as locked:
-            if self._own is not None:
-                self._own.close()
+            self._release()
             yield locked and not self._others()
+
+    def _release(self) -> None:
+        if self._own is not None:
+            self._own.close()
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[bool]:

@@ -145,6 +145,8 @@ class EngineOwner:
 
     def __init__(self, name: str, instances: int) -> None:
         self.instances = instances
+        # First: it fails where another owner does not let go of the name.
+        self._listener: socket.socket | None = _listen(name)
         # The watchdog removes it, as it is below its own directory.
         folder = self._folder = tempfile.mkdtemp(dir=os.environ.get("VLLM_RPC_BASE_PATH"))
         self._slots = [
@@ -164,7 +166,6 @@ class EngineOwner:
         self._unloading = False
         self._closed = threading.Event()
         self._client_left = threading.Condition(self._lock)
-        self._listener: socket.socket | None = _listen(name)
         self._thread = threading.Thread(target=self._run, name="vllm-clients", daemon=True)
         self._thread.start()
 
@@ -212,7 +213,7 @@ class EngineOwner:
             while not self._closed.is_set() and not self._lost_engine():
                 for readable in self._readable():
                     if readable is self._listener:
-                        self._accept()
+                        self._accept(readable)
                     else:
                         self._receive_report(readable)
         finally:
@@ -239,9 +240,12 @@ class EngineOwner:
             # `begin` closed one of them in another thread.
             return []
 
-    def _accept(self) -> None:
-        assert self._listener is not None
-        client, _ = self._listener.accept()
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            client, _ = listener.accept()
+        except OSError:
+            # `begin` closed it in another thread, as the last slot was given away.
+            return
         if not _same_server(client):
             client.close()
             return

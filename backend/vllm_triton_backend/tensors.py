@@ -1,6 +1,6 @@
 """The tensors of a model of this backend: config.pbtxt is completed with them, or must have them.
 
-Triton's auto-complete pass imports only this, therefore standard library only.
+Triton's auto-complete pass imports only this, therefore nothing of vLLM or numpy.
 """
 
 from __future__ import annotations

@@ -79,3 +79,15 @@ def test_another_name_is_another_thing(name: str, other: subprocess.Popen[str]) 
         pass
     with reference.releasing() as last:
         assert last
+
+
+def test_what_could_not_be_made_is_not_had(name: str) -> None:
+    """An error while the reference is acquired gives it back: nobody will release it."""
+    mine = SharedReference(name)
+    with pytest.raises(ValueError, match="cannot be made"), mine.acquiring():
+        raise ValueError("cannot be made")
+    other = SharedReference(name)
+    with other.acquiring():
+        pass
+    with other.releasing() as last:
+        assert last
