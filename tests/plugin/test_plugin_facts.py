@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 import conformance
+from conformance.conftest import EXPERIMENTS as FIXTURES
 
 FOLDER = Path(conformance.__file__).parent
 EXPERIMENTS = sorted(FOLDER.glob("experiments/*.py"))
 CHECKS = sorted(FOLDER.glob("test_*.py"))
-# What holds an experiment's facts: the fixtures' names and the usual ones.
-HOLDERS = {"seen", "bare_life", "deaths", "plain_life", "second_model_life"}
+# What holds an experiment's facts: the fixtures' names and the usual one.
+HOLDERS = {"seen", *FIXTURES}
 
 
 def words(key: ast.expr) -> str | None:
