@@ -14,6 +14,7 @@ from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.models.under_test import ModelUnderTest
 from pytest_vllm_triton.servers.harness import Harness
 from pytest_vllm_triton.session.state import EARLIER_LOG, TRANSCRIPT
+from pytest_vllm_triton.transcript import Transcript
 from pytest_vllm_triton.verdicts import not_applicable
 
 from .alternate import Alternate, load_alternate
@@ -43,11 +44,16 @@ triton_http = fixtures.triton_http
 
 
 @pytest.fixture
-def repository(
-    request: pytest.FixtureRequest, owned_server: ServerHandle
-) -> Iterator[ModelRepository]:
+def transcript(request: pytest.FixtureRequest) -> Transcript:
+    """What the report of this check shows of requests; for clients that it opens itself."""
+    recorded: Transcript = request.node.stash[TRANSCRIPT]
+    return recorded
+
+
+@pytest.fixture
+def repository(owned_server: ServerHandle, transcript: Transcript) -> Iterator[ModelRepository]:
     """The shared server's model repository; models that a test adds are unloaded and removed."""
-    with closing(ModelRepository(owned_server, request.node.stash[TRANSCRIPT])) as opened:
+    with closing(ModelRepository(owned_server, transcript)) as opened:
         yield opened
 
 

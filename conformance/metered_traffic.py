@@ -13,7 +13,6 @@ from pytest_vllm_triton.clients import (
 )
 from pytest_vllm_triton.known_answer import KnownAnswer
 from pytest_vllm_triton.launchers.base import ServerHandle
-from pytest_vllm_triton.transcript import Transcript
 
 from .metrics_page import Growth, MetricsPage, grown_page, quiet_page
 
@@ -49,8 +48,8 @@ def sent(
     before = quiet_page(server, model)
     answers: list[Generation] = []
     with (
-        HttpClient(server.endpoints.http, model, Transcript()) as http,
-        GrpcClient(server.endpoints.grpc, model, Transcript()) as grpc,
+        HttpClient(server.endpoints.http, model) as http,
+        GrpcClient(server.endpoints.grpc, model) as grpc,
     ):
         for index, request in enumerate(requests):
             client = grpc if index % 2 else http
@@ -64,7 +63,7 @@ def sent_at_once(
     """The same, all requests together."""
     before = quiet_page(server, model)
     with (
-        GrpcClient(server.endpoints.grpc, model, Transcript()) as grpc,
+        GrpcClient(server.endpoints.grpc, model) as grpc,
         ThreadPoolExecutor(len(requests)) as pool,
     ):
         answers = [answer.ok() for answer in pool.map(grpc.generate, requests)]

@@ -99,8 +99,8 @@ class StrictServer:
     def grpc(self, transcript: Transcript) -> GrpcClient:
         return GrpcClient(self.handle.endpoints.grpc, self.model, transcript)
 
-    def repository(self) -> ModelRepository:
-        return ModelRepository(self.handle)
+    def repository(self, transcript: Transcript | None = None) -> ModelRepository:
+        return ModelRepository(self.handle, transcript)
 
     def discard(self) -> None:
         """End the server by force: it may be past a graceful stop."""

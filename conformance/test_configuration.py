@@ -122,58 +122,65 @@ def test_contradicting_configuration_is_refused(
 
 
 @pytest.mark.requirement("CFG-004")
-def test_complete_configuration_without_auto_complete(strict_server: StrictServer) -> None:
+def test_complete_configuration_without_auto_complete(
+    strict_server: StrictServer, transcript: Transcript
+) -> None:
     """The strict server loaded its model with the completed configuration of the shared one."""
     try:
-        client = strict_server.http(Transcript())
+        client = strict_server.http(transcript)
     except ServerFailed:
         expect.equal("load error", strict_server.load_error, None)
         raise
-    answer = client.generate(GenerateRequest("Hello"))
+    with client:
+        answer = client.generate(GenerateRequest("Hello"))
     expect.starts_with("text_output", answer.text, "Hello")
 
 
 @pytest.mark.requirement("MET-001")
-def test_no_vllm_metrics_with_false(strict_server: StrictServer) -> None:
+def test_no_vllm_metrics_with_false(strict_server: StrictServer, transcript: Transcript) -> None:
     """The strict server's model has REPORT_CUSTOM_METRICS "false"."""
     try:
-        client = strict_server.http(Transcript())
+        client = strict_server.http(transcript)
     except ServerFailed:
         if strict_server.load_error is None:
             raise
         untested("a complete configuration does not load, which is CFG-004's")
-    client.generate(GenerateRequest("Hello")).ok()
+    with client:
+        client.generate(GenerateRequest("Hello")).ok()
     page = page_with_lines(strict_server.handle, strict_server.model, NO_METRICS_SECONDS)
     expect.equal("lines of the model", page.vllm_lines(strict_server.model), [])
 
 
 @pytest.mark.requirement("CFG-004")
 def test_minimal_configuration_without_auto_complete(
-    strict_server: StrictServer, vllm_harness: Harness
+    strict_server: StrictServer, vllm_harness: Harness, transcript: Transcript
 ) -> None:
     spec = vllm_harness.model_spec("minimal", config='backend: "vllm"\n')
-    error = load_error(strict_server, spec)
+    error = load_error(strict_server, transcript, spec)
     expect.matches("load error", error, r"input|output|decoupled|auto.?complete")
     expect.that("load error", error, lambda e: "NoneType" not in e, "no NoneType message")
 
 
 @pytest.mark.requirement("CFG-004")
 def test_undecoupled_configuration_without_auto_complete(
-    strict_server: StrictServer, vllm_harness: Harness
+    strict_server: StrictServer, vllm_harness: Harness, transcript: Transcript
 ) -> None:
     """Complete but for its transaction policy: no request of such a model could be answered."""
     spec = vllm_harness.model_spec("undecoupled", config='backend: "vllm"\n')
     config = {**json.loads(strict_server.config), "name": spec.name}
     del config["model_transaction_policy"]
-    error = load_error(strict_server, spec, {"config": json.dumps(config)})
+    error = load_error(strict_server, transcript, spec, {"config": json.dumps(config)})
     expect.contains("load error", error, "decoupled")
 
 
 def load_error(
-    server: StrictServer, spec: ModelSpec, parameters: dict[str, str] | None = None
+    server: StrictServer,
+    transcript: Transcript,
+    spec: ModelSpec,
+    parameters: dict[str, str] | None = None,
 ) -> str:
     """What the load of a model that must not load brings."""
-    with contextlib.closing(server.repository()) as opened:
+    with contextlib.closing(server.repository(transcript)) as opened:
         opened.add(spec)
         return opened.load(spec.name, parameters).failed()
 
@@ -201,12 +208,12 @@ def test_length_is_the_models_own_by_default(triton_http: HttpClient, vision_mod
 
 @pytest.mark.requirement("CFG-005")
 def test_hub_id_is_that_of_a_cached_model(
-    strict_server: StrictServer, vllm_harness: Harness
+    strict_server: StrictServer, vllm_harness: Harness, transcript: Transcript
 ) -> None:
     """Its architecture is none that vLLM knows, so that the load soon ends, and names it."""
     spec = vllm_harness.model_spec("from_the_hub", {"model": HUB_ID}, 'backend: "vllm"\n')
     config = {**json.loads(strict_server.config), "name": spec.name}
-    error = load_error(strict_server, spec, {"config": json.dumps(config)})
+    error = load_error(strict_server, transcript, spec, {"config": json.dumps(config)})
     expect.contains("load error", error, HUB_ARCHITECTURE)
 
 

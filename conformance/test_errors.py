@@ -20,7 +20,6 @@ from pytest_vllm_triton.clients import (
 from pytest_vllm_triton.clients.http import http_body
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.models.under_test import ModelUnderTest
-from pytest_vllm_triton.session.state import TRANSCRIPT
 from pytest_vllm_triton.transcript import Transcript
 
 from .alternate import MAX_MODEL_LEN
@@ -36,12 +35,6 @@ GOOD = GenerateRequest(PROMPT, sampling={"temperature": 0}, exclude_input_in_out
 ANSWER_SECONDS = 10.0
 EMPTY_PROMPT_SECONDS = 5.0
 TOO_LONG = r"(?i)length|long|exceed|too many"
-
-
-@pytest.fixture
-def transcript(request: pytest.FixtureRequest) -> Transcript:
-    recorded: Transcript = request.node.stash[TRANSCRIPT]
-    return recorded
 
 
 def post(client: HttpClient, body: Any = None, content: bytes | None = None) -> HttpAnswer:
@@ -390,7 +383,7 @@ def test_forwarded_metadata(
 ) -> None:
     """This server forwards every header of a gRPC call as a request parameter."""
     metadata: list[tuple[str, str | bytes]] = [*FORWARDED.items(), ("x-trace-bin", b"\xff\xfe")]
-    with strict_server.grpc(transcript).open(metadata=metadata) as call:
+    with strict_server.grpc(transcript) as client, client.open(metadata=metadata) as call:
         call.send(FIVE_TOKENS.but(stream=stream))
         call.half_close()
         responses = list(call)
@@ -403,9 +396,9 @@ def test_forwarded_metadata(
 @pytest.mark.parametrize("path", ["generate", "generate_stream"])
 def test_forwarded_headers(strict_server: StrictServer, transcript: Transcript, path: str) -> None:
     """Triton 24.10 forwards none with these two, whatever it is told; others may."""
-    client = strict_server.http(transcript)
     body = http_body(FIVE_TOKENS)
-    answer = client.request("POST", client.path(path), json_body=body, headers=FORWARDED)
+    with strict_server.http(transcript) as client:
+        answer = client.request("POST", client.path(path), json_body=body, headers=FORWARDED)
     expect.equal(f"HTTP status ({answer.error})", answer.status, 200)
     content = answer.events[0][1].removeprefix(b"data: ") if answer.events else answer.content
     expect.equal("num_output_tokens", json.loads(content).get("num_output_tokens"), 5)

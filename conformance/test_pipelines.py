@@ -15,7 +15,7 @@ from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle
 from pytest_vllm_triton.models.under_test import ModelUnderTest
 from pytest_vllm_triton.servers.harness import Harness
-from pytest_vllm_triton.session.state import TRANSCRIPT
+from pytest_vllm_triton.transcript import Transcript
 
 from .extra_models import needs_owned
 from .marks import UNARY_AND_STREAM
@@ -132,9 +132,9 @@ def ensemble(pipelines: ModelRepository) -> str:
 
 
 @pytest.fixture
-def callers(request: pytest.FixtureRequest, pipelines: ModelRepository) -> Callers:
+def callers(transcript: Transcript, pipelines: ModelRepository) -> Callers:
     # With a calling model on a busy host Triton 24.10 crashes now and then, also when it starts.
-    request.node.stash[TRANSCRIPT].triton_may_crash = True
+    transcript.triton_may_crash = True
     return Callers(pipelines)
 
 
