@@ -97,16 +97,18 @@ class Deaths:
                 if not seen.step(step):
                     break
         finally:
-            await_death(self.strict.handle)
-            self.crashed = crashed(self.strict.handle)
+            await_death(self.handle)
+            self.crashed = crashed(self.handle)
             self._close_clients()
             self.bystander.close()
             self.strict.discard()
         return seen
 
     def _open_clients(self) -> None:
-        endpoints = self.strict.handle.endpoints
-        self.seen.watch(self.strict.handle)
+        # Kept: asked for its handle, a strict server that is gone boots another one.
+        self.handle = self.strict.handle
+        endpoints = self.handle.endpoints
+        self.seen.watch(self.handle)
         self.repository = self.strict.repository()
         self.http = HttpClient(endpoints.http, self.model, deadline=PATIENCE)
         self.grpc = GrpcClient(endpoints.grpc, self.model, deadline=PATIENCE)
@@ -124,7 +126,7 @@ class Deaths:
         request = long_stream(self.grpc, "Say alpha", seconds=60.0)
         full = self.grpc.generate(request.but(stream=False, exclude_input_in_output=True)).text
         processes = self._engine_processes()
-        victim = engine_process(self.strict.handle)
+        victim = engine_process(self.handle)
         begun, over = threading.Event(), threading.Event()
         parts = _parts(request.but(returns=("num_output_tokens",)), KILLED_STREAMS)
         finished: list[Generation] = []
@@ -211,7 +213,7 @@ class Deaths:
         request = greedy("tango", 8)
         seen.look("text after the recovery", lambda: self.grpc.generate(request).text)
         engine = self._engine_processes()
-        server = self.strict.handle
+        server = self.handle
         main = server.main_process()
         assert main is not None
         regions = server.regions_of(engine) - server.regions_of([main])
@@ -234,7 +236,7 @@ class Deaths:
 
     def server_dies(self) -> None:
         seen = self.seen
-        handle = self.strict.handle
+        handle = self.handle
         footprint = Footprint.of(handle)
         others = self.shared.regions_of(self.shared.processes())
         # Those of the shared server have the same prefix.
@@ -283,7 +285,7 @@ class Deaths:
         return None if state is None else str(state)
 
     def _engine_processes(self) -> list[ServerProcess]:
-        found = [process for process in self.strict.handle.processes() if is_engine(process)]
+        found = [process for process in self.handle.processes() if is_engine(process)]
         if not found:
             untested("no process of the server looks like one of vLLM's engine")
         return found
