@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,8 @@ class StrictServer:
     server, and has the same prefix there, as two servers have that are started without the option.
 
     Attributes:
-        load_error: why its model did not load, which is CFG-004's to judge; None if it did.
+        load_error: why its model did not load, which is CFG-004's to judge; None if it did, or if
+            no server runs.
     """
 
     harness: Harness
@@ -43,28 +45,35 @@ class StrictServer:
             ServerFailed: it does not boot, or the model does not load.
         """
         if self._handle is None:
-            shared = self.harness.shared_server()
-            spec = self.harness.server_spec(
-                args=(
-                    "--disable-auto-complete-config",
-                    "--http-header-forward-pattern=.*",
-                    "--grpc-header-forward-pattern=.*",
-                ),
-                env={"HF_HUB_CACHE": str(self._hub_cache()), "HF_HUB_OFFLINE": "1"},
-                load=(),
-                control_mode_as_two_words=True,
-                shm_prefix=shared.shm_prefix,
-                shm_domain=shared.shm_domain,
-            )
-            self._handle = self.harness.boot(spec, "strict configuration, and checks that harm it")
+            self._handle = self._boot()
             try:
-                self.load_error = self.repository().load(self.model, {"config": self.config}).error
+                self.load_error = self._load(self._handle)
             except BaseException:
                 self.discard()
                 raise
         if self.load_error is not None:
             raise ServerFailed(f"the strict server's model did not load: {self.load_error}")
         return self._handle
+
+    def _boot(self) -> ServerHandle:
+        shared = self.harness.shared_server()
+        spec = self.harness.server_spec(
+            args=(
+                "--disable-auto-complete-config",
+                "--http-header-forward-pattern=.*",
+                "--grpc-header-forward-pattern=.*",
+            ),
+            env={"HF_HUB_CACHE": str(self._hub_cache()), "HF_HUB_OFFLINE": "1"},
+            load=(),
+            control_mode_as_two_words=True,
+            shm_prefix=shared.shm_prefix,
+            shm_domain=shared.shm_domain,
+        )
+        return self.harness.boot(spec, "strict configuration, and checks that harm it")
+
+    def _load(self, server: ServerHandle) -> str | None:
+        with closing(ModelRepository(server)) as repository:
+            return repository.load(self.model, {"config": self.config}).error
 
     @cached_property
     def config(self) -> str:
@@ -108,3 +117,4 @@ class StrictServer:
             self._handle.kill()
             self.harness.forget(self._handle)
             self._handle = None
+            self.load_error = None

@@ -1,15 +1,18 @@
-"""What is kept when the strict server does not boot again."""
+"""The strict server, whose model loads or not, and what is kept when it does not boot again."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from conformance import strict_server
 from conformance.experiments import deaths
 from conformance.experiments.deaths import Deaths
 from conformance.record import Seen
+from conformance.strict_server import StrictServer
 from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.expect import Violation
 
@@ -56,6 +59,62 @@ class Strict:
 
     def discard(self) -> None:
         self._handle = None
+
+
+class Harness:
+    """Boots servers that live until they are killed.
+
+    Attributes:
+        servers: those that are not forgotten.
+    """
+
+    model_name = "vllm_model"
+
+    def __init__(self, work_dir: Path) -> None:
+        self.provision = SimpleNamespace(work_dir=work_dir)
+        self.servers: list[Any] = []
+
+    def shared_server(self) -> SimpleNamespace:
+        return SimpleNamespace(shm_prefix="one", shm_domain="host")
+
+    def server_spec(self, **fields: object) -> object:
+        return fields
+
+    def boot(self, spec: object, purpose: str) -> Any:
+        self.servers.append(SimpleNamespace(kill=lambda: None))
+        return self.servers[-1]
+
+    def forget(self, server: object) -> None:
+        self.servers.remove(server)
+
+
+def test_a_server_booted_anew_loads_its_model_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opened: list[Client] = []
+    errors = iter(["no room", None])
+
+    class Repository(Client):
+        def __init__(self, *_: object) -> None:
+            super().__init__()
+            opened.append(self)
+
+        def load(self, name: str, parameters: object) -> SimpleNamespace:
+            return SimpleNamespace(error=next(errors))
+
+    monkeypatch.setattr(strict_server, "ModelRepository", Repository)
+    monkeypatch.setattr(StrictServer, "config", "{}")
+    harness: Any = Harness(tmp_path)
+    strict = StrictServer(harness)
+    for _ in range(2):
+        with pytest.raises(ServerFailed, match="no room"):
+            _ = strict.handle
+        assert strict.load_error == "no room"
+    strict.discard()
+    assert harness.servers == []
+    assert [strict.handle] == harness.servers
+    assert strict.load_error is None
+    assert [one.closed for one in opened] == [True, True]
 
 
 class TwoDeaths(Deaths):
