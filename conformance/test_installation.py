@@ -67,8 +67,8 @@ def single_file(
     model = vllm_harness.model_spec()
     locale = {"LC_ALL": "C", "LANG": "C"} if ours else {}
     spec = vllm_harness.server_spec(model, load=(), env=locale)
-    handle = vllm_harness.boot(replace(spec, backend_dir=folder), "a backend of a single file")
-    try:
+    spec = replace(spec, backend_dir=folder)
+    with vllm_harness.booted(spec, "a backend of a single file") as handle:
         repository = ModelRepository(handle)
         error = repository.load(model.name).error
         answer = None
@@ -79,9 +79,6 @@ def single_file(
         backend = server_backend(handle)
         files = sorted(p.name for p in backend.iterdir() if p.name != "__pycache__")
         return SingleFile(files, error, answer)
-    finally:
-        handle.stop()
-        vllm_harness.forget(handle)
 
 
 def server_backend(handle: ServerHandle) -> Path:
@@ -181,10 +178,8 @@ def server_without_vllm(vllm_harness: Harness, vllm_server: ServerHandle) -> Ite
     # In the work folder, which servers in containers see too.
     path = bare_python(provision.server_python, provision.work_dir / "bare")
     spec = vllm_harness.server_spec(env={"PATH": path}, load=())
-    handle = vllm_harness.boot(spec, "vLLM is not installed")
-    yield handle
-    handle.stop()
-    vllm_harness.forget(handle)
+    with vllm_harness.booted(spec, "vLLM is not installed") as handle:
+        yield handle
 
 
 PYTHON_FACTS = """

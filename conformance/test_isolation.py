@@ -124,8 +124,8 @@ def expect_refused_start(harness: Harness, setting: str, *words: str) -> None:
         for word in words:
             expect.contains("error", said, word)
         return
-    harness.forget(server)
     server.kill()
+    harness.forget(server)
     raise expect.Violation(
         f"start with {setting}", expect.Words("refused"), expect.Words("the server got ready")
     )

@@ -96,10 +96,7 @@ def vllm_server_factory(vllm_harness: Harness) -> Iterator[ServerFactory]:
             args=args,
             env=env or {},
         )
-        handle = vllm_harness.boot(spec, "asked for by a test")
-        started.callback(vllm_harness.forget, handle)
-        started.callback(handle.stop)
-        return handle
+        return started.enter_context(vllm_harness.booted(spec, "asked for by a test"))
 
     with ExitStack() as started:
         yield boot

@@ -246,17 +246,13 @@ class ManyGpus:
             placed_spec(harness, FIRST_GPU, Placement("kind: KIND_GPU gpus: [ 0 ]")),
             env={VISIBLE_DEVICES: self.server.gpu_names()[1]},
         )
-        handle = harness.boot(spec, "sees the second GPU only")
-        try:
+        with harness.booted(spec, "sees the second GPU only") as handle:
             with HttpClient(handle.endpoints.http, FIRST_GPU, deadline=PATIENCE) as http:
                 seen["texts under the mask"] = at_once(http.generate, REQUESTS, 1)
             seen.look(
                 "memory under the mask",
                 lambda: memory_or_untested(handle, handle.processes(), gpus),
             )
-        finally:
-            handle.stop()
-            harness.forget(handle)
 
     def _processes_of(self, model: str) -> list[ServerProcess]:
         """The stubs of a model, with all their descendants."""

@@ -59,9 +59,8 @@ class PlainLife:
             shm_domain=self.shared.shm_domain,
         )
         self.regions_before = self.shared.all_regions()
-        self.handle = harness.boot(spec, "all models, no control API, until SIGTERM")
-        seen.watch(self.handle)
-        try:
+        with harness.booted(spec, "all models, no control API, until SIGTERM") as self.handle:
+            seen.watch(self.handle)
             for step in (
                 self.health,
                 self.control_is_refused,
@@ -69,9 +68,6 @@ class PlainLife:
                 self.sigterm_while_streaming,
             ):
                 seen.step(step)
-        finally:
-            self.handle.stop()
-            harness.forget(self.handle)
         return seen
 
     def health(self) -> None:

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -215,6 +216,20 @@ class Harness:
             self.boots.append(Boot(purpose, time.monotonic() - started, ready, command))
         self.servers.append(handle)
         return handle
+
+    @contextmanager
+    def booted(self, spec: ServerSpec, purpose: str) -> Iterator[ServerHandle]:
+        """A server that is started, and in the end stopped and forgotten.
+
+        Raises:
+            ServerFailed: it did not get ready.
+        """
+        server = self.boot(spec, purpose)
+        try:
+            yield server
+        finally:
+            server.stop()
+            self.forget(server)
 
     @property
     def _boot_timeout(self) -> float:
