@@ -21,7 +21,7 @@ LATENCIES = "vllm:e2e_request_latency_seconds_count"
 
 
 @dataclass(frozen=True)
-class Traffic:
+class MeteredTraffic:
     """Some requests to the model with metrics, and how its page grew.
 
     Attributes:
@@ -43,7 +43,7 @@ class Traffic:
 
 def sent(
     server: ServerHandle, model: str, oracle: KnownAnswer, requests: list[GenerateRequest]
-) -> Traffic:
+) -> MeteredTraffic:
     """Send the requests one by one and wait until they are on the page."""
     before = quiet_page(server, model)
     answers: list[Generation] = []
@@ -59,7 +59,7 @@ def sent(
 
 def sent_at_once(
     server: ServerHandle, model: str, oracle: KnownAnswer, requests: list[GenerateRequest]
-) -> Traffic:
+) -> MeteredTraffic:
     """The same, all requests together."""
     before = quiet_page(server, model)
     with (
@@ -72,7 +72,7 @@ def sent_at_once(
 
 def on_the_page(
     server: ServerHandle, before: MetricsPage, oracle: KnownAnswer, answers: list[Generation]
-) -> Traffic:
+) -> MeteredTraffic:
     """Wait until the requests with these answers are on the page."""
     inputs = tuple(len(oracle.tokenize(str(a.request.text_input))) for a in answers)
     outputs = tuple(_output_tokens(oracle, answer.request) for answer in answers)
@@ -91,7 +91,7 @@ def on_the_page(
             ("vllm:request_generation_tokens_sum", sum(outputs)),
         ],
     )
-    return Traffic(growth, inputs, outputs, tuple(answer.seconds for answer in answers))
+    return MeteredTraffic(growth, inputs, outputs, tuple(answer.seconds for answer in answers))
 
 
 def _sequences(request: GenerateRequest) -> int:

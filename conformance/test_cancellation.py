@@ -62,11 +62,11 @@ LONG_TWICE = LONG.but(
     sampling={"temperature": 1, "n": 2, "max_tokens": LONG_TOKENS, "ignore_eos": True}
 )
 NUMBER_OF_SEQUENCES = pytest.mark.parametrize("request_", [LONG, LONG_TWICE], ids=["1", "2"])
-LOG_SECONDS, GAUGE_SECONDS, BUSY_SECONDS = 5.0, 10.0, 10.0
+LOG_SECONDS, GAUGE_SECONDS, UNTIL_BUSY_SECONDS = 5.0, 10.0, 10.0
 # Streams that go on while one is cancelled, as many as run at once in an engine of vLLM's own
 # settings; tokens of each by which their pace is taken; the time until the cancellation shows; and
 # requests that may have to wait for those.
-CROWD, CROWD_SAMPLE, CROWD_SECONDS = 70, 20, CANCEL_NOTICED_SECONDS + 1.0
+CROWD_STREAMS, CROWD_SAMPLE, SHOWN_SECONDS = 70, 20, CANCEL_NOTICED_SECONDS + 1.0
 QUEUE = 200
 # Refused at once: what came before it on its stream has been taken by then.
 REFUSED = GenerateRequest(PROMPT, stream=True, sampling={"max_tokens": -1}, id="refused")
@@ -551,7 +551,7 @@ def expect_cancelled_among(crowd: Crowd) -> None:
     seconds = crowd.seconds_until_logged()
     if seconds is None:  # A host that stands still for seconds makes any one late.
         seconds = crowd.seconds_until_logged()
-    expect.happened("seconds until the cancellation is in the log", seconds, CROWD_SECONDS)
+    expect.happened("seconds until the cancellation is in the log", seconds, SHOWN_SECONDS)
 
 
 class Crowd:
@@ -566,10 +566,10 @@ class Crowd:
         self.log = log_of(server)
         self.queue = queue
         started = time.monotonic()
-        at_once(client.generate, [greedy(PROMPT, CROWD_SAMPLE)] * CROWD, CROWD)
+        at_once(client.generate, [greedy(PROMPT, CROWD_SAMPLE)] * CROWD_STREAMS, CROWD_STREAMS)
         pace = (time.monotonic() - started) / CROWD_SAMPLE
         # No longer than it takes to tell: a backend that forgets them has them run on.
-        tokens = min(int(3 * CROWD_SECONDS / pace), STREAM_TOKENS)
+        tokens = min(int(3 * SHOWN_SECONDS / pace), STREAM_TOKENS)
         self.long = greedy(PROMPT, tokens, stream=True)
 
     def seconds_until_logged(self) -> float | None:
@@ -584,23 +584,23 @@ class Crowd:
                 first_of(one)
             since = self.log.position()
             one.cancel()
-            seconds = until(lambda: CANCELLED in self.log.read(since), CROWD_SECONDS)
+            seconds = until(lambda: CANCELLED in self.log.read(since), SHOWN_SECONDS)
             others.cancel()
         if seconds is None:
             # Lines that are late must not be taken for those of a second attempt.
-            everyone = CROWD + self.queue
+            everyone = CROWD_STREAMS + self.queue
             until(lambda: self.log.read(since).count(CANCELLED) > everyone, GONE_SECONDS)
         return seconds
 
     def _send_crowd(self, others: GrpcStream) -> None:
         """Until all of those run that shall, and the rest has been taken."""
-        for index in range(CROWD):
+        for index in range(CROWD_STREAMS):
             others.send(self.long.but(id=str(index)))
         begun: set[str] = set()
         for response in others:
             expect.equal("error", response.error, None)
             begun.add(response.id)
-            if len(begun) == CROWD:
+            if len(begun) == CROWD_STREAMS:
                 break
         if self.queue:
             for index in range(self.queue):
@@ -621,7 +621,7 @@ def until_refused(stream: GrpcStream) -> None:
 def wait_until_busy(engine: OneAtATime) -> None:
     """Wait until the engine has taken the long request: a short one is not answered meanwhile."""
     deadline = 0.3 + 2 * engine.short_seconds
-    give_up = time.monotonic() + BUSY_SECONDS
+    give_up = time.monotonic() + UNTIL_BUSY_SECONDS
     while time.monotonic() < give_up:
         try:
             with engine.grpc.open(deadline=deadline) as stream:

@@ -30,9 +30,9 @@ from .marks import UNARY_AND_STREAM
 from .processes import serving_pids
 from .record import Seen
 from .strict_server import StrictServer
+from .waits import ANSWER_SECONDS
 
 GOOD = GenerateRequest(PROMPT, sampling={"temperature": 0}, exclude_input_in_output=True)
-ANSWER_SECONDS = 10.0
 EMPTY_PROMPT_SECONDS = 5.0
 TOO_LONG = r"(?i)length|long|exceed|too many"
 

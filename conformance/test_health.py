@@ -14,9 +14,7 @@ from .error_words import NO_VERSIONS, UNHEALTHY
 from .experiments.deaths import ASKS_MODELS, EngineDeath
 from .experiments.second_model import SECOND
 from .record import Seen
-from .waits import NOTICED_SECONDS, UNLOAD_SECONDS
-
-ANSWER_SECONDS = 10.0
+from .waits import ANSWER_SECONDS, NOTICED_SECONDS, UNLOAD_SECONDS
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from pytest_vllm_triton.verdicts import untested
 from .alternate import Alternate
 from .experiments.second_model import SECOND
 from .extra_models import ExtraModel, oracle
-from .metered_traffic import LATENCIES, Traffic, on_the_page, sent, sent_at_once
+from .metered_traffic import LATENCIES, MeteredTraffic, on_the_page, sent, sent_at_once
 from .metrics_page import (
     Growth,
     MetricsPage,
@@ -87,7 +87,7 @@ CACHE_USAGE = "vllm:kv_cache_usage_perc"
 
 
 @pytest.fixture(scope="module")
-def traffic(vllm_server: ServerHandle, lora_extra: ExtraModel) -> Traffic:
+def traffic(vllm_server: ServerHandle, lora_extra: ExtraModel) -> MeteredTraffic:
     """Requests of unequal length, streamed and not, over HTTP and gRPC.
 
     One prompt is found in the prefix cache: it is longer than a block and comes twice. The last
@@ -111,7 +111,7 @@ def traffic(vllm_server: ServerHandle, lora_extra: ExtraModel) -> Traffic:
 
 
 @pytest.fixture(scope="module")
-def batch(vllm_server: ServerHandle, lora_extra: ExtraModel) -> Traffic:
+def batch(vllm_server: ServerHandle, lora_extra: ExtraModel) -> MeteredTraffic:
     """32 requests that share the steps of the engine."""
     sampling = {"temperature": 0, "ignore_eos": True, "max_tokens": 64}
     requests = [GenerateRequest(f"number {i} alpha", sampling=sampling) for i in range(32)]
@@ -120,7 +120,7 @@ def batch(vllm_server: ServerHandle, lora_extra: ExtraModel) -> Traffic:
 
 @pytest.mark.requirement("MET-001")
 def test_no_vllm_metrics_unless_asked_for(
-    triton_http: HttpClient, owned_server: ServerHandle, lora_model: str, traffic: Traffic
+    triton_http: HttpClient, owned_server: ServerHandle, lora_model: str, traffic: MeteredTraffic
 ) -> None:
     """The shared model has no such parameter; another model's lines show that the page has them."""
     triton_http.generate(GenerateRequest("Hello")).ok()
@@ -140,7 +140,7 @@ def test_no_vllm_metrics_with_another_word(plain_life: Seen, vllm_harness: Harne
 
 
 @pytest.mark.requirement("MET-002")
-def test_families_are_present(traffic: Traffic) -> None:
+def test_families_are_present(traffic: MeteredTraffic) -> None:
     present = {sample.name for sample in samples(traffic)}
     for name, (kind, _) in FAMILIES.items():
         for suffix in ("_bucket", "_sum", "_count") if kind == "histogram" else ("",):
@@ -148,7 +148,7 @@ def test_families_are_present(traffic: Traffic) -> None:
 
 
 @pytest.mark.requirement("MET-003")
-def test_help_type_and_labels(traffic: Traffic, lora_model: str) -> None:
+def test_help_type_and_labels(traffic: MeteredTraffic, lora_model: str) -> None:
     page = traffic.growth.after
     lines = page.text.splitlines()
     for name, (kind, text) in FAMILIES.items():
@@ -179,7 +179,7 @@ def test_label_is_the_version_that_is_served(
 
 
 @pytest.mark.requirement("MET-003")
-def test_page_is_prometheus_text(traffic: Traffic) -> None:
+def test_page_is_prometheus_text(traffic: MeteredTraffic) -> None:
     page = traffic.growth.after
     try:
         families = page.families
@@ -199,7 +199,7 @@ def test_page_is_prometheus_text(traffic: Traffic) -> None:
 
 
 @pytest.mark.requirement("MET-004")
-def test_token_counters(traffic: Traffic) -> None:
+def test_token_counters(traffic: MeteredTraffic) -> None:
     growth = traffic.growth
     expect.equal(
         "growth of prompt_tokens_total",
@@ -236,7 +236,7 @@ def test_tokens_are_counted_while_they_come(
 
 
 @pytest.mark.requirement("MET-017")
-def test_finished_requests_by_reason(traffic: Traffic) -> None:
+def test_finished_requests_by_reason(traffic: MeteredTraffic) -> None:
     """All but the last ended at their max_tokens."""
     reasons = {s.labels["finished_reason"] for s in samples(traffic) if s.name == FINISHED}
     if not reasons:
@@ -251,7 +251,7 @@ def test_finished_requests_by_reason(traffic: Traffic) -> None:
 
 @pytest.fixture
 def aborted(
-    vllm_server: ServerHandle, triton_grpc: GrpcClient, lora_model: str, traffic: Traffic
+    vllm_server: ServerHandle, triton_grpc: GrpcClient, lora_model: str, traffic: MeteredTraffic
 ) -> Growth:
     """What three requests that are given up add to the page, where it counts such at all."""
     if "abort" not in {s.labels["finished_reason"] for s in samples(traffic) if s.name == FINISHED}:
@@ -339,7 +339,7 @@ def test_usage_of_a_full_cache(second_model_life: Seen) -> None:
 
 
 @pytest.mark.requirement("MET-017")
-def test_hits_of_the_prefix_cache(traffic: Traffic) -> None:
+def test_hits_of_the_prefix_cache(traffic: MeteredTraffic) -> None:
     queries, hits = (f"vllm:prefix_cache_{name}_total" for name in ("queries", "hits"))
     if not {sample.name for sample in samples(traffic)}.issuperset((queries, hits)):
         untested(f"the page has no {queries} or {hits}")
@@ -380,7 +380,7 @@ def test_running_and_waiting_requests(
 
 
 @pytest.mark.requirement("MET-005")
-def test_latency_histograms(traffic: Traffic) -> None:
+def test_latency_histograms(traffic: MeteredTraffic) -> None:
     expect_latencies(traffic)
     growth = traffic.growth
     first, each, whole = (
@@ -398,11 +398,11 @@ def test_latency_histograms(traffic: Traffic) -> None:
 
 
 @pytest.mark.requirement("MET-005")
-def test_latencies_of_a_batch(batch: Traffic) -> None:
+def test_latencies_of_a_batch(batch: MeteredTraffic) -> None:
     expect_latencies(batch)
 
 
-def expect_latencies(traffic: Traffic) -> None:
+def expect_latencies(traffic: MeteredTraffic) -> None:
     growth = traffic.growth
     for name, count in (
         ("vllm:time_to_first_token_seconds", traffic.requests),
@@ -416,7 +416,7 @@ def expect_latencies(traffic: Traffic) -> None:
 
 @pytest.mark.requirement("MET-006")
 @pytest.mark.parametrize("together", [False, True], ids=["traffic", "batch"])
-def test_token_histograms(traffic: Traffic, batch: Traffic, together: bool) -> None:
+def test_token_histograms(traffic: MeteredTraffic, batch: MeteredTraffic, together: bool) -> None:
     traffic = batch if together else traffic
     for name, tokens in (
         ("vllm:request_prompt_tokens", traffic.input_tokens),
@@ -445,7 +445,7 @@ def test_parameter_n(vllm_server: ServerHandle, lora_model: str) -> None:
 
 
 @pytest.mark.requirement("MET-008")
-def test_buckets(traffic: Traffic) -> None:
+def test_buckets(traffic: MeteredTraffic) -> None:
     page = traffic.growth.after
     for name in HISTOGRAMS:
         buckets = page.buckets(name)
@@ -490,7 +490,7 @@ def test_reload(second_model_life: Seen) -> None:
     """The second model has metrics in both of its lives."""
     seen = second_model_life
     expect.equal("error of the second load", seen["error of the second load"], None)
-    traffic: Traffic = seen["traffic after the second load"]
+    traffic: MeteredTraffic = seen["traffic after the second load"]
     growth = traffic.growth
     expect.equal(
         "growth of generation_tokens_total",
@@ -585,7 +585,7 @@ def answered(counts: TritonCounts) -> float:
 
 
 @pytest.mark.requirement("MET-016")
-def test_latency_is_what_clients_see(traffic: Traffic) -> None:
+def test_latency_is_what_clients_see(traffic: MeteredTraffic) -> None:
     """Triton's own request duration ends when a decoupled model has taken the request."""
     total, _, high = latency_and_bounds(traffic)
     expect.that(LATENCY, total, lambda seconds: 0 < seconds <= high, f"above 0, at most {high:g}")
@@ -604,7 +604,7 @@ def test_latency_of_a_long_prompt_that_comes_again(
 
 
 @pytest.fixture(scope="module")
-def queued(vllm_server: ServerHandle, alternate_model: str) -> Traffic:
+def queued(vllm_server: ServerHandle, alternate_model: str) -> MeteredTraffic:
     """The alternate model has one sequence at a time: most of what these clients see is waiting.
 
     More and more of it, until the busy host's part, which is in each client's wait, is small.
@@ -620,7 +620,7 @@ def queued(vllm_server: ServerHandle, alternate_model: str) -> Traffic:
 
 
 @pytest.mark.requirement("MET-016")
-def test_latency_holds_the_wait_for_a_place(queued: Traffic) -> None:
+def test_latency_holds_the_wait_for_a_place(queued: MeteredTraffic) -> None:
     total, low, high = latency_and_bounds(queued)
     expect.between(LATENCY, total, low, high)
     first = queued.growth.of("vllm:time_to_first_token_seconds_sum")
@@ -628,7 +628,7 @@ def test_latency_holds_the_wait_for_a_place(queued: Traffic) -> None:
 
 
 @pytest.mark.requirement("MET-005")
-def test_times_between_tokens_are_seconds(queued: Traffic) -> None:
+def test_times_between_tokens_are_seconds(queued: MeteredTraffic) -> None:
     """One sequence at a time: those of all requests add up to what the last one waited."""
     total, low, high = token_times_and_bounds(queued)
     expect.between("seconds in time_per_output_token_seconds", total, low, high)
@@ -637,20 +637,20 @@ def test_times_between_tokens_are_seconds(queued: Traffic) -> None:
 LATENCY = "seconds in e2e_request_latency"
 
 
-def latency_and_bounds(traffic: Traffic) -> tuple[float, float, float]:
+def latency_and_bounds(traffic: MeteredTraffic) -> tuple[float, float, float]:
     """The sum of the latencies on the page, and what it must lie between."""
     seen = sum(traffic.seconds)
     total = traffic.growth.of("vllm:e2e_request_latency_seconds_sum")
     return total, 0.5 * seen - 0.5, seen
 
 
-def token_times_and_bounds(traffic: Traffic) -> tuple[float, float, float]:
+def token_times_and_bounds(traffic: MeteredTraffic) -> tuple[float, float, float]:
     """The same for the times between tokens, where one request runs after the other."""
     longest = max(traffic.seconds)
     total = traffic.growth.of("vllm:time_per_output_token_seconds_sum")
     return total, 0.5 * longest - 0.2, longest + 0.2
 
 
-def samples(traffic: Traffic) -> list[Sample]:
+def samples(traffic: MeteredTraffic) -> list[Sample]:
     page = traffic.growth.after
     return page.samples_of(**page.labels)

@@ -32,10 +32,9 @@ from .experiments.placement import (
 )
 from .extra_models import needs_owned
 from .record import Seen
-from .waits import UNLOAD_SECONDS
+from .waits import ANSWER_SECONDS, UNLOAD_SECONDS
 
 LOAD_SECONDS = 120.0
-ANSWER_SECONDS = 10.0
 FREE_SECONDS = 5.0
 NO_RAY = re.compile(r"(?i)no module named '?ray|ray.{0,40}not installed|install ray|import ray")
 # Ranks hold equal shares of the weights and of the cache; one of them may hold a bit more.

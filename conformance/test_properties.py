@@ -26,11 +26,11 @@ from pytest_vllm_triton.verdicts import untested
 
 from .engine_limits import needs_context
 from .traffic import at_once, expect_told_alike
+from .waits import ANSWER_SECONDS
 
 Clients = dict[str, HttpClient | GrpcClient]
 Property = Callable[..., None]
 
-ANSWER_SECONDS = 10.0
 TOKENS = 8
 # Of the longest prompt and its answer. Of the known-answer model each byte may be a token.
 ROOM, OTHER_ROOM = 1600, 1000

@@ -128,17 +128,22 @@ def known_text(model: ModelUnderTest, prompt: str) -> str | None:
     return model.known_answer.answer(prompt, max_tokens=MAX_TOKENS).text
 
 
+def expect_sections(sections: list[str], prompts: list[str], model: ModelUnderTest) -> None:
+    """One for each prompt: the prompt, and what the model tells after it, where that is known."""
+    expect.equal("number of sections", len(sections), len(prompts))
+    for prompt, section in zip(prompts, sections, strict=True):
+        expect.starts_with("section", section, prompt)
+        text = known_text(model, prompt)
+        if text is not None:
+            expect.equal("section", section, (prompt + text).strip())
+
+
 @pytest.mark.requirement("CLI-001")
 def test_default_run(client: SampleClient, vllm_model: ModelUnderTest) -> None:
     run = client.run().passed()
     for line in ("Loading inputs from `prompts.txt`...", "Storing results into `results.txt`..."):
         expect.contains("standard output", run.stdout, line)
-    expect.equal("number of sections", len(run.sections), len(client.prompts))
-    for prompt, section in zip(client.prompts, run.sections, strict=True):
-        expect.starts_with("section", section, prompt)
-        text = known_text(vllm_model, prompt)
-        if text is not None:
-            expect.equal("section", section, (prompt + text).strip())
+    expect_sections(run.sections, client.prompts, vllm_model)
 
 
 @pytest.mark.requirement("CLI-001")
@@ -147,13 +152,7 @@ def test_prompts_of_other_alphabets(client: SampleClient, vllm_model: ModelUnder
     prompts = ["Ünï", "你好", "Привет", "🙂 alpha", *(f"{number} alpha" for number in range(8))]
     client.write("prompts.txt", "".join(f"{prompt}\n" for prompt in prompts))
     client.run().passed()
-    sections = client.run().passed().sections
-    expect.equal("number of sections", len(sections), len(prompts))
-    for prompt, section in zip(prompts, sections, strict=True):
-        expect.starts_with("section", section, prompt)
-        text = known_text(vllm_model, prompt)
-        if text is not None:
-            expect.equal("section", section, (prompt + text).strip())
+    expect_sections(client.run().passed().sections, prompts, vllm_model)
 
 
 @pytest.mark.requirement("CLI-001")

@@ -17,6 +17,8 @@ PATIENCE = 180.0
 GONE_SECONDS = 20.0
 # Time for a backend or a server to notice what happened.
 NOTICED_SECONDS = 10.0
+# Until an answer comes, if only an error, of an engine that is dead or is asked for nonsense.
+ANSWER_SECONDS = 10.0
 # Until the last of a crowd's thousands of tokens, of a model that is no tiny one, on a slow CPU.
 CROWD_SECONDS = 600.0
 
