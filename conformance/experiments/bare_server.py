@@ -59,6 +59,7 @@ class BareLife:
         self.shared = shared
         self.model = harness.model_name
         self.seen = Seen()
+        self.handle: ServerHandle
         self.stubs: list[ServerProcess] = []
         self.stub_crashed = False
 

@@ -19,6 +19,7 @@ from pytest_vllm_triton.clients import (
     GrpcClient,
     HttpClient,
 )
+from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.launchers.base import ServerHandle, ServerProcess
 from pytest_vllm_triton.launchers.death import await_death, crashed
 from pytest_vllm_triton.verdicts import untested
@@ -77,6 +78,11 @@ class Deaths:
         self.model = strict.model
         self.seen = Seen()
         self.crashed = False
+        # Of the server that runs now, from `_open_clients` on.
+        self.handle: ServerHandle
+        self.repository: ModelRepository
+        self.http: HttpClient
+        self.grpc: GrpcClient
         self.bystander = GrpcClient(shared.endpoints.grpc, self.model, deadline=PATIENCE)
         self.bystander_request = greedy("Say alpha", 200, stream=True)
 

@@ -41,6 +41,8 @@ class PlainLife:
         self.model = harness.model_name
         self.seen = Seen()
         self.oracle = second_oracle()
+        self.handle: ServerHandle
+        self.regions_before: set[str]
 
     def run(self) -> Seen:
         harness, seen = self.harness, self.seen
