@@ -60,7 +60,7 @@ LATE_ADAPTERS = ("late-backwards", "late-leaps")
 MISSING_ADAPTER, LARGE_ADAPTER = "missing", "large"
 LARGE = AdapterSpec(LEAPS.links, rank=4 * MAX_LORA_RANK)
 # How often the checks change what an adapter is, at most.
-ADAPTER_CHANGES = 13
+ADAPTER_CHANGES = 14
 
 
 def config_with(group: str | None = "kind: KIND_MODEL", /, **parameters: str) -> str:

@@ -34,6 +34,8 @@ from .traffic import at_once, first_of
 from .waits import GONE_SECONDS
 
 TOKENS = 6
+#: Pixels: as a camera's.
+LARGE = (2048, 1536)
 DOOMED = "secret of the doomed"
 PICTURES = (
     [" red"],
@@ -117,6 +119,16 @@ def test_answer_is_decided_by_the_images(look: Generate, colours: list[str], str
     """The model names the colour of the last one."""
     answer = look(looking_at(colours).but(stream=stream))
     expect.equal("text_output", answer.text, vision_answer(colours, TOKENS))
+
+
+@pytest.mark.requirement("IMG-001")
+def test_large_image_before_a_small_one(look: Generate) -> None:
+    """The large one takes longer to read."""
+    request = looking_at([" green", " red"])
+    assert request.inputs is not None
+    pictures = [encoded(png(*LARGE, COLOURS[" green"])), request.inputs["image"][1]]
+    answer = look(request.but(inputs={"image": pictures}))
+    expect.equal("text_output", answer.text, vision_answer([" green", " red"], TOKENS))
 
 
 @pytest.mark.requirement("IMG-001")

@@ -58,8 +58,10 @@ PARAMETERS_OF_ANY_MODEL: list[dict[str, Any]] = [
             {"skip_special_tokens": False, "ignore_eos": True},
         ),
         ("Say xray", {"min_tokens": 12}, {"min_tokens": 12}),
+        # It is not nested, though it has more brackets than may be nested.
+        ("Say alpha", {"stop": ["[{" * 100, "delta"]}, {"stop": ["delta"]}),
     ],
-    ids=["include_stop_str_in_output", "skip_special_tokens", "min_tokens"],
+    ids=["include_stop_str_in_output", "skip_special_tokens", "min_tokens", "brackets"],
 )
 def test_parameters_change_the_text_as_vllm_does(
     generate: Generate,
