@@ -14,6 +14,9 @@ _MAX_CHARACTERS = 2_000
 _MAX_EXCHANGES = 12
 _MAX_EXCERPT = 12
 
+# The response of a request that has none yet.
+NO_ANSWER = "(no answer)"
+
 T = TypeVar("T")
 
 
@@ -23,12 +26,12 @@ class Exchange:
 
     Attributes:
         request: protocol, address and body, as text.
-        response: status and body, or the error; ``"(no answer)"`` until one came.
+        response: status and body, and the error if there was one; `NO_ANSWER` until one came.
         seconds: time from sending to the end of the answer.
     """
 
     request: str
-    response: str = "(no answer)"
+    response: str = NO_ANSWER
     seconds: float = 0.0
 
     def asked(self, text: str) -> None:
@@ -36,6 +39,11 @@ class Exchange:
 
     def answered(self, text: str) -> None:
         self.response = shorten(text)
+
+    def failed(self, error: BaseException) -> None:
+        """Add the error to what has come: a check may fail because of that, while it reads."""
+        came = "" if self.response == NO_ANSWER else f"{self.response}\n"
+        self.response = f"{came}{shorten(f'{type(error).__name__}: {error}')}"
 
 
 @dataclass
@@ -66,7 +74,7 @@ class Transcript:
         try:
             yield exchange
         except BaseException as error:
-            exchange.answered(f"{type(error).__name__}: {error}")
+            exchange.failed(error)
             raise
         finally:
             exchange.seconds = time.monotonic() - started

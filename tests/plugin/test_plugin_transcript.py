@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from concurrent import futures
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import grpc
@@ -11,7 +13,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from pytest_vllm_triton import expect
-from pytest_vllm_triton.clients import GenerateRequest, GrpcClient
+from pytest_vllm_triton.clients import GenerateRequest, GrpcClient, HttpClient, Unanswered
 from pytest_vllm_triton.transcript import Excerpt, Transcript
 
 
@@ -33,6 +35,30 @@ def address() -> Iterator[str]:
     server.start()
     yield f"127.0.0.1:{port}"
     server.stop(None)
+
+
+class OneEvent(BaseHTTPRequestHandler):
+    """Answers with an event stream of a single error, or breaks off before its promised end."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        if self.path == "/breaks":
+            self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(b'data: {"error": "no answer to one"}\n\n')
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), OneEvent) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
 
 
 def test_stream_of_a_check_is_in_the_transcript(address: str) -> None:
@@ -61,6 +87,39 @@ def test_check_that_fails_within_a_stream_shows_what_came(address: str) -> None:
     with pytest.raises(expect.Violation):
         check()
     assert "no answer to one" in transcript.exchanges[0].response
+
+
+def test_check_that_fails_within_an_answer_shows_what_came(url: str) -> None:
+    transcript = Transcript()
+
+    def check() -> None:
+        with HttpClient(url, "model", transcript) as client, client.opened("GET", "/") as answer:
+            for _, event in answer.events():
+                expect.equal("event", event, b"data: {}")
+
+    with pytest.raises(expect.Violation):
+        check()
+    response = transcript.exchanges[0].response
+    assert response.startswith("200 data: ")
+    assert "no answer to one" in response
+    assert "\nViolation: event" in response
+
+
+def test_answer_that_breaks_off_shows_what_came(url: str) -> None:
+    transcript = Transcript()
+    with HttpClient(url, "model", transcript) as client, pytest.raises(Unanswered):
+        client.get("/breaks")
+    response = transcript.exchanges[0].response
+    assert response.startswith("200 data: ")
+    assert "\nUnanswered: GET /breaks" in response
+
+
+def test_request_without_an_answer_shows_why() -> None:
+    transcript = Transcript()
+    nobody = "http://127.0.0.1:1"
+    with HttpClient(nobody, "model", transcript) as client, pytest.raises(Unanswered):
+        client.get("/")
+    assert transcript.exchanges[0].response.startswith("Unanswered: GET /")
 
 
 def test_excerpt_keeps_both_ends() -> None:
