@@ -1,7 +1,7 @@
 """pytest's entry point: options, header, markers, and which tests are run.
 
 It is loaded in every pytest run of its environment, so it imports nothing heavy and does nothing
-until a collected test needs a server or carries a requirement; then `session` and `judge` act.
+until a collected test needs a server or carries a requirement; then a `ServerSession` acts.
 """
 
 from __future__ import annotations

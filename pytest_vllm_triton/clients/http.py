@@ -58,7 +58,11 @@ class HttpAnswer:
 
     @property
     def error(self) -> str | None:
-        """The ``error`` field of the body or of the first event that has one."""
+        """The ``error`` field of the body or of the first event that has one.
+
+        Raises:
+            Violation: the body, or an event that is looked at, is not JSON.
+        """
         for content in [event for _, event in self.events] or [self.content]:
             value = _parse(content.removeprefix(_EVENT_PREFIX)) if content else {}
             if isinstance(value, dict) and "error" in value:

@@ -1,6 +1,6 @@
 """What every launcher shares: the server's specification, the handle on it, its log.
 
-Part of what a test session imports early, so it imports only the standard library.
+Part of what a test session imports early, so it imports nothing third-party.
 """
 
 from __future__ import annotations

@@ -143,7 +143,10 @@ class Results:
 
     @property
     def decided_anything(self) -> bool:
-        """Whether at least one check said something about the backend."""
+        """Whether any requirement is more than UNTESTED or N/A.
+
+        ERROR counts: it is red, and must not look like a run that had nothing to check.
+        """
         silent = (Verdict.UNTESTED, Verdict.NOT_APPLICABLE)
         return any(result.verdict not in silent for result in self.requirements())
 

@@ -19,6 +19,7 @@ SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 HARNESS: pytest.StashKey[Harness] = pytest.StashKey()
 COLLECTED_CHECKS: pytest.StashKey[CollectedChecks] = pytest.StashKey()
 JUDGE: pytest.StashKey[Judge] = pytest.StashKey()
-#: What was logged before the check began, of which it tells.
+#: Gives the log of the experiment whose facts this check read; it was written before the check
+#: began. Set by conformance/conftest.py, read by ServerSession._log_since.
 EARLIER_LOG: pytest.StashKey[Callable[[], str]] = pytest.StashKey()
 TRANSCRIPT: pytest.StashKey[Transcript] = pytest.StashKey()

@@ -147,8 +147,8 @@ def test_flag_value(args: tuple[str, ...], value: str | None) -> None:
     assert flag_value(args, "--flag") == value
 
 
-def test_the_base_imports_only_the_standard_library() -> None:
-    """pytest imports it at start-up in runs that have nothing to do with Triton."""
+def test_the_base_imports_nothing_third_party() -> None:
+    """The header of every run that has an option of the suite imports it."""
     code = (
         "import sys; before = set(sys.modules)\n"
         "import pytest_vllm_triton.launchers.base\n"
