@@ -97,8 +97,11 @@ class Regions:
         """The regions made since the start that nobody has been seen using yet."""
         return list_regions() - self.before - self.ours - self.foreign
 
-    def due(self) -> set[str]:
-        """The unknown regions, when it is time to look: at once for new ones, else seldom."""
+    def take_due(self) -> set[str]:
+        """The unknown regions, when it is time to look: at once for new ones, else seldom.
+
+        They count as looked at from now on.
+        """
         names, now = self.unknown(), time.monotonic()
         if not names or (names <= self.looked_at and now < self.look_again):
             return set()

@@ -153,7 +153,7 @@ class Supervisor:
 
     def look(self) -> None:
         """Note which processes there are, and who uses new regions."""
-        names, now = self.regions.due(), time.monotonic()
+        names, now = self.regions.take_due(), time.monotonic()
         if not names and now < self.look_again:
             return
         self.look_again = now + LOOK_AGAIN_SECONDS
