@@ -14,8 +14,10 @@ def did_you_mean(given: str, choices: Iterable[str]) -> str:
 
 
 def nearest_sibling(path: Path) -> str:
-    """Suggest an existing entry for a mistyped path."""
-    parent = path.parent
-    names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+    """Suggest an existing entry for a mistyped path; none where its folder cannot be listed."""
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except (OSError, ValueError):
+        return ""
     close = difflib.get_close_matches(path.name, names, n=1)
-    return f" Did you mean {str(parent / close[0])!r}?" if close else ""
+    return f" Did you mean {str(path.parent / close[0])!r}?" if close else ""

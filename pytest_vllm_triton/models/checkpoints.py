@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ def checked_checkpoint(folder: Path) -> Path:
     Raises:
         ModelUnavailable: what is wrong with it, in one sentence.
     """
-    if not folder.exists():
+    if not os.path.exists(folder):  # noqa: PTH110 - unlike Path.exists, it takes any text
         raise ModelUnavailable(
             f"--vllm-model: {str(folder)!r} does not exist.{nearest_sibling(folder)}"
         )
@@ -25,7 +26,7 @@ def checked_checkpoint(folder: Path) -> Path:
             f"--vllm-model: {str(folder)!r} is a file; give the checkpoint's directory."
         )
     config = folder / "config.json"
-    if not config.is_file():
+    if not os.path.isfile(config):  # noqa: PTH113 - unlike Path.is_file, no error if it is closed
         raise ModelUnavailable(
             f"--vllm-model: {str(folder)!r} is no Hugging Face checkpoint: it holds no config.json."
         )

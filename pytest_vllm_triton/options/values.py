@@ -83,7 +83,7 @@ def count(text: str) -> int:
 
 def executable(text: str) -> Path:
     path = Path(text).expanduser().absolute()
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 - unlike Path.is_file, it takes any text
         raise UserError(f"{text!r} is not a file.{nearest_sibling(path)}")
     if not os.access(path, os.X_OK):
         raise UserError(f"{text!r} is not executable.")
@@ -118,9 +118,9 @@ def backend_dir(text: str) -> Path | BackendSource:
     if text == BackendSource.IMAGE.value:
         return BackendSource.IMAGE
     path = Path(text).expanduser().absolute()
-    if not path.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112 - unlike Path.is_dir, it takes any text
         raise UserError(f"{text!r} is not a directory.{nearest_sibling(path)}")
-    if not (path / "model.py").is_file():
+    if not os.path.isfile(path / "model.py"):  # noqa: PTH113 - no error where it is closed
         found = sorted(str(p.parent) for p in path.glob("*/model.py"))
         hint = f" Did you mean {found[0]!r}?" if found else ""
         raise UserError(
