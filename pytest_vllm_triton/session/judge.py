@@ -113,8 +113,9 @@ class Judge:
         if self._abort_status is not None:
             session.exitstatus = self._abort_status
         elif self._must_decide and not self.results.decided_anything:
-            # A run that decided nothing must not pass a gate.
-            session.exitstatus = max(int(session.exitstatus), pytest.ExitCode.NO_TESTS_COLLECTED)
+            # A run that decided nothing must not pass a gate. If pytest says already that something
+            # went wrong, that is why nothing was decided.
+            session.exitstatus = session.exitstatus or pytest.ExitCode.NO_TESTS_COLLECTED
         elif self._must_decide and not self._gate.conformant and not session.exitstatus:
             # What pytest lets pass and a gate must not: XPASS, UNTESTED where it is required, and a
             # session that was ended early.

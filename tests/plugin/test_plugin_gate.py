@@ -93,6 +93,27 @@ def test_tests_without_a_requirement_decide_nothing(judged: Judged) -> None:
     result.stdout.fnmatch_lines(["NOTHING DECIDED: no requirement was checked"])
 
 
+@pytest.mark.parametrize(
+    ("conftest", "source", "status"),
+    [
+        ("", "def test_own(): assert False\n", pytest.ExitCode.TESTS_FAILED),
+        ("", "def test_own(: pass\n", pytest.ExitCode.INTERRUPTED),
+        ("", "def test_own(): raise KeyboardInterrupt\n", pytest.ExitCode.INTERRUPTED),
+        ("def pytest_runtestloop(): raise OSError\n", "", pytest.ExitCode.INTERNAL_ERROR),
+    ],
+    ids=["fails", "syntax", "ctrl-c", "internal"],
+)
+def test_what_went_wrong_before_anything_was_decided_is_pytests_to_say(
+    pytester: pytest.Pytester, conftest: str, source: str, status: pytest.ExitCode
+) -> None:
+    pytester.makeconftest(conftest)
+    path = pytester.makepyfile(source)
+    result = pytester.runpytest_subprocess("--conformance-report=report.json", path)
+    assert result.ret == status
+    report = json.loads(Path("report.json").read_text(encoding="utf-8"))
+    assert report["verdict"].startswith("NOTHING DECIDED")
+
+
 def test_requirement_that_nobody_checks_is_red_without_a_report(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_own(): pass\n")
     result = pytester.runpytest("--conformance-require=GEN", str(pytester.path))
