@@ -204,6 +204,8 @@ class GrpcStream:
         if self._call.is_active():
             self._transcript.triton_may_crash = True
         self._call.cancel()
+        # Or gRPC's thread, which waits for what is to be sent next, would do so for ever.
+        self._outgoing.put(None)
 
     def __iter__(self) -> Iterator[Response]:
         try:

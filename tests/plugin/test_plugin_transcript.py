@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+from waiting import eventually
 
 from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import GenerateRequest, GrpcClient, HttpClient, Unanswered
@@ -73,6 +74,22 @@ def test_stream_of_a_check_is_in_the_transcript(address: str) -> None:
     for part in ("id=first", "prompt first", "id=second", "prompt second"):
         assert part in exchange.request
     assert exchange.response.startswith("OK, 2 response(s): id=first error: no answer to first;")
+
+
+def test_cancelled_stream_leaves_no_thread(address: str) -> None:
+    """Checks cancel many at once, and not each within a `with`."""
+    with GrpcClient(address, "model") as client:
+        with client.open() as one, client.open() as other:  # the server has its two threads then
+            for stream in (one, other):
+                stream.send(GenerateRequest("prompt"))
+                next(iter(stream))
+        before = set(threading.enumerate())
+        stream = client.open()
+        stream.send(GenerateRequest("prompt"))
+        next(iter(stream))
+        assert set(threading.enumerate()) - before
+        stream.cancel()
+        assert eventually(lambda: not set(threading.enumerate()) - before, 10)
 
 
 def test_check_that_fails_within_a_stream_shows_what_came(address: str) -> None:
