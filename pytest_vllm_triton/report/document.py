@@ -108,7 +108,7 @@ def _requirement(result: RequirementResult) -> dict[str, Any]:
         "reason": result.reason,
         "seconds": round(result.seconds, 3),
         "not_selected": result.not_selected,
-        "known_failure": asdict(result.known) if result.known else None,
+        "known_failure": asdict(result.known_failure) if result.known_failure else None,
         "checks": [
             {k: v for k, v in check.to_dict().items() if k != "requirements"}
             for check in result.checks

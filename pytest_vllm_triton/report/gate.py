@@ -76,11 +76,11 @@ class Gate:
         """
         results = self.results
         keys = {r.id for r in results.catalogue.by_group.get(name, ()) if self.asked(r)} or {name}
-        known = {test for test, ids in results.known_checks.items() if keys.intersection(ids)}
-        left_out = known & results.not_selected()
+        checks = {test for test, ids in results.all_checks.items() if keys.intersection(ids)}
+        left_out = checks & results.not_selected()
         if not left_out:
             return ""
-        return f"only {len(known) - len(left_out)} of {len(known)} checks of it were selected"
+        return f"only {len(checks) - len(left_out)} of {len(checks)} checks of it were selected"
 
     def sentence(self) -> str:
         """The sentence that closes the run."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -58,7 +58,7 @@ class RequirementResult:
 
     Attributes:
         reason: of the check that decided the verdict.
-        known: its entry in the list of known failures, None if it has none.
+        known_failure: its entry in the list of known failures, None if it has none.
         not_selected: how many more checks of it there are, which this run was to leave out.
     """
 
@@ -66,7 +66,7 @@ class RequirementResult:
     verdict: Verdict
     checks: tuple[CheckResult, ...]
     reason: str = ""
-    known: KnownFailure | None = None
+    known_failure: KnownFailure | None = None
     not_selected: int = 0
 
     @property
@@ -79,18 +79,43 @@ class Results:
     """All checks of a session, collected as they end.
 
     Attributes:
-        known: the list of known failures, by requirement.
+        known_failures: the list of them, by requirement.
         selected: the requirements of every selected check, by the check's name.
-        known_checks: those of every check that there is, selected or not.
+        all_checks: those of every check that there is, selected or not.
         aborted: why the session ended before its checks ran, "" if it did not.
     """
 
     catalogue: Catalogue
-    known: Mapping[str, KnownFailure] = field(default_factory=dict)
+    known_failures: Mapping[str, KnownFailure] = field(default_factory=dict)
     selected: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    known_checks: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    all_checks: dict[str, tuple[str, ...]] = field(default_factory=dict)
     checks: list[CheckResult] = field(default_factory=list)
     aborted: str = ""
+
+    def expect(self, test: str, ids: tuple[str, ...]) -> None:
+        """This check is to be run: without a result of it, its requirements are not decided."""
+        self.selected[test] = ids
+
+    def keep_only(self, tests: Collection[str], all_checks: Mapping[str, tuple[str, ...]]) -> None:
+        """Of the expected checks, none but these will be run.
+
+        Args:
+            tests: the tests that are left, checks or not.
+            all_checks: the requirements of every check that there is, selected or not.
+        """
+        self.selected = {test: ids for test, ids in self.selected.items() if test in tests}
+        self.all_checks = dict(all_checks)
+
+    def merge(
+        self, selected: Mapping[str, Sequence[str]], all_checks: Mapping[str, Sequence[str]]
+    ) -> None:
+        """Add the checks that another process was to run, and those that it knows of."""
+        self.selected.update({test: tuple(ids) for test, ids in selected.items()})
+        self.all_checks.update({test: tuple(ids) for test, ids in all_checks.items()})
+
+    def abort(self, reason: str) -> None:
+        """No check can run, for this reason."""
+        self.aborted = reason
 
     def add(self, result: CheckResult) -> None:
         self.checks.append(result)
@@ -101,7 +126,7 @@ class Results:
         for check in [*self.checks, *self.not_run()]:
             for key in check.requirements:
                 by_id.setdefault(key, []).append(check)
-        left_out = Counter(key for test in self.not_selected() for key in self.known_checks[test])
+        left_out = Counter(key for test in self.not_selected() for key in self.all_checks[test])
         return [
             replace(self._decide(requirement, by_id[key]), not_selected=left_out[key])
             for key, requirement in self.catalogue.items()
@@ -110,7 +135,7 @@ class Results:
 
     def not_selected(self) -> set[str]:
         """Names of the checks that this run was to leave out."""
-        return self.known_checks.keys() - self.selected.keys() - {c.test for c in self.checks}
+        return self.all_checks.keys() - self.selected.keys() - {c.test for c in self.checks}
 
     def not_run(self) -> list[CheckResult]:
         """Selected checks without a result: one that ran must not speak for one that did not."""
@@ -123,7 +148,7 @@ class Results:
         ]
 
     def _decide(self, requirement: Requirement, checks: list[CheckResult]) -> RequirementResult:
-        known = self.known.get(requirement.id)
+        known = self.known_failures.get(requirement.id)
         # Check by check, before they are combined: an ERROR beside an expected failure stays red.
         found = [known.judge_check(c.verdict) if known else c.verdict for c in checks]
         combined = combine(found)

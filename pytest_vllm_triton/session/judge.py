@@ -51,34 +51,27 @@ class Judge:
         from pytest_vllm_triton.report.results import Results
         from pytest_vllm_triton.requirements import load_catalogue
 
-        return Results(load_catalogue(), known=self._config.stash[SETTINGS].known_failures)
+        return Results(load_catalogue(), known_failures=self._config.stash[SETTINGS].known_failures)
 
     def watch(self, harness: Harness) -> None:
         """The servers of this process are these: what is under test and the boots are theirs."""
         self._harness = harness
 
     def expect_check(self, nodeid: str, ids: tuple[str, ...]) -> None:
-        """This check is to be run: without a result of it, its requirements are not decided."""
-        self.results.selected[nodeid] = ids
+        """See `Results.expect`."""
+        self.results.expect(nodeid, ids)
 
     def keep_only(
-        self, nodeids: Collection[str], known_checks: Mapping[str, tuple[str, ...]]
+        self, nodeids: Collection[str], all_checks: Mapping[str, tuple[str, ...]]
     ) -> None:
-        """Of the expected checks, none but these will be run.
-
-        Args:
-            nodeids: the tests that are left, checks or not.
-            known_checks: the requirements of every check that there is, selected or not.
-        """
-        selected = self.results.selected.items()
-        self.results.selected = {test: ids for test, ids in selected if test in nodeids}
-        self.results.known_checks = dict(known_checks)
+        """See `Results.keep_only`."""
+        self.results.keep_only(nodeids, all_checks)
 
     def abort(self, reason: str, status: pytest.ExitCode) -> None:
         """No check can run, for this reason; the session ends with this status."""
         self._abort_reason = reason
         self._abort_status = status
-        self.results.aborted = reason
+        self.results.abort(reason)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         from pytest_vllm_triton.report.checks import RESULT_ATTRIBUTE
@@ -136,7 +129,7 @@ class Judge:
         if self._results is not None:
             output[_WORKER_OUTPUT] = {
                 "selected": {test: list(ids) for test, ids in self.results.selected.items()},
-                "known": {test: list(ids) for test, ids in self.results.known_checks.items()},
+                "all_checks": {test: list(ids) for test, ids in self.results.all_checks.items()},
                 "facts": self._facts(),
                 "boots": [asdict(boot) for boot in self._boots()],
             }
@@ -147,8 +140,7 @@ class Judge:
         sent = getattr(node, "workeroutput", {}).get(_WORKER_OUTPUT)
         if sent is None:
             return
-        self.results.selected.update({test: tuple(ids) for test, ids in sent["selected"].items()})
-        self.results.known_checks.update({test: tuple(ids) for test, ids in sent["known"].items()})
+        self.results.merge(sent["selected"], sent["all_checks"])
         self._worker_boots += [Boot(**boot) for boot in sent["boots"]]
         self._worker_facts = {k: v for k, v in sent["facts"].items() if k != "boots"}
 

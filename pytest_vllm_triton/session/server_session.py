@@ -99,7 +99,7 @@ class ServerSession:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Expect no result of a check that other plugins, such as --lf, left out after `select`."""
         kept = {item.nodeid for item in session.items}
-        self._judge.keep_only(kept, known_checks=self._config.stash[COLLECTED_CHECKS].checks())
+        self._judge.keep_only(kept, all_checks=self._config.stash[COLLECTED_CHECKS].checks())
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:

@@ -30,7 +30,7 @@ def document(
     Args:
         evidence: further fields of each check that did not pass.
     """
-    results = Results(load_catalogue(), known=known or {})
+    results = Results(load_catalogue(), known_failures=known or {})
     for key, verdict in verdicts.items():
         more = {} if verdict == "PASS" else {"reason": f"why {key}", **evidence}
         results.add(CheckResult(f"test_x.py::test_{key}", (key,), Verdict(verdict), 0.5, **more))
