@@ -259,7 +259,7 @@ class ServerHandle(ABC):
         redactor: takes the server's secrets out of what is shown.
         stop_report: what :meth:`stop` or :meth:`kill` found; None while it runs.
         load_slots: for loads of models, of which others wait for one; None: no load waits.
-        load_seconds: that the load or unload of a model may take: it boots an engine.
+        load_seconds: seconds that a load or unload of a model may take: it boots an engine.
     """
 
     endpoints: Endpoints
@@ -279,6 +279,16 @@ class ServerHandle(ABC):
     stop_report: StopReport | None = None
     load_slots: LoadSlots | None = None
     load_seconds: float = 240.0
+
+    def share_loads(self, slots: LoadSlots, seconds: float) -> None:
+        """Let loads of models wait for a slot, as those of the session's other workers do.
+
+        Args:
+            slots: the session's; a launcher knows nothing of them.
+            seconds: that a boot may take, and so a load at least: it boots an engine, too.
+        """
+        self.load_slots = slots
+        self.load_seconds = max(self.load_seconds, seconds)
 
     @abstractmethod
     def host_pid(self) -> int | None:

@@ -206,8 +206,7 @@ class Harness:
                     timeout=self._boot_timeout,
                     progress=provision.progress,
                 )
-            handle.load_slots = self.load_slots
-            handle.load_seconds = max(handle.load_seconds, self._boot_timeout)
+            handle.share_loads(self.load_slots, self._boot_timeout)
             ready, command = True, handle.reproduce()
         except ServerFailed as failure:
             command = failure.command

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from pytest_vllm_triton.launchers import load_slots
+from pytest_vllm_triton.launchers.attach import AttachedHandle
+from pytest_vllm_triton.launchers.base import Endpoints
 from pytest_vllm_triton.launchers.load_slots import LoadSlots
 
 HOLDER = """
@@ -103,3 +105,12 @@ def test_no_slots_where_there_are_cores_enough(
     for worker in range(workers):
         LoadSlots(tmp_path / "none", worker, workers)
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(("boot", "load"), [(900.0, 900.0), (5.0, AttachedHandle.load_seconds)])
+def test_a_load_may_take_as_long_as_a_boot(tmp_path: Path, boot: float, load: float) -> None:
+    server = AttachedHandle(Endpoints("http://localhost:1", "localhost:2"))
+    slots = LoadSlots(tmp_path, worker=0, workers=1)
+    server.share_loads(slots, boot)
+    assert server.load_slots is slots
+    assert server.load_seconds == load

@@ -71,7 +71,7 @@ def test_harness_tells_it(server: Server, pytester: pytest.Pytester) -> None:
         endpoints=Endpoints(address(server), "127.0.0.1:1"),
         stop=lambda: None,
         reproduce=lambda: "",
-        load_seconds=240.0,
+        share_loads=lambda *_: None,
     )
     harness.provision._launcher = SimpleNamespace(  # type: ignore[assignment]
         launch=lambda *_, **__: handle, close=lambda: None
