@@ -78,7 +78,7 @@ def pytest_report_header(config: pytest.Config) -> list[str] | None:
         return None
     from pytest_vllm_triton.servers.provision import Provision
 
-    facts = Provision(settings, make_work_dir=Path).describe()
+    facts = Provision(settings).describe()
     return [f"vllm-triton {name}: {value}" for name, value in facts.items()]
 
 
@@ -92,7 +92,7 @@ def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[Any]) -> None
     from pytest_vllm_triton.servers.provision import Provision
 
     try:
-        Provision(settings, make_work_dir=Path, workers=len(specs)).check_gpus()
+        Provision(settings, workers=len(specs)).check_gpus()
     except UserError as error:
         raise pytest.UsageError(str(error)) from None
 

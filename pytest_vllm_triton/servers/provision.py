@@ -47,20 +47,25 @@ def hub_cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
+def _no_work_dir() -> Path:
+    raise RuntimeError("this Provision was made without a folder for servers")
+
+
 @dataclass
 class Provision:
     """What the settings ask for, on this host.
 
     Attributes:
         settings: what the user asked for.
-        make_work_dir: makes the folder of model repositories and logs, when the first is needed.
+        make_work_dir: makes the folder of model repositories and logs, when the first is needed;
+            who starts no server needs none.
         progress: shows the user what takes time.
         worker: the number of this process among those that pytest-xdist spreads the tests over.
         workers: how many those are; 1 without it.
     """
 
     settings: Settings
-    make_work_dir: Callable[[], Path]
+    make_work_dir: Callable[[], Path] = _no_work_dir
     progress: Progress = silent
     worker: int = 0
     workers: int = 1
@@ -76,7 +81,10 @@ class Provision:
 
     @cached_property
     def runtime(self) -> Runtime | None:
-        """The embedded runtime, when it is what runs the servers; made if it does not exist yet."""
+        """The embedded runtime, when it is what runs the servers.
+
+        The first call makes it, if it does not exist yet: that takes minutes.
+        """
         if not self.uses_embedded_runtime:
             return None
         from pytest_vllm_triton import runtime
@@ -99,6 +107,9 @@ class Provision:
     @property
     def launcher(self) -> Launcher:
         """The launcher that the settings select.
+
+        The first call gets what it runs: it may make the runtime, or reach Docker, remove what
+        earlier runs left, pull the image and get the model. And it leases this worker's GPUs.
 
         Raises:
             UserError: it cannot work on this host.
@@ -172,6 +183,8 @@ class Provision:
     def leased_gpus(self) -> str | None:
         """The GPUs that only this worker of pytest-xdist uses, divided by commas; None: any.
 
+        The first call takes them, and nobody else can until `close`.
+
         Raises:
             UserError: there are not enough for all workers.
         """
@@ -187,7 +200,7 @@ class Provision:
     @property
     def own_gpus(self) -> dict[str, str]:
         """Environment that limits a process to the GPUs of this worker; containers get theirs from
-        Docker."""
+        Docker. The first call leases them, as that of `leased_gpus`."""
         from pytest_vllm_triton.gpus import VISIBLE_DEVICES
 
         if self.choice.kind is LauncherKind.CONTAINER or self.leased_gpus is None:
@@ -217,8 +230,16 @@ class Provision:
         )
 
     @property
+    def has_server_python(self) -> bool:
+        """Whether scripts can be run in the servers' Python. Starts nothing."""
+        return self.choice.kind is LauncherKind.CONTAINER or self.uses_embedded_runtime
+
+    @property
     def server_python(self) -> ServerPython | None:
-        """The servers' Python, where scripts can be run in it."""
+        """The servers' Python, where scripts can be run in it.
+
+        The first call gets it, as that of `runtime` does, or for a container that of `launcher`.
+        """
         if self.choice.kind is LauncherKind.CONTAINER:
             from pytest_vllm_triton.launchers.container import ContainerLauncher
 
