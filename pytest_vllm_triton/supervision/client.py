@@ -24,7 +24,11 @@ from pytest_vllm_triton.supervision.standalone.processes import (
 )
 from pytest_vllm_triton.supervision.standalone.scratch import remove_environments, remove_folder
 from pytest_vllm_triton.supervision.standalone.shared_memory import Regions, list_regions
-from pytest_vllm_triton.supervision.standalone.supervisor import Config
+from pytest_vllm_triton.supervision.standalone.supervisor import (
+    KERNEL_SECONDS,
+    PATIENCE_SECONDS,
+    Config,
+)
 from pytest_vllm_triton.supervision.stop_report import StopReport
 
 #: What is run as the supervisor.
@@ -38,8 +42,6 @@ FILES = CONFIG_FILE, STATE_FILE, LOG_FILE = (
 START_SECONDS = 30.0
 #: Of what the supervisor itself said, should it fail.
 LAST_LINES = 30
-#: How long the supervisor may take beyond the grace before its work is done from here.
-PATIENCE_SECONDS = 60.0
 
 
 class Supervised:
@@ -220,7 +222,7 @@ class Supervised:
         orphans = tuple(f"{pid} {command_line(pid)}" for pid in left if pid != server)
         regions = self._regions()
         regions.observe(regions.unknown(), left)
-        kill_all(self._remaining, 40.0)
+        kill_all(self._remaining, KERNEL_SECONDS)
         swept = tuple(regions.sweep())
         remove_folder(self._state().get("scratch", ""))
         remove_environments()

@@ -22,7 +22,12 @@ from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.launchers.process import ProcessHandle
 from pytest_vllm_triton.supervision import client
 from pytest_vllm_triton.supervision.client import Supervised
-from pytest_vllm_triton.supervision.standalone import processes, scratch, shared_memory
+from pytest_vllm_triton.supervision.standalone import (
+    processes,
+    scratch,
+    shared_memory,
+    supervisor,
+)
 
 Start = Callable[..., Supervised]
 
@@ -232,6 +237,11 @@ def test_a_hanging_supervisor_does_not_hang_the_stop(
 
     assert gone(process.pid or 0)
     assert gone(process.supervisor.pid)
+
+
+def test_pytest_is_more_patient_than_the_longest_end() -> None:
+    children, killed = supervisor.MAX_CHILDREN_SECONDS, supervisor.KILL_SECONDS
+    assert children + killed + supervisor.KERNEL_SECONDS < supervisor.PATIENCE_SECONDS - 10
 
 
 def test_the_supervisor_starts_fast(start: Start) -> None:

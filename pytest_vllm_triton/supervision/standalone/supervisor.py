@@ -42,8 +42,16 @@ from .scratch import Scratch, remove_environments
 from .shared_memory import LOOK_AGAIN_SECONDS, Regions
 
 POLL_SECONDS = 0.5
-#: How long the server's own children may take to end after it.
-AFTER_EXIT_SECONDS = 3.0
+#: How long pytest waits for us beyond the grace, before it does our work from there. What the times
+#: below add up to is less, by more than the sweeps need.
+PATIENCE_SECONDS = 60.0
+#: How long the server's own children may take to end after it: until the grace is over, but no less
+#: than the one and no more than the other.
+MIN_CHILDREN_SECONDS = 1.0
+MAX_CHILDREN_SECONDS = 3.0
+#: How long the killed may take to be gone; and those whose memory the kernel still takes apart.
+KILL_SECONDS = 5.0
+KERNEL_SECONDS = 40.0
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -192,15 +200,16 @@ class Supervisor:
         forced = self.exit_code is None
         if not forced and grace > 0:
             # Engine processes may still be on their way out: that is no leak.
-            soon = time.monotonic() + AFTER_EXIT_SECONDS
-            self.wait(lambda: not descendants(us), min(soon, max(deadline, soon - 2.0)))
+            ended = time.monotonic()
+            deadline = max(deadline, ended + MIN_CHILDREN_SECONDS)
+            self.wait(lambda: not descendants(us), min(deadline, ended + MAX_CHILDREN_SECONDS))
         self.regions.observe(self.regions.unknown(), descendants(us))
         orphans = [f"{pid} {command_line(pid)}" for pid in descendants(us) if pid != self.server]
-        immortal = kill_all(lambda: descendants(us), 5.0)
+        immortal = kill_all(lambda: descendants(us), KILL_SECONDS)
         swept = self.regions.sweep()
         if immortal:
             # Killed, but the kernel still takes their memory apart: what counts is gone by now.
-            immortal = kill_all(lambda: descendants(us), 40.0)
+            immortal = kill_all(lambda: descendants(us), KERNEL_SECONDS)
             swept += self.regions.sweep()
         self.scratch.remove()
         remove_environments()
