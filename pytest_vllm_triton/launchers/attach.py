@@ -6,7 +6,8 @@ import signal
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+
+import httpx
 
 from pytest_vllm_triton.addresses import host_and_port, http_url, port_above
 from pytest_vllm_triton.errors import ServerFailed, UserError
@@ -19,9 +20,6 @@ from pytest_vllm_triton.launchers.base import (
 from pytest_vllm_triton.launchers.readiness import not_ready
 from pytest_vllm_triton.plain_http import plain_client
 from pytest_vllm_triton.progress import Progress, silent
-
-if TYPE_CHECKING:
-    import httpx
 
 #: A server that is to be attached to is there already: it answers soon or not at all.
 ANSWER_SECONDS = 5.0
@@ -108,8 +106,6 @@ class AttachedHandle(ServerHandle):
         return None
 
     def is_running(self) -> bool:
-        import httpx
-
         try:
             with plain_client(2.0) as client:
                 return client.get(f"{self.endpoints.http}/v2/health/live").status_code == 200
@@ -157,8 +153,6 @@ def _default_grpc(http: str) -> str:
 
 def _is_metrics_page(client: httpx.Client, url: str) -> bool:
     """Whether Triton's metrics are there, and not something else, or nothing."""
-    import httpx
-
     try:
         answer = client.get(url)
     except httpx.HTTPError:

@@ -14,9 +14,10 @@ from pytest_vllm_triton.plain_http import plain_client
 
 TAIL_LINES = 30
 POLL_SECONDS = 0.1
+#: How long a server may take to say how it is.
+HEALTH_SECONDS = 5.0
 #: How long a server that answers nobody may need until it is known for dead.
 DYING_SECONDS = 20.0
-_ANSWER_SECONDS = 5.0
 
 
 def await_death(handle: ServerHandle) -> None:
@@ -74,7 +75,7 @@ def _lives(handle: ServerHandle) -> bool:
     """
     url = f"{handle.endpoints.http}/v2/health/live"
     try:
-        with plain_client(_ANSWER_SECONDS) as client:
+        with plain_client(HEALTH_SECONDS) as client:
             client.get(url)
     except httpx.TimeoutException:
         return True

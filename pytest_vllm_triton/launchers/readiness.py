@@ -5,21 +5,22 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import httpx
 
 from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.growing_file import GrowingFile
 from pytest_vllm_triton.launchers.base import ServerHandle
-from pytest_vllm_triton.launchers.death import ended_by_itself, last_lines
+from pytest_vllm_triton.launchers.death import (
+    HEALTH_SECONDS,
+    POLL_SECONDS,
+    ended_by_itself,
+    last_lines,
+)
 from pytest_vllm_triton.launchers.stalled_stub import LOCK_DESTROYED, NOT_HEALTHY, StalledStubWatch
 from pytest_vllm_triton.plain_http import plain_client
 from pytest_vllm_triton.progress import Progress, silent
-
-if TYPE_CHECKING:
-    import httpx
-
-POLL_SECONDS = 0.1
-_ANSWER_SECONDS = 5.0
 
 #: What Triton and vLLM write on their way, and how it is told to the user.
 _STAGES = (
@@ -84,7 +85,7 @@ def _wait_ready(
 ) -> None:
     deadline = time.monotonic() + timeout
     watch = _LogWatch(handle, models, progress)
-    with plain_client(_ANSWER_SECONDS) as client:
+    with plain_client(HEALTH_SECONDS) as client:
         while True:
             running = handle.is_running()  # before the log is read: the last lines count
             watch.look()
@@ -103,8 +104,6 @@ def _wait_ready(
 
 def not_ready(client: httpx.Client, handle: ServerHandle, models: Sequence[str]) -> str:
     """What is missing, in words; "" when all is ready."""
-    import httpx
-
     http = handle.endpoints.http
     try:
         healthy = client.get(f"{http}/v2/health/ready").status_code == 200
