@@ -134,7 +134,7 @@ def ensemble(pipelines: ModelRepository) -> str:
 @pytest.fixture
 def callers(transcript: Transcript, pipelines: ModelRepository) -> Callers:
     # With a calling model on a busy host Triton 24.10 crashes now and then, also when it starts.
-    transcript.triton_may_crash = True
+    transcript.note_crash_risk()
     return Callers(pipelines)
 
 

@@ -52,14 +52,23 @@ class Transcript:
 
     Attributes:
         dropped: how many exchanges in the middle were left out.
-        triton_may_crash: whether something was done at which Triton 24.10 itself crashes now and
-            then, whatever the backend does: a stream in gRPC's mode in which an error ends it, or
-            the cancellation of a stream (server#7368, server#8034).
+        triton_may_crash: whether something was done that may crash Triton itself: see
+            `note_crash_risk`.
     """
 
     exchanges: list[Exchange] = field(default_factory=list)
     dropped: int = 0
     triton_may_crash: bool = False
+
+    def note_crash_risk(self) -> None:
+        """Something is done at which Triton 24.10 itself crashes now and then, whatever the backend
+        does: a stream in gRPC's mode in which an error ends it, the cancellation of a stream
+        (server#7368, server#8034), or the call of the model under test by another one.
+
+        `ServerSession` reads it: if the server has crashed then, it makes the check again on a new
+        one, instead of blaming the backend.
+        """
+        self.triton_may_crash = True
 
     @contextmanager
     def record(self, request: str) -> Iterator[Exchange]:

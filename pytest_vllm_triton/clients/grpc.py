@@ -120,7 +120,7 @@ class GrpcClient:
         cancelled", then signal 11).
         """
         responses = []
-        self._transcript.triton_may_crash = True
+        self._transcript.note_crash_risk()
         with self.open(metadata=[("triton_grpc_error", "true")]) as stream:
             stream.send(request)
             for response in stream:
@@ -202,7 +202,7 @@ class GrpcStream:
     def cancel(self) -> None:
         """Cancel the call: all its requests end as cancelled. Harmless when it has ended."""
         if self._call.is_active():
-            self._transcript.triton_may_crash = True
+            self._transcript.note_crash_risk()
         self._call.cancel()
         # Or gRPC's thread, which waits for what is to be sent next, would do so for ever.
         self._outgoing.put(None)
@@ -217,7 +217,7 @@ class GrpcStream:
             self.status = error.code().name
             self.detail = str(error.details())
             if self.status == "DEADLINE_EXCEEDED":
-                self._transcript.triton_may_crash = True
+                self._transcript.note_crash_risk()
                 expected = Words(f"its end within {self._deadline:.0f} s")
                 raise Unanswered("gRPC stream", expected, Words(self.detail)) from None
             if self.status != "CANCELLED":

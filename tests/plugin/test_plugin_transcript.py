@@ -139,6 +139,21 @@ def test_request_without_an_answer_shows_why() -> None:
     assert transcript.exchanges[0].response.startswith("Unanswered: GET /")
 
 
+def test_only_what_may_crash_triton_is_a_risk(address: str) -> None:
+    ended, cancelled, strict = Transcript(), Transcript(), Transcript()
+    request = GenerateRequest("prompt")
+    with GrpcClient(address, "model", ended) as client:
+        client.generate(request)
+    with GrpcClient(address, "model", cancelled) as client, client.open() as stream:
+        stream.send(request)
+        next(iter(stream))
+        stream.cancel()
+    with GrpcClient(address, "model", strict, deadline=1.0) as client, pytest.raises(Unanswered):
+        client.until_error(request)
+    risks = [transcript.triton_may_crash for transcript in (ended, cancelled, strict)]
+    assert risks == [False, True, True]
+
+
 def test_excerpt_keeps_both_ends() -> None:
     excerpt: Excerpt[int] = Excerpt()
     for number in range(100):
