@@ -135,7 +135,7 @@ def test_text_is_that_of_vllm_itself(
     """Any other model: the same checkpoint and arguments run by vLLM without Triton."""
     if vllm_model.known_answer:
         not_applicable("the known answer is the stronger oracle")
-    if vllm_harness.provision.server_python is None or vllm_model.path is None:
+    if not vllm_harness.provision.has_server_python or vllm_model.path is None:
         untested("needs the embedded runtime or an image, to run vLLM without Triton")
     asked = [
         *((prompt, GREEDY) for prompt in (PROMPT, "The capital of France is", "def main():")),
