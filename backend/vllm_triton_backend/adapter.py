@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import inspect
 import locale
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ SUPPORTED = "0.22 to 0.32"
 _SHORT_PROMPT = 2048  # characters
 # Between two looks whether the engine is still alive.
 _ALIVE_SECONDS = 0.5
+# vLLM's environment variable for how it starts engines.
+_START_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 
 Sink = Callable[[Any], None]
 """Receives, on the event loop, each RequestOutput of a request, or the Exception that ended it."""
@@ -76,7 +79,7 @@ class Vllm:
         except ImportError as error:
             raise self._unsupported(error) from error
         for owner, name in (
-            (AsyncLLM, "from_engine_args"),
+            (AsyncLLM, "from_vllm_config"),
             (AsyncLLM, "generate"),
             (AsyncLLM, "abort"),
             (AsyncLLM, "errored"),
@@ -134,8 +137,15 @@ class Vllm:
         """
         args = self.engine_args(arguments)
         options = {"stat_loggers": list(stat_loggers)} if stat_loggers else {}
-        with self._serving(other_clients):
-            engine = self._engine_class.from_engine_args(args, **options)
+        chosen = os.environ.get(_START_METHOD)
+        config = args.create_engine_config()
+        with self._serving(other_clients), _forked_if_alone(config, chosen):
+            engine = self._engine_class.from_vllm_config(
+                config,
+                disable_log_stats=args.disable_log_stats,
+                enable_log_requests=args.enable_log_requests,
+                **options,
+            )
         return await self._wrap(engine)
 
     async def join_engine(
@@ -362,6 +372,30 @@ class Engine:
         if output_loop is not None:
             output_loop.get_loop().call_soon_threadsafe(output_loop.cancel)
         self._engine.shutdown()
+
+
+@contextlib.contextmanager
+def _forked_if_alone(config: Any, chosen: str | None) -> Iterator[None]:
+    """An engine for CPUs that is started meanwhile is forked, as one for GPUs is, if it is one
+    process and the operator has chosen nothing.
+
+    One that is spawned imports torch and vLLM once more, which is a third of the load of a small
+    model. For CPUs vLLM spawns whatever it starts, because of the workers of several processes:
+    they must find their settings of OpenMP in the environment when they begin.
+    """
+    parallel = config.parallel_config
+    alone = parallel.world_size * parallel.data_parallel_size == 1
+    if chosen is not None or not alone or config.device_config.device_type != "cpu":
+        yield
+        return
+    vllms = os.environ.pop(_START_METHOD, None)
+    os.environ[_START_METHOD] = "fork"
+    try:
+        yield
+    finally:
+        del os.environ[_START_METHOD]
+        if vllms is not None:
+            os.environ[_START_METHOD] = vllms
 
 
 def _use_utf8_locale() -> None:

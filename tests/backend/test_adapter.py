@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -104,6 +105,62 @@ def test_what_ends_the_engine_is_not_the_clients_mistake() -> None:
         Code.UNAVAILABLE,
         "Error generating stream: a token id below zero",
     )
+
+
+START_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
+
+
+@pytest.mark.parametrize(
+    ("device", "sizes", "chosen", "method"),
+    [
+        ("cpu", (1, 1), None, "fork"),
+        ("cpu", (2, 1), None, "spawn"),
+        ("cpu", (1, 2), None, "spawn"),
+        ("cpu", (1, 1), "spawn", "spawn"),
+        ("cuda", (1, 1), None, "spawn"),
+    ],
+    ids=["alone", "ranks", "replicas", "chosen", "gpu"],
+)
+def test_how_an_engine_is_started(
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    sizes: tuple[int, int],
+    chosen: str | None,
+    method: str,
+) -> None:
+    """vLLM makes up its mind with the configuration, and reads it when the engine starts."""
+    monkeypatch.delenv(START_METHOD, raising=False)
+    if chosen is not None:
+        monkeypatch.setenv(START_METHOD, chosen)
+    started: dict[str, Any] = {}
+
+    class Arguments:
+        disable_log_stats, enable_log_requests = True, False
+
+        def create_engine_config(self) -> Any:
+            monkeypatch.setenv(START_METHOD, "spawn")
+            world, data = sizes
+            return SimpleNamespace(
+                device_config=SimpleNamespace(device_type=device),
+                parallel_config=SimpleNamespace(world_size=world, data_parallel_size=data),
+            )
+
+    class AsyncLLM(FakeVllmEngine):
+        @classmethod
+        def from_vllm_config(cls, config: Any, **options: Any) -> FakeVllmEngine:
+            started.update(options, method=os.environ[START_METHOD])
+            return cls()
+
+    vllm: Any = object.__new__(Vllm)
+    vllm._engine_class, vllm.engine_args = AsyncLLM, lambda _: Arguments()
+    asyncio.run(vllm.start_engine({}, ["logger"]))
+    assert started == {
+        "method": method,
+        "disable_log_stats": True,
+        "enable_log_requests": False,
+        "stat_loggers": ["logger"],
+    }
+    assert os.environ[START_METHOD] == "spawn"
 
 
 class FakeVllmEngine:
