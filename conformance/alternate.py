@@ -15,6 +15,8 @@ from .extra_models import config_with
 # Not the shared model's limit, and long enough to tell a cancelled request from one that ran on.
 MAX_MODEL_LEN = 4000
 ONLY_VERSION = 3
+# A newer one, whose model.json is broken.
+UNSERVED_VERSION = 30
 NO_LORA = "false"
 
 
@@ -54,6 +56,11 @@ def _spec(harness: Harness, version: int, enable_lora: str | None, several_gpus:
     max_model_len, custom metrics, and one sequence at a time (so that a second request shows when
     the first has left the engine): one boot of an engine serves several checks."""
     group = "kind: KIND_GPU gpus: [ 0 ]" if several_gpus else None
+    config = config_with(group, REPORT_CUSTOM_METRICS="true")
+    files = {}
+    if version == ONLY_VERSION:
+        config += f"version_policy {{ specific {{ versions: {version} }} }}\n"
+        files[f"{UNSERVED_VERSION}/model.json"] = b"{"
     return harness.model_spec(
         "alternate_model",
         {
@@ -69,6 +76,7 @@ def _spec(harness: Harness, version: int, enable_lora: str | None, several_gpus:
             # A string, as users write it; LoRA stays off.
             "enable_lora": enable_lora,
         },
-        config=config_with(group, REPORT_CUSTOM_METRICS="true"),
+        config=config,
         version=version,
+        files=files,
     )
