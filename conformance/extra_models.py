@@ -43,14 +43,14 @@ PROBE_SECONDS = 20.0
 ONE_TOKEN = GenerateRequest("alpha", sampling={"max_tokens": 1})
 ONE_VECTOR = GenerateRequest(inputs={"embedding_request": json.dumps({"input": "alpha"})})
 
-# Its files have the same names and sizes as those of `BACKWARDS`, which take their place.
+# Its files have the names and sizes of those of `BACKWARDS`, which take their place.
 SAME_SIZE = AdapterSpec(LEAPS.links, rank=len(BACKWARDS.links))
 # Adapter name -> what it is. "nearby" lies in the model's folder and is named by a relative path;
 # "changing" too, and its files are replaced while the model is served.
 ADAPTERS = {
     "backwards": BACKWARDS,
     "leaps": LEAPS,
-    "nearby": LEAPS,
+    "nearby": SAME_SIZE,
     "changing": SAME_SIZE,
     "late-backwards": BACKWARDS,
     "late-leaps": LEAPS,
