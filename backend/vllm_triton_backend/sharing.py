@@ -166,6 +166,8 @@ class EngineOwner:
         self._unloading = False
         self._closed = threading.Event()
         self._client_left = threading.Condition(self._lock)
+        # A forked engine would keep the name, and clients connected, after all is closed here.
+        os.register_at_fork(after_in_child=self._close_sockets)
         self._thread = threading.Thread(target=self._run, name="vllm-clients", daemon=True)
         self._thread.start()
 
@@ -218,12 +220,15 @@ class EngineOwner:
                         self._receive_report(readable)
         finally:
             with self._lock:
-                for client in [*self._waiting, *self._idle]:
-                    client.close()
-                self._waiting.clear()
-                self._idle.clear()
+                self._close_sockets()
                 self._client_left.notify_all()
-                self._stop_listening()
+
+    def _close_sockets(self) -> None:
+        for client in [*self._waiting, *self._idle]:
+            client.close()
+        self._waiting.clear()
+        self._idle.clear()
+        self._stop_listening()
 
     def _lost_engine(self) -> bool:
         instance = self._instance
