@@ -237,6 +237,8 @@ def test_one_more_than_may_be_in_flight(second_model_life: Seen) -> None:
     # Triton 24.10 says 400 for any error of a model, and keeps its code to itself.
     status = seen["HTTP answer to one too many"].status
     expect.between("HTTP status of another", status, 400, 599)
+    refusal = seen["gRPC answer to one too many"]
+    expect.equal(f"gRPC status of another ({refusal.error})", refusal.status, "UNAVAILABLE")
 
 
 @pytest.mark.requirement("CON-005")

@@ -244,6 +244,27 @@ def test_too_long_prompt(triton_grpc: GrpcClient, alternate_model: str, stream: 
     expect.equal("texts of the good requests", texts, {"before": expected, "after": expected})
 
 
+@pytest.mark.requirement("ERR-024")
+def test_more_tokens_than_the_context_has_room_for(
+    triton_grpc: GrpcClient, alternate_model: str
+) -> None:
+    """Some versions of vLLM never end such an answer, which then keeps its place in the engine."""
+    room = 40
+    client = triton_grpc.for_model(alternate_model)
+    answer = client.generate(
+        GenerateRequest(
+            " venus" * (MAX_MODEL_LEN - room),
+            sampling={"temperature": 0, "ignore_eos": True, "min_tokens": 200, "max_tokens": 200},
+            returns=("num_output_tokens",),
+        )
+    )
+    if answer.error is not None:
+        expect.clean_error(answer.error)
+    else:
+        expect.between("output tokens", answer.last("num_output_tokens"), 1, room)
+    expect.equal("error of the next request", client.generate(GOOD).error, None)
+
+
 @pytest.mark.requirement("ERR-016")
 def test_empty_prompt(generate: Generate) -> None:
     for _ in range(2):  # A host that stands still for seconds makes any one late.

@@ -307,6 +307,9 @@ def test_any_sampling_parameters_are_survived(
     @example(sampling='{"stop_token_ids": {"a": 1}}', protocol="grpc")
     @example(sampling='{"logit_bias": [1, "a"]}', protocol="http")
     @example(sampling='{"temperature": [0.5]}', protocol="grpc")
+    # No token of any model: on GPUs it would end the engine, if it got there.
+    @example(sampling='{"stop_token_ids": [4000000], "min_tokens": 1}', protocol="grpc")
+    @example(sampling='{"allowed_token_ids": [4000000]}', protocol="http")
     def is_survived(sampling: str, protocol: str) -> None:
         request = GenerateRequest("Say alpha", sampling=sampling)
         answer = clients[protocol].generate(request)

@@ -297,6 +297,7 @@ class Engine:
         Must not be cancelled: vLLM leaks a request that is cancelled while it is being added
         (vllm#57061). Abort it afterwards instead.
         """
+        self.limits.fit_to_prompt(params, prompt)
         self.limits.check_bad_words(params)
         options: dict[str, Any] = {"lora_request": lora, "priority": priority}
         if trace_headers and self.tracing:
@@ -437,8 +438,11 @@ async def _while_alive(engine: Any, call: Awaitable[Any], dead_error: type[Excep
 
 
 def _limits(engine: Any) -> EngineLimits:
+    model_config = getattr(engine, "model_config", None)
+    vocab_size = getattr(model_config, "get_vocab_size", None)
     return EngineLimits(
-        max_model_len=getattr(getattr(engine, "model_config", None), "max_model_len", None),
+        max_model_len=getattr(model_config, "max_model_len", None),
+        vocab_size=vocab_size() if vocab_size is not None else None,
         has_fixed_tables=bool(
             getattr(getattr(engine, "vllm_config", None), "use_v2_model_runner", False)
         ),

@@ -26,11 +26,13 @@ class EngineLimits:
 
     Attributes:
         max_model_len: longest prompt plus answer, in tokens; None when vLLM does not say.
+        vocab_size: token ids are below it; None when vLLM does not say.
         has_fixed_tables: whether it runs vLLM's second model runner.
         tokenizer: vLLM's; None when there is none.
     """
 
     max_model_len: int | None
+    vocab_size: int | None
     has_fixed_tables: bool
     tokenizer: Any
 
@@ -53,8 +55,18 @@ class EngineLimits:
         if reads_cache and params.prompt_logprobs is not None:
             # Those of cached tokens were never computed: vLLM would decode what memory holds.
             raise _refused("skip_reading_prefix_cache", "must be true with 'prompt_logprobs'")
+        self._check_token_ids(params)
         if self.has_fixed_tables:
             self._fit_tables(params)
+
+    def _check_token_ids(self, params: Any) -> None:
+        # They are columns of the engine's tensors. Versions of vLLM before 0.32 do not look.
+        if self.vocab_size is None:
+            return
+        for name in ("allowed_token_ids", "stop_token_ids"):
+            for token_id in getattr(params, name) or ():
+                if not 0 <= token_id < self.vocab_size:
+                    raise _refused(name, f"holds {token_id}, which is no token of this model")
 
     def _fit_tables(self, params: Any) -> None:
         for name, most in (
@@ -67,6 +79,17 @@ class EngineLimits:
             # Stop tokens are in a table as long as they must not come yet.
             if count > most and (name != "stop_token_ids" or params.min_tokens > 0):
                 raise _refused(name, f"has {count} entries, this engine takes {most}")
+
+    def fit_to_prompt(self, params: Any, prompt: Any) -> None:
+        """Lower `min_tokens` to what the context has room for after this prompt of vLLM's.
+
+        The answer ends there anyway, with "length"; but before vllm#51299 one that had to be longer
+        never ended.
+        """
+        tokens = prompt.get("prompt_token_ids") if isinstance(prompt, dict) else None
+        if tokens is None or self.max_model_len is None or not getattr(params, "min_tokens", 0):
+            return
+        params.min_tokens = min(params.min_tokens, max(self.max_model_len - len(tokens), 0))
 
     def check_bad_words(self, params: Any) -> None:
         """See that they fit as tokens, which `params` may hold afterwards; on the event loop, where

@@ -296,6 +296,11 @@ class SecondModelLife:
                         "HTTP answer to one too many",
                         lambda: self.http.generate(greedy("venus", 4)),
                     )
+                    # Only in this mode does gRPC tell an error's code.
+                    seen.look(
+                        "gRPC answer to one too many",
+                        lambda: self.grpc.until_error(greedy("venus", 4)),
+                    )
                     # As many again: what a refusal leaves behind would fill all places.
                     at_once(self.http.generate, [greedy("venus", 4)] * IN_FLIGHT, SOAK_CONCURRENCY)
                     continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ from vllm_triton_backend.engine_limits import EngineLimits
 from vllm_triton_backend.errors import Code, RequestError
 from vllm_triton_backend.sampling import MOST_INT
 
-OF_CPU = EngineLimits(max_model_len=4096, has_fixed_tables=False, tokenizer=None)
+OF_CPU = EngineLimits(max_model_len=4096, vocab_size=300, has_fixed_tables=False, tokenizer=None)
 
 
 class Params(SimpleNamespace):
@@ -26,7 +27,8 @@ class Params(SimpleNamespace):
         self.bad_words_token_ids = [tokenizer(word) for word in self.bad_words]
 
 
-OF_GPU = EngineLimits(max_model_len=4096, has_fixed_tables=True, tokenizer=list)
+OF_GPU = dataclasses.replace(OF_CPU, has_fixed_tables=True, tokenizer=list)
+UNKNOWN = dataclasses.replace(OF_CPU, max_model_len=None, vocab_size=None)
 
 
 def refusal(limits: EngineLimits, params: Params) -> str:
@@ -50,8 +52,34 @@ def test_no_text_is_longer_than_the_context() -> None:
     assert (params.max_tokens, params.min_tokens) == (None, 1)
 
     params = Params(max_tokens=5000)
-    EngineLimits(max_model_len=None, has_fixed_tables=False, tokenizer=None).fit(params)
+    UNKNOWN.fit(params)
     assert params.max_tokens == 5000
+
+
+def test_no_more_tokens_are_asked_for_than_fit_after_the_prompt() -> None:
+    prompt = {"prompt_token_ids": [1] * 96}
+
+    def least(given: int, prompt: Any, limits: EngineLimits = OF_CPU) -> int:
+        params = Params(min_tokens=given)
+        limits.fit_to_prompt(params, prompt)
+        return int(params.min_tokens)
+
+    assert [least(given, prompt) for given in (0, 1, 4000, 4001)] == [0, 1, 4000, 4000]
+    assert least(1, {"prompt_token_ids": [1] * 5000}) == 0
+    # Not known: a prompt that this vLLM tokenizes itself, or its context.
+    assert least(4096, "Say alpha") == 4096
+    assert least(4096, prompt, UNKNOWN) == 4096
+    # Parameters of an embedding have no such thing.
+    OF_CPU.fit_to_prompt(SimpleNamespace(), prompt)
+
+
+@pytest.mark.parametrize("name", ["allowed_token_ids", "stop_token_ids"])
+def test_a_token_that_the_model_has_not_is_refused(name: str) -> None:
+    OF_CPU.fit(Params(**{name: [0, 299]}))
+    UNKNOWN.fit(Params(**{name: [300]}))
+    for token_id in (300, -1):
+        told = refusal(OF_CPU, Params(**{name: [0, token_id]}))
+        assert f"'{name}' holds {token_id}, which is no token of this model" in told
 
 
 def test_each_text_has_a_seed_of_64_bits() -> None:
