@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -497,7 +498,9 @@ def test_counts_add_up_in_a_crowd(triton_grpc: GrpcClient) -> None:
 
 @pytest.mark.requirement("OUT-013")
 def test_all_flags_combine(triton_grpc: GrpcClient) -> None:
-    """Every subset of the flags, streaming and not, with and without sampled logprobs."""
+    """Every subset of the flags, streaming and not, with and without sampled logprobs. Of the
+    flags that are not in the subset some are sent as False and some not at all."""
+    draw = random.Random(13)
     subsets = [
         names
         for size in range(len(ADDITIONAL) + 1)
@@ -506,8 +509,12 @@ def test_all_flags_combine(triton_grpc: GrpcClient) -> None:
     asked = {}
     for stream, logprobs, names in itertools.product((False, True), (None, 0, 2), subsets):
         sampling = {} if logprobs is None else {"logprobs": logprobs}
-        request = asking(stream, *names, max_tokens=3, **sampling)
-        asked[str((stream, logprobs, *names))] = (logprobs, names, request)
+        others = [name for name in ADDITIONAL if name not in names and draw.random() < 0.5]
+        flags = dict.fromkeys(names, True) | dict.fromkeys(others, False)
+        request = asking(stream, max_tokens=3, **sampling).but(
+            inputs={f"return_{name}": value for name, value in flags.items()}
+        )
+        asked[str((stream, logprobs, flags))] = (logprobs, names, request)
     answers = on_one_stream(triton_grpc, {name: request for name, (*_, request) in asked.items()})
     for name, (logprobs, names, _) in asked.items():
         # Without logprobs it is the backend's choice (OUT-006): none, or an error that says why.
