@@ -18,7 +18,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2_grpc
 
-from pytest_vllm_triton import assets, expect
+from pytest_vllm_triton import expect
 from pytest_vllm_triton.known_answer import KnownAnswer
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.launchers.ports import reserved_ports
@@ -71,13 +71,10 @@ class Run:
 
 
 class SampleClient:
-    """The client of the backend under test (``../samples``), else this package's."""
+    """The client of the backend under test, where it has one: see `Provision.samples_dir`."""
 
     def __init__(self, harness: Harness, server: ServerHandle, folder: Path) -> None:
-        self.samples = samples_dir()
-        if harness.provision.backend_dir is not None:
-            beside = harness.provision.backend_dir.parent / "samples"
-            self.samples = beside if (beside / "client.py").is_file() else self.samples
+        self.samples = harness.provision.samples_dir
         self._folder = folder
         self.server = server.endpoints.grpc
         self._default = ["-u", server.endpoints.grpc]
@@ -107,10 +104,6 @@ class SampleClient:
 
     def write(self, name: str, text: str) -> None:
         (self._folder / name).write_text(text, encoding="utf-8")
-
-
-def samples_dir() -> Path:
-    return assets.fixtures_dir() / "samples"
 
 
 @pytest.fixture

@@ -27,6 +27,11 @@ def fixtures_dir() -> Path:
     return _first(_PACKAGE / "_assets" / "fixtures", _PACKAGE.parent / "fixtures")
 
 
+def samples_dir() -> Path:
+    """The sample client and its prompts."""
+    return fixtures_dir() / "samples"
+
+
 def known_failures() -> list[Path]:
     """The lists of known failures that this package ships."""
     return sorted((fixtures_dir() / "known-failures").glob("*.toml"))

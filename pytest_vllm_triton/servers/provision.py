@@ -287,6 +287,16 @@ class Provision:
             return None
         return chosen or assets.backend_dir()
 
+    @property
+    def samples_dir(self) -> Path:
+        """The folder of the sample client that is checked: the one beside the backend under test,
+        else this package's."""
+        if self.backend_dir is not None:
+            beside = self.backend_dir.parent / "samples"
+            if (beside / "client.py").is_file():
+                return beside
+        return assets.samples_dir()
+
     def prepare(self) -> None:
         """Get everything that can fail for the user's reasons before any test runs.
 
@@ -308,7 +318,15 @@ class Provision:
         facts = {"launcher": self._describe_launcher(), "model": self._describe_model()}
         if self.choice.kind is not LauncherKind.ATTACH:
             facts["backend"] = self._describe_backend()
+        facts["client"] = self._describe_client()
         return facts
+
+    def _describe_client(self) -> str:
+        if self.samples_dir != assets.samples_dir():
+            return str(self.samples_dir / "client.py")
+        if self.backend_dir in (None, assets.backend_dir()):
+            return "this package's"
+        return "this package's (none in ../samples of the backend)"
 
     def _describe_backend(self) -> str:
         folder = self.backend_dir

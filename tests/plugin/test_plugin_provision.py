@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_vllm_triton import assets
 from pytest_vllm_triton.servers.provision import Provision
 from pytest_vllm_triton.session.state import SETTINGS
 
@@ -38,6 +39,34 @@ def test_whether_the_servers_python_runs_scripts(
     Path("tritonserver").touch(0o755)
     assert provision(pytester, *options).has_server_python is has_python
     assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("has_client", [False, True])
+def test_whose_client_is_checked(pytester: pytest.Pytester, has_client: bool) -> None:
+    """NVIDIA's lies beside its backend; a backend without one must not pass for its client too."""
+    (pytester.path / "src").mkdir()
+    (pytester.path / "src" / "model.py").touch()
+    client = pytester.path / "samples" / "client.py"
+    if has_client:
+        client.parent.mkdir()
+        client.touch()
+    made = provision(pytester, f"--triton-backend-dir={pytester.path / 'src'}")
+    none = "this package's (none in ../samples of the backend)"
+    assert made.describe()["client"] == (str(client) if has_client else none)
+    assert made.samples_dir == (client.parent if has_client else assets.samples_dir())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--triton-backend-dir=image", "--triton-image=image"],
+        ["--triton-url=http://elsewhere:8000"],
+    ],
+    ids=["own", "image", "attach"],
+)
+def test_this_packages_client_is_checked(pytester: pytest.Pytester, options: list[str]) -> None:
+    assert provision(pytester, *options).describe()["client"] == "this package's"
 
 
 def test_servers_need_a_folder(pytester: pytest.Pytester) -> None:

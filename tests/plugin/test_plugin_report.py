@@ -80,7 +80,7 @@ def test_document_of_every_verdict(judged: Judged, schema: Any) -> None:
         "N/A": 1,
     }
     assert report["conformant"] is False
-    assert set(report["environment"]) == {"launcher", "model", "backend"}
+    assert set(report["environment"]) == {"launcher", "model", "backend", "client"}
     assert report["boots"] == []
     failed = row(report, "STR-001")
     assert failed["level"] == "MUST"
