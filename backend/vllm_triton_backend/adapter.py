@@ -1,8 +1,9 @@
 """The only module that imports vLLM, whose API moves with every release.
 
-Supported: vLLM 0.22 to 0.32 (run: see docs/backend.md). Nothing is decided by version number:
-what differs between releases is probed, and a vLLM that lacks something essential is refused at
-load with one sentence. Written against vllm/v1/engine/async_llm.py and output_processor.py.
+Written for vLLM 0.22 to 0.32 (docs/backend.md: with which of them the whole suite was run). Nothing
+is decided by version number: what differs between releases is probed, and a vLLM that lacks
+something essential is refused at load with one sentence. Written against
+vllm/v1/engine/async_llm.py and output_processor.py.
 """
 
 from __future__ import annotations
