@@ -66,6 +66,9 @@ def load_known_failures(path: Path) -> dict[str, KnownFailure]:
             raise UserError(
                 f"{str(path)!r}: there is no requirement {key!r}.{did_you_mean(key, catalogue)}"
             )
+        # It would be neither XFAIL nor XPASS in any run, and so never be found to be out of date.
+        if catalogue[key].unchecked:
+            raise UserError(f"{str(path)!r}: {key} cannot fail, as the suite has no check of it.")
     return {key: _entry(path, key, entry) for key, entry in data.items()}
 
 

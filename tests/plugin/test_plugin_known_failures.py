@@ -150,6 +150,7 @@ def test_with_xdist(listed: Judged) -> None:
     ("text", "parts"),
     [
         (entry("GEN-0001"), ["no requirement 'GEN-0001'", "Did you mean 'GEN-001'?"]),
+        (entry("CAN-014"), ["CAN-014 cannot fail", "no check"]),
         ('[GEN-001]\nlink = "https://x.org"\n', ["GEN-001 needs a reason"]),
         ('[GEN-001]\nreason = "x"\n', ["GEN-001 needs a link"]),
         ('[GEN-001]\nreason = " "\nlink = "https://x.org"\n', ["needs a reason"]),
