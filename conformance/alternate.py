@@ -38,8 +38,11 @@ class Alternate:
 def load_alternate(
     harness: Harness, repository: ModelRepository, *, several_gpus: bool
 ) -> Alternate:
-    """Load it, as unusual as it can be had: what is refused of it is the failure of the checks that
-    ask for that, and costs no other check its model."""
+    """Load it with as many of its unusual settings as the backend accepts.
+
+    A setting that the backend refuses is left out, so that only the checks of that setting fail and
+    all others still have their model.
+    """
     for version, enable_lora in product((ONLY_VERSION, 1), (NO_LORA, None)):
         spec = _spec(harness, version, enable_lora, several_gpus)
         repository.add(spec)
@@ -51,10 +54,13 @@ def load_alternate(
 
 
 def _spec(harness: Harness, version: int, enable_lora: str | None, several_gpus: bool) -> ModelSpec:
-    """No instance_group (which would mean several instances where there are several GPUs, so there
-    it names one), another checkpoint (whose known answer tells another story), another
-    max_model_len, custom metrics, and one sequence at a time (so that a second request shows when
-    the first has left the engine): one boot of an engine serves several checks."""
+    """Everything unusual in one model, so that one boot of an engine serves several checks.
+
+    It has another checkpoint, whose known answer tells another story, another max_model_len, custom
+    metrics, and one sequence at a time, so that a second request shows when the first one has left
+    the engine. It has no instance_group, except where there are several GPUs: there, none would
+    mean one instance on each.
+    """
     group = "kind: KIND_GPU gpus: [ 0 ]" if several_gpus else None
     config = config_with(group, REPORT_CUSTOM_METRICS="true")
     files = {}

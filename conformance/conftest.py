@@ -34,7 +34,8 @@ from .extra_models import (
 from .record import Seen
 from .strict_server import StrictServer
 
-# Again, so that fixtures of these names in a user's own conftest.py are not taken for them.
+# The plugin's fixtures are named here again, so that the suite does not use fixtures with the same
+# names from a user's own conftest.py.
 generate = fixtures.generate
 known_answer = fixtures.known_answer
 owned_server = fixtures.owned_server
@@ -133,8 +134,8 @@ def logs_of_experiments(request: pytest.FixtureRequest) -> None:
     request.node.stash[EARLIER_LOG] = lambda: "".join(seen.logs() for seen in experiments)
 
 
-# What an experiment saw stays true when the shared server is replaced. So these ask the harness for
-# it, and not the fixture, with which they would end.
+# What an experiment saw stays true when the shared server is replaced. So these fixtures ask the
+# harness for that server: if they depended on the fixture `vllm_server`, they would end with it.
 
 
 @pytest.fixture(scope="session")

@@ -36,8 +36,8 @@ BASE = KnownAnswerSpec()
 ENCODER = TinyEncoder()
 ENCODER_MAX_LEN = 200
 MAX_PICTURES = 3
-# How often a model is loaded anew that does not answer: of a backend whose models never do, the
-# checks shall tell.
+# How often a model that does not answer is loaded again. If it never answers, the checks are to say
+# so.
 RELOADS = 2
 PROBE_SECONDS = 20.0
 ONE_TOKEN = GenerateRequest("alpha", sampling={"max_tokens": 1})
@@ -122,8 +122,8 @@ class ExtraModel:
     def served(self) -> str:
         """The model's name, once it is loaded.
 
-        An earlier check may have cost it its engine, which is no other requirement's failure: it
-        is loaded anew then.
+        If an earlier check has left it with a dead engine, it is loaded again, so that other
+        requirements do not fail for that.
         """
         if self.is_loaded and self._reloads < RELOADS and not self._answers():
             self._reloads += 1

@@ -26,8 +26,8 @@ class MeteredTraffic:
 
     Attributes:
         growth: of the page, by the labels of the model.
-        input_tokens, output_tokens: of each request, as the known answers have them: that the
-            backend tells how many they are is another requirement's.
+        input_tokens, output_tokens: of each request, counted in the known answers. The backend's
+            own counts are not used, as other requirements check those.
         seconds: of each request, as the client saw it.
     """
 

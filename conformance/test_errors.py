@@ -133,7 +133,8 @@ def test_unknown_model_version_and_method(triton_http: HttpClient) -> None:
 @pytest.mark.requirement("ERR-009")
 @pytest.mark.parametrize("name", ["foo", "größe"])
 def test_unknown_sampling_parameter_is_named(generate: Generate, name: str) -> None:
-    """Among the request's own parameters a number is no forwarded header."""
+    """Also as a number among the request's own parameters. Only a text there could be a forwarded
+    header, which a backend may ignore."""
     given = ({name: 1}, {name: 0.5})
     for request in [
         *(GOOD.but(sampling=one) for one in given),
@@ -452,8 +453,8 @@ def test_tensor_checks_of_the_server(bare_life: Seen, tensor: str, reason: str) 
 
 @pytest.mark.requirement("ERR-021")
 def test_parameters_that_are_the_servers(generate: Generate) -> None:
-    """Triton's own `timeout` is in microseconds: two minutes. Of the others those over gRPC are
-    taken away by the server."""
+    """Triton's own `timeout` is in microseconds, so this one is two minutes. The other reserved
+    ones reach the backend over HTTP alone: over gRPC the server takes them out."""
     parameters = {
         "temperature": 0.0,
         "max_tokens": 200,

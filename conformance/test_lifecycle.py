@@ -166,7 +166,8 @@ def test_unload_of_a_dead_engine_ends(deaths: Seen) -> None:
 
 @pytest.mark.requirement("LIF-009")
 def test_nothing_grows(second_model_life: Seen) -> None:
-    """From life to life, whatever the first one needed once."""
+    """From the first life of the model to the second. What the first load needed once for all is in
+    both counts."""
     seen = second_model_life
     expect.between(
         "seconds of the second unload", seen["seconds of the second unload"], 0, UNLOAD_SECONDS
@@ -199,9 +200,9 @@ def test_soak(second_model_life: Seen) -> None:
 @pytest.mark.requirement("LIF-014")
 @pytest.mark.parametrize(("what", "most"), [("files", 50), ("threads", 20), ("memory", 32 << 20)])
 def test_soak_leaves_nothing_in_the_stub(second_model_life: Seen, what: str, most: int) -> None:
-    """Of 1600 requests, after a crowd has shown the stub what there is to do at once.
+    """The stub hardly grows by 1600 requests, of which some are refused and some cancelled.
 
-    Some are refused and some cancelled.
+    Before the first look a crowd of requests has made it start all that it needs for many at once.
     """
     before, after = (second_model_life[f"stub {when} the soak"] for when in ("before", "after"))
     if not before.files:

@@ -99,8 +99,8 @@ def test_null_log_probabilities_are_none(generate: Generate) -> None:
 
 @pytest.mark.requirement("GEN-016")
 def test_null_under_the_other_name_of_a_parameter(generate: Generate) -> None:
-    """As clients write it that fill in one of both names. Newer vLLMs know one only, and a backend
-    need not know more."""
+    """Some clients send both names of a parameter and give one of them a value. Newer versions of
+    vLLM know only one of the names, and a backend need not know more."""
     choice = '{"choice": ["yes", "no"]}'
     old = generate(ONE.but(sampling={**GREEDY, "guided_decoding": choice}))
     if old.error is not None and "guided_decoding" in old.error:
@@ -121,7 +121,8 @@ def test_null_max_tokens_is_accepted(generate: Generate) -> None:
 
 @pytest.mark.requirement("GEN-010")
 def test_http_float_parameters_take_effect(triton_http: HttpClient) -> None:
-    """A temperature and a top_p next to 0 leave the best token, or of equal ones that of a seed."""
+    """With a temperature and a top_p close to 0 the best token is always chosen. If several are
+    equally good, the seed decides."""
     near_zero = {"temperature": 0.0009765625, "top_p": 0.0009765625, "max_tokens": 24, "seed": 5}
     meant = triton_http.generate(ONE.but(sampling=near_zero)).ok().text
     parameters = {**near_zero, "exclude_input_in_output": True}
@@ -174,7 +175,8 @@ def test_text_among_the_request_parameters(generate: Generate) -> None:
 def test_text_among_the_request_parameters_is_taken_as_it_is(
     generate: Generate, known_answer: KnownAnswer, stop: str
 ) -> None:
-    """White space and all, and where it is JSON, too; neither of the last two is in the story."""
+    """With its white space, and not read as JSON even where it is JSON: the last two of these texts
+    do not occur in the story, so they stop nothing."""
     expected = known_answer.answer("Say tango", max_tokens=64, stop=[stop])
     parameters = {"temperature": 0, "max_tokens": 64, "stop": stop}
     request = ONE.but(text_input="Say tango", sampling=None, parameters=parameters)

@@ -98,7 +98,8 @@ ODD = ("[" * 5000, '{"stop": ["\\ud800"]}', '{"seed": 1, "seed": 2}', '{"n": 1e4
 
 
 def is_cheap(sampling: Any) -> bool:
-    """Whether it is no order to generate for long: many sequences or tokens, which vLLM takes."""
+    """Whether it does not make the engine generate for long, with a number of sequences or tokens
+    that is large and yet one that vLLM accepts."""
     if not isinstance(sampling, dict):
         return True
     n, tokens = (_number(sampling.get(name, 1)) for name in ("n", "max_tokens"))
@@ -147,9 +148,10 @@ def for_all(vllm_harness: Harness) -> Callable[[Property], None]:
 
 
 def check(holds: Property) -> None:
-    """A violation that does not come back when its input is tried again is one all the same.
+    """Run the property. A violation counts even if it does not occur again with the same input.
 
-    Hypothesis calls it flaky and raises a group, which the report would take for an ERROR.
+    Hypothesis calls that flaky and raises a group of exceptions, which the report would show as
+    ERROR; so the violation in the group is raised instead.
     """
     try:
         holds()
@@ -171,13 +173,13 @@ def test_any_text_is_a_prompt(
     oracle, tokenizer = vllm_model.known_answer, vllm_model.tokenizer
     needs_context(vllm_harness, ROOM if oracle else OTHER_ROOM)
 
-    # What a backend may take away by the way: a byte order mark, white space, the end.
+    # What a careless backend strips: a byte order mark, or white space at the beginning or the end.
     @example(prompt="\ufeffSay alpha", protocol="grpc")
     @example(prompt="\n\n Say\r\nalpha", protocol="grpc")
     @example(prompt=" Say alpha \n", protocol="http")
     # What decoders write for bytes that are no text is a character like others.
     @example(prompt="Say \ufffd alpha", protocol="grpc")
-    # Long, but no longer than another model, of whose words these are several tokens, takes.
+    # Long, but not too long for other models, in whose vocabulary each word is several tokens.
     @example(prompt=" lima" * (1500 if oracle else 100), protocol="http")
     @given(prompt=PROMPTS, protocol=PROTOCOLS)
     def is_answered(prompt: str, protocol: str) -> None:
@@ -221,8 +223,9 @@ def test_long_prompts_that_end_differently(
 
 @pytest.mark.requirement("GEN-029")
 def test_prompts_that_begin_differently(triton_grpc: GrpcClient, known_answer: KnownAnswer) -> None:
-    """What the model tells depends on a prompt's end alone, but a penalty of what a prompt holds on
-    all of it: of two words, raised alike, the one that the prompt begins with does not come."""
+    """A prompt's beginning counts, too. The model's answer depends on the end of the prompt alone,
+    but the repetition penalty looks at all of it: of two words with the same bias, the answer is
+    the one that is not at the prompt's beginning."""
     papa, tango = (known_answer.tokenize(word)[-1] for word in (" papa", " tango"))
     sampling = {
         "temperature": 0,

@@ -84,8 +84,9 @@ PENALIZED = {
 @pytest.mark.requirement("GEN-005")
 @pytest.mark.parametrize("name", PENALIZED)
 def test_penalties_change_the_text(generate: Generate, story: KnownAnswer, name: str) -> None:
-    """Of the two words that are allowed, the first is the better one again and again: logits of 4
-    and 3, and of 2 once it has been said. How often it was said counts for the frequency only."""
+    """Without a penalty the first of the two allowed words always wins, with a logit of 4 to 3. A
+    penalty brings it down to 2 once it has been said; only the frequency penalty counts how often.
+    """
     words = [story.story_ids[0], story.story_ids[2]]
     sampling = {"temperature": 0, "max_tokens": 4, "allowed_token_ids": words}
     request = ONE.but(text_input="Say zulu")
@@ -98,10 +99,11 @@ def test_penalties_change_the_text(generate: Generate, story: KnownAnswer, name:
 @pytest.mark.requirement("GEN-005")
 @pytest.mark.usefixtures("story")
 def test_banned_words_are_left_out(generate: Generate) -> None:
-    """All of them. A quotation mark is next, and its deputy is the first word of the story.
+    """Each of several words. The story goes on with a quotation mark; where that is banned, the
+    model says the first word of the story instead.
 
-    vLLM bans a word that takes several tokens without a space before it in that form only; signs
-    are one token.
+    Only signs are banned, because each is one token. If a word is several tokens when no space is
+    before it, vLLM bans only that form of it.
     """
     sampling = {"temperature": 0, "max_tokens": 3, "bad_words": ["\\", '"']}
     answer = generate(ONE.but(text_input="Say yankee\n", sampling=sampling))
@@ -152,7 +154,8 @@ def test_text_is_that_of_vllm_itself(
 def test_what_is_not_given_has_vllms_default(
     generate: Generate, vllm_model: ModelUnderTest, stream: bool
 ) -> None:
-    """By chance, but with a seed: a backend's own default of any of these gives another text."""
+    """The text is random, with a seed, so that it changes if the backend sets any of these
+    parameters to a default of its own."""
     chance: dict[str, Any] = {"seed": 7, "max_tokens": 24, "ignore_eos": True}
     oracle = vllm_model.known_answer
     if oracle is not None:

@@ -93,12 +93,13 @@ def expect_told_alike(
     texts: Sequence[str],
     alone: Sequence[str],
 ) -> None:
-    """What the requests told at the same time is what each of them tells alone.
+    """The requests got the same texts at the same time as each of them gets alone.
 
-    Of the known-answer model, exactly. Other models' kernels add up in another order with each size
-    of a batch, which decides between tokens that are nearly as probable: of those the stable part
-    of one text in four may be another one, or that of one among few. Such a text still begins with
-    its own prompt where that is echoed, goes on, and has not changed places with one of the others.
+    With the known-answer model, exactly the same. Other models' kernels add numbers up in an order
+    that depends on the size of the batch, and that can decide between two tokens of nearly the same
+    probability. So with those models a quarter of the texts, or one if there are fewer than eight,
+    may differ in their stable part. A text that differs must still begin with its own prompt where
+    the prompt is echoed, must not end early, and must not have changed places with another one.
     """
     told, own = [[*map(model.stable_part, some)] for some in (texts, alone)]
     if model.known_answer is not None:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pytest_vllm_triton.models.under_test import ModelUnderTest
 
 UNLOAD_SECONDS = 30.0
-# Until a model is seen to be taken out: by an answer that the engine is unhealthy, or by an unload
-# without a stub.
+# Until a model is seen to be taken out of service, after an answer that its engine is unhealthy or
+# after an unload that found no stub.
 TAKEN_OUT_SECONDS = 2.0
 # An experiment that gives up early tells nothing, so its clients wait longer than those of a check.
 PATIENCE = 180.0
@@ -17,15 +17,16 @@ PATIENCE = 180.0
 GONE_SECONDS = 20.0
 # Time for a backend or a server to notice what happened.
 NOTICED_SECONDS = 10.0
-# Until an answer comes, if only an error, of an engine that is dead or is asked for nonsense.
+# Until an engine that is dead, or is asked for nonsense, has given an answer, if only an error.
 ANSWER_SECONDS = 10.0
-# Until the last of a crowd's thousands of tokens, of a model that is no tiny one, on a slow CPU.
+# Until a crowd of requests has its last token: thousands of them, on a slow CPU, from a model that
+# is not one of the suite's tiny ones.
 CROWD_SECONDS = 600.0
 
 
 def crowd_deadline(model: ModelUnderTest) -> float | None:
-    """The deadline of a crowd's stream: of a tiny model that of every other one (None), so that it
-    is soon known of a backend that some are never answered."""
+    """The deadline of a stream with a crowd of requests. With a tiny model it is the usual one
+    (None), so that a backend which never answers some of them is soon found out."""
     return None if model.known_answer is not None else CROWD_SECONDS
 
 

@@ -32,8 +32,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "requirement(*ids): the conformance requirements that this test decides"
     )
-    # pytest-asyncio is there because this plugin needs it. Its users may want to hear this; for all
-    # others, with warnings as errors, it would be the end of every run.
+    # This plugin needs pytest-asyncio, which warns everybody who has not set this option. The warning
+    # is of no use to those who do not use it, and ends every run where warnings are errors.
     warnings.filterwarnings(
         "ignore",
         'The configuration option "asyncio_default_fixture_loop_scope" is unset',
@@ -58,8 +58,8 @@ def pytest_pycollect_makemodule(
     suite = assets.suite_dir()
     if module_path.parent != suite:
         return None
-    # Ids are short where the suite is installed: pytest's own would spell out site-packages, or
-    # nothing at all for files outside of the user's folder.
+    # Where the suite is installed, the id is the file's name alone. The one that pytest would make
+    # contains the path of site-packages, or is empty for files outside of the user's folder.
     in_checkout = not assets.is_installed() and parent.config.rootpath in suite.parents
     nodeid = module_path.name
     if in_checkout:

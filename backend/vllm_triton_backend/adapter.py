@@ -213,8 +213,9 @@ class Vllm:
         return frozenset(tasks)
 
     def to_engine_error(self, error: BaseException) -> RequestError:
-        """What a request tells its client that the engine had taken, and that it dies with: vLLM's
-        output loop ends with any exception in it, whichever request it is about."""
+        """What to tell the client of a request that the engine had taken and that ends with this
+        error. It need not be that request's fault: an exception about any request ends vLLM's
+        output loop, and with it all requests in the engine."""
         return RequestError(Code.UNAVAILABLE, self.to_request_error(error).message)
 
     def to_request_error(self, error: BaseException) -> RequestError:

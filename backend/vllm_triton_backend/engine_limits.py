@@ -1,6 +1,6 @@
-"""What an engine cannot hold of one request, which is refused before it gets there.
+"""Requests with more in them than an engine can hold, which are refused before they reach it.
 
-vLLM finds it out inside the engine, and an exception there ends the engine for everybody.
+vLLM itself finds out only inside the engine, where an exception ends the engine for everybody.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ class EngineLimits:
     def fit(self, params: Any) -> None:
         """Change these SamplingParams into ones that the engine can hold and that mean the same.
 
-        It counts the tokens of a text in 32 bits (none is longer than the model's context anyway),
-        and gives each of the `n` texts a seed, of 64 bits: the next number.
+        The engine counts the tokens of a text in 32 bits; a larger limit means no more than the
+        length of the model's context, so it is lowered to that. Each of the `n` texts has a seed of
+        its own, counted up from the given one, and the last one must fit into 64 bits.
 
         Raises:
             RequestError: INVALID_ARG naming the parameter that it cannot hold.
@@ -53,7 +54,8 @@ class EngineLimits:
             raise _refused("seed", f"of the last of {params.n} texts is beyond 64 bits")
         reads_cache = getattr(params, "skip_reading_prefix_cache", None) is False
         if reads_cache and params.prompt_logprobs is not None:
-            # Those of cached tokens were never computed: vLLM would decode what memory holds.
+            # vLLM has not computed the log-probabilities of a cached part of the prompt, and would
+            # answer with whatever is in that memory.
             raise _refused("skip_reading_prefix_cache", "must be true with 'prompt_logprobs'")
         self._check_token_ids(params)
         if self.has_fixed_tables:

@@ -86,8 +86,8 @@ class _TritonMetrics:
         self._families.clear()
 
 
-#: Triton's objects that another process still uses. Here, as Python frees what nobody holds, and
-#: nobody holds a closed exporter.
+#: Triton's objects that another process still uses. They are kept here because nothing refers to a
+#: closed exporter, and Python would free them with it.
 _NEVER_FREED: list[_TritonMetrics] = []
 
 

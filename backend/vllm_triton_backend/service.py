@@ -96,7 +96,7 @@ def _share(settings: Settings) -> EngineShare:
 
 
 def _shut_down_quietly(engine: Engine) -> None:
-    """After a failure, of which the operator must be told and not of one of this call."""
+    """Used after a failure: the operator must be told of that one, not of another one here."""
     try:
         engine.shutdown()
     except Exception as error:
@@ -278,8 +278,9 @@ class Service:
     def _unload(self) -> None:
         """Upstream's ENABLE_VLLM_HEALTH_CHECK: take the model out of service, where models can.
 
-        Once: what is loaded in its place is another's. And not on this thread, as Triton answers
-        when a load of the model that is under way has ended.
+        Asked for once only, as a second time would hit a model that was loaded in the place of this
+        one. And not on this thread, as Triton does not answer before a load of the model that is
+        under way has ended.
         """
         if self._unload_asked or not can_unload():
             return

@@ -34,8 +34,8 @@ class SharedReference:
 
     @contextlib.contextmanager
     def acquiring(self) -> Iterator[None]:
-        """Be one of those who have it, until `releasing`; nobody else begins or ends during the
-        block."""
+        """Hold a reference from now until `releasing`. During the block no other process takes or
+        drops one."""
         with self._locked():
             self._own = _bound(f"{self._name}-{os.getpid()}")
             try:
@@ -47,7 +47,8 @@ class SharedReference:
 
     @contextlib.contextmanager
     def releasing(self) -> Iterator[bool]:
-        """End that; whether nobody else has it, so that it can be freed during the block."""
+        """Drop the reference. Yields whether it was surely the last one, so that the block can free
+        what was shared."""
         with self._locked() as locked:
             self._release()
             yield locked and not self._others()

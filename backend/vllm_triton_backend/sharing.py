@@ -42,7 +42,8 @@ from vllm_triton_backend.stats import Stats
 from vllm_triton_backend.watchdog import parent_of
 
 _POLL_SECONDS = 0.2
-# Between the beginnings of the loads of two instances of one model, on a busy host.
+# How long an instance waits for another one of its model to be there. Triton does not start their
+# loads at the same moment, and on a busy host they may be far apart.
 _CONNECT_SECONDS = 120.0
 _LARGEST_PACKET = 4096
 _UNLOADING = {"unloading": True}

@@ -127,8 +127,8 @@ class Deaths:
     def engine_dies_while_streaming(self) -> None:
         """The engine's own process, with ENABLE_VLLM_HEALTH_CHECK "1", which is not "true"."""
         seen = self.seen
-        # At most: a busy host gets many tokens done between two looks of its clients, and a stream
-        # has to be on its way when the engine is killed.
+        # So long, or as many tokens as fit: a stream must still be running when the engine is
+        # killed, and on a busy host many tokens come between two looks of its client.
         request = long_stream(self.grpc, "Say alpha", seconds=60.0)
         full = self.grpc.generate(request.but(stream=False, exclude_input_in_output=True)).text
         processes = self._engine_processes()
@@ -150,7 +150,7 @@ class Deaths:
             endings, ended_at = zip(*[one.result() for one in running], strict=True)
         in_flight = max(endings, key=lambda ending: len(ending.data))
         seconds = max(0.0, *(at - killed_at for at in ended_at))
-        # A Triton that asks no model would be waited for in vain.
+        # An older Triton never asks the model, so there is nothing to wait for.
         patience = NOTICED_SECONDS if self._triton_version() >= ASKS_MODELS else 0.0
         seen["seconds until not ready"] = until(lambda: not self._is_ready(), patience)
         later = self.grpc.until_error(request)
@@ -165,10 +165,11 @@ class Deaths:
         over: threading.Event,
         finished: list[Generation],
     ) -> tuple[Generation, float]:
-        """The first such request that ends with an error, or when all is over; and when it did.
+        """Send the request again and again until one ends with an error or all is over; the answer
+        of that one, and when it ended.
 
-        A kill may take its time (a `docker exec`), so there must be another stream when one ends:
-        it is `finished`.
+        A kill may take a while (a `docker exec`), so whenever a stream ends without an error, it is
+        added to `finished` and another one is started.
         """
         while True:
             with self.grpc.open() as stream:

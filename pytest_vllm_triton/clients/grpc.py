@@ -71,8 +71,9 @@ class GrpcClient:
                 # A channel of its own: tests that kill one connection must not share it.
                 ("grpc.use_local_subchannel_pool", 1),
                 ("grpc.enable_http_proxy", 0),
-                # Of trailers between these two a client refuses some, by chance (8 and 16 KiB by
-                # default). A check must not hang on chance, so they are one.
+                # A client takes all trailers up to the first size (8 KiB by default) and none above
+                # the second (16 KiB); in between it refuses some, at random. A check must not
+                # depend on chance, so both sizes are the same.
                 ("grpc.max_metadata_size", _METADATA_BYTES),
                 ("grpc.absolute_max_metadata_size", _METADATA_BYTES),
             ],
