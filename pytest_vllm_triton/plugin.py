@@ -32,8 +32,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "requirement(*ids): the conformance requirements that this test decides"
     )
-    # This plugin needs pytest-asyncio, which warns everybody who has not set this option. The warning
-    # is of no use to those who do not use it, and ends every run where warnings are errors.
+    # This plugin needs pytest-asyncio, which warns everybody who has not set this option. For
+    # those who do not use it the warning is noise, and where warnings are errors it ends every run.
     warnings.filterwarnings(
         "ignore",
         'The configuration option "asyncio_default_fixture_loop_scope" is unset',
