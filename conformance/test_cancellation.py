@@ -213,16 +213,19 @@ def test_cancelled_unary_request_leaves_the_engine(
 
 @pytest.mark.requirement("CAN-015")
 @UNARY_AND_STREAM
-def test_timeout_of_the_request(engine: OneAtATime, stream: bool) -> None:
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_timeout_of_the_request(engine: OneAtATime, protocol: str, stream: bool) -> None:
     """Half a second, in microseconds, for a request that takes longer.
 
-    Over gRPC: of an HTTP request Triton 24.10 makes no timeout of the parameter.
+    Of an HTTP request Triton 24.10 makes no timeout of the parameter; and the tensor beside it wins
+    over those parameters only that are for sampling.
     """
+    clients: dict[str, GrpcClient | HttpClient] = {"grpc": engine.grpc, "http": engine.http}
     request = LONG.but(stream=stream, parameters={"timeout": 500_000})
     most = 0.5 + CANCEL_NOTICED_SECONDS
     # A host that stands still for seconds makes any one late.
     for _ in range(2):
-        answer = engine.grpc.generate(request)
+        answer = clients[protocol].generate(request)
         expect.that("error", answer.error, bool, "an error")
         engine.expect_free("a request's own timeout")
         if answer.seconds <= most:
@@ -245,15 +248,6 @@ def test_timeouts_of_many(triton_grpc: GrpcClient, vllm_harness: Harness) -> Non
             if response.error is not None:
                 waiting.discard(response.id)
     expect.equal("requests that did not end with an error", waiting, set())
-
-
-@pytest.mark.requirement("CAN-015")
-@UNARY_AND_STREAM
-def test_timeout_over_http(engine: OneAtATime, stream: bool) -> None:
-    """Beside the tensor, which wins over those request parameters only that are for sampling."""
-    answer = engine.http.generate(LONG.but(stream=stream, parameters={"timeout": 1000}))
-    expect.that("error", answer.error, bool, "an error")
-    engine.expect_free("a request's own timeout")
 
 
 @pytest.mark.requirement("ERR-019")

@@ -46,6 +46,8 @@ def test_other_values_do_not_switch_the_check_on(deaths: Seen) -> None:
     engine_death: EngineDeath = deaths["engine death"]
     expect.that("error of a later request", engine_death.later.error, bool, "an error")
     expect.lacks("error of a later request", engine_death.later.error, UNHEALTHY)
+    # What the check does: it unloads the model.
+    expect.different("state in the index", deaths["state after the engine's death"], "UNAVAILABLE")
 
 
 @pytest.mark.requirement("HLT-003")

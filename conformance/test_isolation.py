@@ -84,7 +84,11 @@ def test_killed_server_disturbs_no_other(deaths: Seen) -> None:
 @pytest.mark.requirement("SHM-006")
 def test_stopped_server_disturbs_no_other(plain_life: Seen) -> None:
     """It had the same prefix as the other."""
-    expect.equal("error of the other server", plain_life["other server afterwards"], None)
+    expect.equal(
+        "distinct texts of the other server meanwhile",
+        plain_life["texts of the other server meanwhile"],
+        {plain_life["text of the other server"]},
+    )
     expect.equal(
         "regions of the other server that are gone",
         plain_life["regions of the other server that are gone"],

@@ -256,6 +256,7 @@ def test_sigterm_lets_a_stream_end(plain_life: Seen) -> None:
         seen["seconds until requests are refused"],
         NOTICED_SECONDS,
     )
+    expect.equal("exit code by then", seen["exit code when requests were refused"], None)
 
 
 @pytest.mark.requirement("LIF-013")

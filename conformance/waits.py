@@ -31,7 +31,7 @@ def crowd_deadline(model: ModelUnderTest) -> float | None:
 
 
 def until(is_so: Callable[[], bool], seconds: float) -> float | None:
-    """Seconds until it is so; None if it is not before the deadline."""
+    """Seconds until it was seen to be so; None if no look that began in time saw it."""
     started = time.monotonic()
     while True:
         so = is_so()

@@ -107,11 +107,17 @@ def between(what: str, actual: float | None, low: float, high: float) -> None:
         raise Violation(what, Words(f"from {low} to {high}"), actual)
 
 
+#: By which a look that began in time may end later, on a host that stands still.
+LATE_LOOK_SECONDS = 5.0
+
+
 def happened(what: str, seconds: float | None, waited: float) -> None:
     """It happened while somebody waited so many seconds for it: after ``seconds``, or never
     (None)."""
     if seconds is None:
         raise Violation(what, Words(f"at most {waited:g}"), Words("not yet"))
+    if seconds > waited + LATE_LOOK_SECONDS:
+        raise Violation(what, Words(f"at most {waited:g}"), seconds)
 
 
 class Raised(Generic[E]):

@@ -154,6 +154,7 @@ class Deaths:
         patience = NOTICED_SECONDS if self._triton_version() >= ASKS_MODELS else 0.0
         seen["seconds until not ready"] = until(lambda: not self._is_ready(), patience)
         later = self.grpc.until_error(request)
+        seen["state after the engine's death"] = self._state()
         seen["engine death"] = EngineDeath(endings, in_flight, finished, seconds, later, full)
         until(lambda: not living(processes), GONE_SECONDS)
         seen["left of a killed engine"] = living(processes)

@@ -6,11 +6,7 @@ import signal
 
 from tritonclient.grpc import service_pb2
 
-from pytest_vllm_triton.clients import (
-    Generation,
-    GrpcClient,
-    HttpClient,
-)
+from pytest_vllm_triton.clients import GrpcClient, HttpClient
 from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.launchers.flags import EXIT_TIMEOUT_SECONDS
@@ -21,8 +17,16 @@ from ..extra_models import config_with
 from ..metrics_page import page_with_lines
 from ..processes import Footprint, living
 from ..record import Seen
-from ..traffic import expected_text, first_of, greedy, long_stream, second_oracle, text_or_error
-from ..waits import GONE_SECONDS, NOTICED_SECONDS, PATIENCE, until
+from ..traffic import (
+    Background,
+    expected_text,
+    first_of,
+    greedy,
+    long_stream,
+    second_oracle,
+    text_or_error,
+)
+from ..waits import ANSWER_SECONDS, GONE_SECONDS, NOTICED_SECONDS, PATIENCE, until
 from .second_model import SECOND
 from .shared_host import share_the_host
 
@@ -109,11 +113,23 @@ class PlainLife:
 
     def sigterm_while_streaming(self) -> None:
         seen = self.seen
+        with GrpcClient(self.shared.endpoints.grpc, self.model) as bystander:
+            request = greedy("tango", 64, stream=True)
+            seen.look("text of the other server", lambda: bystander.generate(request).ok().text)
+            with Background(bystander, request) as streams:
+                self._sigterm_while_streaming()
+        seen["texts of the other server meanwhile"] = streams.texts
+
+    def _sigterm_while_streaming(self) -> None:
+        seen = self.seen
         handle = self.handle
         footprint = Footprint.of(handle)
         others = self.shared.regions_of(self.shared.processes())
         own = footprint.regions - self.regions_before - others
-        with self._grpc(SECOND) as streaming, self._grpc(SECOND) as late:
+        with (
+            self._grpc(SECOND) as streaming,
+            GrpcClient(handle.endpoints.grpc, SECOND, deadline=ANSWER_SECONDS) as late,
+        ):
             # And connects before the server shuts down. Short enough for a server that drains.
             request = long_stream(late, "mars", seconds=5.0)
             with streaming.open() as stream:
@@ -122,16 +138,14 @@ class PlainLife:
                 answers = iter(stream)
                 responses = [first_of(answers)]
                 handle.send_signal(signal.SIGTERM)
-                refused: list[Generation | Exception] = []
-
-                def is_refused() -> bool:
-                    try:
-                        refused.append(late.generate(greedy("mars", 1)))
-                    except Exception as error:
-                        refused.append(error)
-                    return isinstance(refused[-1], Exception) or refused[-1].error is not None
-
-                seen["seconds until requests are refused"] = until(is_refused, NOTICED_SECONDS)
+                # One that is not answered at all is not refused.
+                seen.look(
+                    "seconds until requests are refused",
+                    lambda: until(
+                        lambda: late.generate(greedy("mars", 1)).error is not None, NOTICED_SECONDS
+                    ),
+                )
+                seen["exit code when requests were refused"] = handle.exit_code()
                 seen.look("stream during the shutdown", lambda: [*responses, *answers])
                 seen["stream expected"] = expected_text(self.oracle, request)
         ended = until(lambda: handle.exit_code() is not None, EXIT_TIMEOUT_SECONDS + GONE_SECONDS)
@@ -145,8 +159,6 @@ class PlainLife:
         seen["regions of the other server that are gone"] = sorted(
             others - set(self.shared.regions_left(others))
         )
-        with GrpcClient(self.shared.endpoints.grpc, self.model) as bystander:
-            seen["other server afterwards"] = bystander.generate(greedy("tango", 8)).error
 
     def _http(self, model: str) -> HttpClient:
         return HttpClient(self.handle.endpoints.http, model, deadline=PATIENCE)
