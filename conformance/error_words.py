@@ -8,3 +8,5 @@ CLIENTS_MISTAKE = ("INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED")
 UNHEALTHY = "Model is unavailable due to unhealthy vLLM engine"
 # What the server says of a model that is not loaded any more.
 NO_VERSIONS = "has no available versions"
+# A regular expression for a prompt or an input that does not fit.
+TOO_LONG = r"(?i)length|long|exceed|too many"

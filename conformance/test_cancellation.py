@@ -31,7 +31,7 @@ from pytest_vllm_triton.clients import (
 from pytest_vllm_triton.clients.grpc import infer_request
 from pytest_vllm_triton.clients.http import http_body
 from pytest_vllm_triton.launchers.base import ServerHandle
-from pytest_vllm_triton.models.under_test import ModelUnderTest, other_known_answer_model
+from pytest_vllm_triton.models.under_test import ModelUnderTest
 from pytest_vllm_triton.servers.harness import Harness
 from pytest_vllm_triton.verdicts import untested
 
@@ -41,7 +41,17 @@ from .logs import log_of
 from .marks import UNARY_AND_STREAM
 from .metrics_page import MetricsPage, settled_page
 from .processes import serving_pids
-from .traffic import STREAM_TOKENS, at_once, expect_told_alike, first_of, greedy
+from .traffic import (
+    STREAM_TOKENS,
+    at_once,
+    by_id,
+    expect_told_alike,
+    first_of,
+    greedy,
+    on_one_stream,
+    pieces,
+    second_oracle,
+)
 from .waits import GONE_SECONDS, until
 
 # tritonclient's own channels would go through a proxy of the user's.
@@ -49,6 +59,8 @@ NO_PROXY = [("grpc.enable_http_proxy", 0)]
 # Where the requirement says 2 s, and where it says 5 s or nothing.
 CANCEL_NOTICED_SECONDS = 2.0
 ABORTED_SECONDS = 5.0
+# A call that its client cancelled ends at once, without the server.
+CALL_ENDED_SECONDS = 1.0
 STREAM_DEADLINE = 60.0
 PROMPT = "mercury"
 SHORT = GenerateRequest(PROMPT, sampling={"temperature": 0, "max_tokens": 4})
@@ -161,9 +173,7 @@ def engine(
 ) -> OneAtATime:
     if pace.long_seconds < 2 * CANCEL_NOTICED_SECONDS:
         untested(f"the long request takes {pace.long_seconds:.1f} s here: too short to tell")
-    oracle = other_known_answer_model().known_answer
-    assert oracle is not None
-    text = oracle.answer(PROMPT, max_tokens=4).text
+    text = second_oracle().answer(PROMPT, max_tokens=4).text
     client = triton_grpc.for_model(alternate_model)
     # Waits for what an earlier check may have left in the engine, and takes what it may have left
     # in the backend.
@@ -189,7 +199,9 @@ def test_unary_call_ends_as_cancelled(engine: OneAtATime) -> None:
         client.async_stream_infer(engine.grpc.model, _triton_inputs(LONG), request_id="1")
         wait_until_busy(engine)
         client.stop_stream(cancel_requests=True)
-        result, error = results.get(timeout=1.0)
+        seconds = until(lambda: not results.empty(), CALL_ENDED_SECONDS)
+        expect.happened("seconds until the call ends", seconds, CALL_ENDED_SECONDS)
+        result, error = results.get()
     expect.equal("result", result, None)
     expect.that(
         "error", error, lambda e: e is not None and "CANCELLED" in str(e.status()), "CANCELLED"
@@ -239,15 +251,12 @@ def test_timeouts_of_many(triton_grpc: GrpcClient, vllm_harness: Harness) -> Non
     needs_many_sequences(vllm_harness)
     needs_context(vllm_harness, TIMED_TOKENS + 100)
     request = greedy(PROMPT, TIMED_TOKENS, stream=True).but(parameters={"timeout": 500_000})
-    waiting = {str(index) for index in range(TIMED)}
-    with triton_grpc.open(deadline=STREAM_DEADLINE) as stream:
-        for name in sorted(waiting):
-            stream.send(request.but(id=name))
-        stream.half_close()
-        for response in stream:
-            if response.error is not None:
-                waiting.discard(response.id)
-    expect.equal("requests that did not end with an error", waiting, set())
+    requests = {str(index): request for index in range(TIMED)}
+    answers = on_one_stream(triton_grpc, requests, STREAM_DEADLINE)
+    went_on = [
+        name for name, responses in answers.items() if all(r.error is None for r in responses)
+    ]
+    expect.equal("requests that did not end with an error", went_on, [])
 
 
 @pytest.mark.requirement("ERR-019")
@@ -419,20 +428,16 @@ def test_the_others_go_on(triton_grpc: GrpcClient, vllm_model: ModelUnderTest) -
     requests = [GenerateRequest(p, stream=True, sampling=sampling) for p in prompts]
     baseline = [triton_grpc.generate(request).text for request in requests[1:]]
     with triton_grpc.open() as doomed, triton_grpc.open() as others:
-        for request, name in zip(requests[1:], "123", strict=True):
+        names = ("1", "2", "3")
+        for request, name in zip(requests[1:], names, strict=True):
             others.send(request.but(id=name))
         others.half_close()
         doomed.send(requests[0].but(id="1"))
         first_of(doomed)
         doomed.cancel()
-        texts = {"1": "", "2": "", "3": ""}
-        for response in others:
-            expect.equal("error of another request", response.error, None)
-            expect.one_of("id of a response", response.id, texts)
-            texts[response.id] += response.text
-    expect_told_alike(
-        "texts of the other requests", vllm_model, requests[1:], [*texts.values()], baseline
-    )
+        answers = by_id(others, names)
+    texts = ["".join(pieces(responses)) for responses in answers.values()]
+    expect_told_alike("texts of the other requests", vllm_model, requests[1:], texts, baseline)
 
 
 @pytest.mark.requirement("CAN-010")

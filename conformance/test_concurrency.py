@@ -18,7 +18,15 @@ from .experiments.second_model import QUEUE
 from .extra_models import ONE_VECTOR
 from .metrics_page import metrics_page
 from .record import Seen
-from .traffic import at_once, expect_told_alike, first_of, greedy, text_or_error
+from .traffic import (
+    at_once,
+    expect_told_alike,
+    first_of,
+    greedy,
+    on_one_stream,
+    pieces,
+    text_or_error,
+)
 from .waits import crowd_deadline, until
 
 # More than any pool of threads or queue of a backend is likely to hold.
@@ -63,24 +71,24 @@ def test_engine_takes_a_crowd(
     needs_many_sequences(vllm_harness)
     # Short ones may have ended, on a fast GPU, before a backend that stood still took the last.
     for tokens in (250, 500, 1000):
-        began: dict[str, float] = {}
-        ended: dict[str, float] = {}
-        with triton_grpc.open(deadline=crowd_deadline(vllm_model)) as stream:
-            for index in range(ENGINE_CROWD):
-                stream.send(greedy(f"number {index}", tokens, stream=True).but(id=str(index)))
-            stream.half_close()
-            for response in stream:
-                expect.equal("error", response.error, None)
-                began.setdefault(response.id, response.at)
-                ended[response.id] = response.at
-        expect.equal("streams that were answered", len(ended), ENGINE_CROWD)
-        if max(began.values()) <= min(ended.values()):
+        requests = {
+            str(index): greedy(f"number {index}", tokens, stream=True)
+            for index in range(ENGINE_CROWD)
+        }
+        answers = on_one_stream(triton_grpc, requests, crowd_deadline(vllm_model)).values()
+        errors = [one.error for responses in answers for one in responses if one.error is not None]
+        expect.equal("errors", errors, [])
+        answered = [responses for responses in answers if responses]
+        expect.equal("streams that were answered", len(answered), ENGINE_CROWD)
+        last_began = max(responses[0].at for responses in answered)
+        first_ended = min(responses[-1].at for responses in answered)
+        if last_began <= first_ended:
             break
     expect.between(
         "seconds until the last stream began, of those until the first one ended",
-        max(began.values()),
+        last_began,
         0,
-        min(ended.values()),
+        first_ended,
     )
 
 
@@ -113,20 +121,15 @@ def test_three_hundred_at_once(triton_grpc: GrpcClient, vllm_model: ModelUnderTe
         for i in range(CROWD)
     ]
     alone = [triton_grpc.generate(request).text for request in asked[: len(words)]]
-    texts = dict.fromkeys(map(str, range(CROWD)), "")
-    ended = set()
-    with triton_grpc.open(deadline=crowd_deadline(vllm_model)) as stream:
-        for index, request in enumerate(asked):
-            stream.send(request.but(id=str(index), stream=index % 2 == 0))
-        stream.half_close()
-        for response in stream:
-            expect.equal("error", response.error, None)
-            texts[response.id] += response.text
-            if response.final:
-                ended.add(response.id)
+    requests = {
+        str(index): request.but(stream=index % 2 == 0) for index, request in enumerate(asked)
+    }
+    answers = on_one_stream(triton_grpc, requests, crowd_deadline(vllm_model)).values()
+    texts = ["".join(pieces(responses)) for responses in answers]
+    ended = [responses for responses in answers if any(one.final for one in responses)]
     expect.equal("requests that were answered to the end", len(ended), CROWD)
     if vllm_model.known_answer is not None:
-        expect.equal("texts, by request", [*texts.values()], alone * (CROWD // len(words)))
+        expect.equal("texts, by request", texts, alone * (CROWD // len(words)))
 
 
 @pytest.mark.requirement("CON-001")

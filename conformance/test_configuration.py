@@ -14,7 +14,7 @@ from pytest_vllm_triton.clients.repository import ModelRepository
 from pytest_vllm_triton.errors import ServerFailed
 from pytest_vllm_triton.gpus import MemoryUnknown
 from pytest_vllm_triton.launchers.base import ModelSpec, ServerHandle
-from pytest_vllm_triton.models.under_test import known_answer_model, other_known_answer_model
+from pytest_vllm_triton.models.under_test import known_answer_model
 from pytest_vllm_triton.servers.harness import Harness
 from pytest_vllm_triton.transcript import Transcript
 from pytest_vllm_triton.verdicts import untested
@@ -24,6 +24,7 @@ from .extra_models import config_with
 from .metrics_page import NO_METRICS_SECONDS, page_with_lines
 from .record import Seen
 from .strict_server import HUB_ARCHITECTURE, HUB_ID, StrictServer
+from .traffic import second_oracle
 from .waits import until
 
 # Seconds that an engine may take to give its memory back.
@@ -256,11 +257,9 @@ def test_prompts_are_cached_by_default(triton_http: HttpClient, alternate_model:
 def test_another_model_value_serves_that_model(
     triton_http: HttpClient, alternate_model: str
 ) -> None:
-    oracle = other_known_answer_model().known_answer
-    assert oracle is not None
     request = GenerateRequest("mercury", sampling={"temperature": 0}, exclude_input_in_output=True)
     answer = triton_http.for_model(alternate_model).generate(request)
-    expect.equal("text_output", answer.text, oracle.answer("mercury").text)
+    expect.equal("text_output", answer.text, second_oracle().answer("mercury").text)
 
 
 @pytest.mark.requirement("CFG-006")

@@ -14,13 +14,14 @@ from pytest_vllm_triton import expect
 from pytest_vllm_triton.clients import Generate, GenerateRequest, Generation, GrpcClient, HttpClient
 from pytest_vllm_triton.launchers.base import ServerHandle
 
-from .error_words import NO_VERSIONS, UNHEALTHY
+from .error_words import NO_VERSIONS, TOO_LONG, UNHEALTHY
 from .extra_models import ENCODER, ENCODER_MAX_LEN, ExtraModel
 from .logs import expect_not_logged
 from .metered_traffic import LATENCIES
 from .metrics_page import grown_page, page_with_lines, quiet_page
 from .processes import is_stub, kill_engine
 from .tiny_encoder import DIMENSIONS, HIDDEN
+from .traffic import on_one_stream, pieces
 from .waits import GONE_SECONDS, UNLOAD_SECONDS, until
 
 TEXT = "the quick brown fox"
@@ -50,10 +51,7 @@ def vector_of(answer: Generation) -> list[float]:
 
 def vector_in(text: str) -> list[float]:
     """The vector that a text_output writes."""
-    try:
-        vector = json.loads(text)
-    except ValueError as error:
-        raise expect.Violation("text_output", expect.Words(f"JSON ({error})"), text) from None
+    vector = expect.json_value("text_output", text)
     numbers = isinstance(vector, list) and all(type(item) is float for item in vector)
     expect.that("text_output", vector, lambda _: numbers, "a list of numbers")
     # As a float32 has them: rounded ones, or those of half precision, lose the order of near texts.
@@ -200,7 +198,7 @@ def test_what_is_no_token_id(generate: Generate, given: list[Any]) -> None:
 @pytest.mark.parametrize("given", [[5] * (ENCODER_MAX_LEN + 9), "a " * (ENCODER_MAX_LEN + 9)])
 def test_input_longer_than_the_limit(generate: Generate, given: Any) -> None:
     error = generate(embedding(given)).failed()
-    expect.matches("error", error, rf"(?i)length|long|exceed|too many|{ENCODER_MAX_LEN}")
+    expect.matches("error", error, rf"{TOO_LONG}|{ENCODER_MAX_LEN}")
     expect.clean_error(error)
     expect.equal("error of the next request", generate(embedding(TEXT)).error, None)
 
@@ -222,17 +220,13 @@ def test_odd_embedding_request(generate: Generate, request_: GenerateRequest) ->
 def test_many_at_once(triton_grpc: GrpcClient, embedding_model: str) -> None:
     """32 on one stream, every second one as token ids: each vector belongs to its own text."""
     texts = [f"number {chr(ord('a') + index % 26) * (1 + index)}" for index in range(32)]
-    vectors: dict[str, list[float]] = {}
-    with triton_grpc.for_model(embedding_model).open() as stream:
-        for index, text in enumerate(texts):
-            given = ENCODER.tokenize(text) if index % 2 else text
-            stream.send(embedding(given).but(id=str(index)))
-        stream.half_close()
-        for response in stream:
-            expect.equal("error", response.error, None)
-            vectors[response.id] = vector_in(response.text)
-    for index, text in enumerate(texts):
-        actual = vectors.get(str(index), [])
+    requests = {
+        str(index): embedding(ENCODER.tokenize(text) if index % 2 else text)
+        for index, text in enumerate(texts)
+    }
+    answers = on_one_stream(triton_grpc.for_model(embedding_model), requests).values()
+    for text, responses in zip(texts, answers, strict=True):
+        actual = vector_in("".join(pieces(responses)))
         close(f"the vector of {text!r}", actual, ENCODER.embed(ENCODER.tokenize(text)))
 
 

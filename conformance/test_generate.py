@@ -33,7 +33,7 @@ def test_first_inference_of_the_readme(triton_http: HttpClient) -> None:
     answer = triton_http.request("POST", triton_http.path("generate"), json_body=body)
     expect.equal("HTTP status", answer.status, 200)
     expect.equal("Content-Type", answer.headers.get("content-type"), "application/json")
-    value = answer.json()
+    value = answer.json_object()
     expect.equal("keys", sorted(value), ["model_name", "model_version", "text_output"])
     expect.equal("model_name", value["model_name"], triton_http.model)
     expect.matches("model_version", value["model_version"], r"^\d+$")
@@ -44,7 +44,7 @@ def expect_elements(client: GrpcClient, n: int, *, stream: bool) -> None:
     """Over HTTP the shape does not show: generate writes an array of one element as a scalar."""
     sampling = {**HOT, "n": n, "max_tokens": 4}
     for response in client.generate(ONE.but(stream=stream, sampling=sampling)).ok().data:
-        tensor = response.outputs["text_output"]
+        tensor = response.tensor("text_output")
         expect.equal("datatype and shape", (tensor.datatype, tensor.shape), ("BYTES", (n,)))
 
 
@@ -236,7 +236,7 @@ def test_no_id_is_echoed_without_one(triton_http: HttpClient) -> None:
         body = {"text_input": PROMPT, **extra}
         answer = triton_http.request("POST", triton_http.path("generate"), json_body=body)
         expect.equal("HTTP status", answer.status, 200)
-        expect.that("keys", sorted(answer.json()), lambda keys: "id" not in keys, "no id")
+        expect.that("keys", sorted(answer.json_object()), lambda keys: "id" not in keys, "no id")
 
 
 @pytest.mark.requirement("GEN-023")
@@ -281,7 +281,7 @@ def test_inputs_inside_parameters(triton_http: HttpClient) -> None:
     )
     expect.equal("HTTP status", (flat.status, nested.status), (200, 200))
     expect.equal("body with nested inputs", nested.json(), flat.json())
-    expect.equal("num_output_tokens", flat.json().get("num_output_tokens"), 7)
+    expect.equal("num_output_tokens", flat.json_object().get("num_output_tokens"), 7)
 
 
 @pytest.mark.requirement("GEN-026")

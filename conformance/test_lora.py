@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -38,7 +39,7 @@ from .extra_models import (
 from .logs import expect_not_logged
 from .metered_traffic import sent
 from .record import Seen
-from .traffic import first_of
+from .traffic import by_id, first_of, on_one_stream, pieces
 from .waits import NOTICED_SECONDS, until
 
 PROMPT = "Say alpha"
@@ -218,22 +219,13 @@ def test_tensor_without_adapter_wins(generate: Generate) -> None:
 def test_adapters_do_not_mix(triton_grpc: GrpcClient, lora_model: str) -> None:
     """24 requests at once: base model and two adapters in turn, streamed and not."""
     asked_for = [(None, "backwards", "leaps")[index % 3] for index in range(24)]
-    with triton_grpc.for_model(lora_model).open() as stream:
-        for index, adapter in enumerate(asked_for):
-            streamed = index % 2 == 1
-            stream.send(
-                asked(
-                    adapter,
-                    id=str(index),
-                    stream=streamed,
-                    exclude_input_in_output=None if streamed else True,
-                )
-            )
-        stream.half_close()
-        texts = dict.fromkeys(map(str, range(len(asked_for))), "")
-        for response in stream:
-            expect.equal("error", response.error, None)
-            texts[response.id] += response.text
+    requests = {}
+    for index, adapter in enumerate(asked_for):
+        streamed = index % 2 == 1
+        exclude = None if streamed else True
+        requests[str(index)] = asked(adapter, stream=streamed, exclude_input_in_output=exclude)
+    answers = on_one_stream(triton_grpc.for_model(lora_model), requests)
+    texts = {name: "".join(pieces(responses)) for name, responses in answers.items()}
     expected = {str(index): text_with(adapter) for index, adapter in enumerate(asked_for)}
     expect.equal("texts by request", texts, expected)
 
@@ -245,11 +237,8 @@ def test_adapters_that_are_loaded_at_the_same_time(
     """No other check uses these two: both are loaded for the first requests here."""
     client = triton_grpc.for_model(lora_model)
     for _ in range(2):
-        with client.open() as stream:
-            for adapter in LATE_ADAPTERS:
-                stream.send(asked(adapter, id=adapter))
-            stream.half_close()
-            texts = {response.id: response.error or response.text for response in stream}
+        answers = on_one_stream(client, {adapter: asked(adapter) for adapter in LATE_ADAPTERS})
+        texts = {adapter: "".join(pieces(responses)) for adapter, responses in answers.items()}
         expect.equal(
             "texts by request", texts, {adapter: text_with(adapter) for adapter in LATE_ADAPTERS}
         )
@@ -404,26 +393,28 @@ def test_bad_adapter_fails_alone(
         sampling={"temperature": 0, "max_tokens": 400, "ignore_eos": True}
     )
     expected = client.generate(running).text
-    texts = {"running": "", "after": ""}
-    errors: dict[str, str] = {}
     try:
         with client.open() as stream:
             responses = iter(stream)
             stream.send(running)
-            texts["running"] += first_of(responses).text
+            first = first_of(responses)
             stream.send(asked(adapter, id="bad"))
             stream.send(asked("leaps", id="after"))
             stream.half_close()
-            for response in responses:
-                if response.error is not None:
-                    errors[response.id] = response.error
-                else:
-                    texts[response.id] += response.text
-        expect.equal("requests with an error", sorted(errors), ["bad"])
-        expect.clean_error(errors["bad"])
-        expect.equal(
-            "texts of the others", texts, {"running": expected, "after": text_with("leaps")}
-        )
+            answers = by_id(itertools.chain([first], responses), ("running", "bad", "after"))
+        errors = {
+            name: [one.error for one in received if one.error is not None]
+            for name, received in answers.items()
+        }
+        expect.equal("requests with an error", [name for name in errors if errors[name]], ["bad"])
+        for error in errors["bad"]:
+            expect.clean_error(error)
+        texts = {
+            name: "".join(one.text for one in received if one.error is None)
+            for name, received in answers.items()
+        }
+        told = {"running": expected, "bad": "", "after": text_with("leaps")}
+        expect.equal("texts by request", texts, told)
         # What was noted of the first attempt must not take it for loaded.
         expect.clean_error(client.generate(asked(adapter)).failed())
         expect.equal("text of a later request", client.generate(asked(None)).text, text_with(None))

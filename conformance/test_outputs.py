@@ -6,7 +6,6 @@ import itertools
 import json
 import random
 from collections import defaultdict
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from pytest_vllm_triton.clients import (
     Response,
     Tensor,
 )
+from pytest_vllm_triton.clients.http import to_generation
 from pytest_vllm_triton.known_answer import KnownAnswer
 from pytest_vllm_triton.models.under_test import ModelUnderTest
 from pytest_vllm_triton.servers.harness import Harness
@@ -29,6 +29,7 @@ from pytest_vllm_triton.verdicts import untested
 from .base_requests import nonempty_text
 from .engine_limits import needs_context
 from .marks import UNARY_AND_STREAM
+from .traffic import on_one_stream
 
 PROMPT = "The capital of France is"
 ADDITIONAL = (
@@ -62,21 +63,6 @@ def expect_type(answer: Generation, name: str, datatype: str) -> None:
     tensors = [response.outputs.get(name, Tensor([])) for response in answer.ok().data]
     shown = {(tensor.datatype, tensor.shape) for tensor in tensors}
     expect.equal(f"datatype and shape of {name}", shown, {(datatype, (1,))})
-
-
-def on_one_stream(
-    client: GrpcClient, requests: Mapping[str, GenerateRequest]
-) -> dict[str, list[Response]]:
-    """The responses to requests that are sent all at once; by id."""
-    found: dict[str, list[Response]] = {name: [] for name in requests}
-    with client.open() as stream:
-        for name, request in requests.items():
-            stream.send(request.but(id=name))
-        stream.half_close()
-        for response in stream:
-            expect.one_of(f"id of a response ({response.error})", response.id, list(found))
-            found[response.id].append(response)
-    return found
 
 
 def crowd(client: GrpcClient) -> dict[str, tuple[GenerateRequest, list[Response]]]:
@@ -120,7 +106,7 @@ def test_flags_are_those_of_the_request(triton_grpc: GrpcClient) -> None:
 @pytest.mark.requirement("OUT-002")
 def test_finish_reason_length(triton_grpc: GrpcClient) -> None:
     answer = triton_grpc.generate(asking(False, "finish_reason"))
-    tensor = answer.ok().data[0].outputs["finish_reason"]
+    tensor = answer.ok().data[0].tensor("finish_reason")
     expect.equal("datatype and shape", (tensor.datatype, tensor.shape), ("BYTES", (1,)))
     expect.equal("finish_reason", tensor.values, ["length"])
 
@@ -466,7 +452,7 @@ def test_num_input_tokens_has_its_declared_shape(
     alone = triton_grpc.generate(asking(False, "num_input_tokens")).last("num_input_tokens")
     request = asking(stream, "num_input_tokens", temperature=2.0, n=n)
     for response in triton_grpc.generate(request).ok().data:
-        tensor = response.outputs["num_input_tokens"]
+        tensor = response.tensor("num_input_tokens")
         expect.equal("datatype and shape", (tensor.datatype, tensor.shape), ("UINT32", (1,)))
         expect.equal("num_input_tokens", tensor.values, [alone])
 
@@ -542,7 +528,7 @@ def test_http_outputs_are_scalars(triton_http: HttpClient) -> None:
     }
     answer = triton_http.request("POST", triton_http.path("generate"), json_body=body)
     expect.equal("HTTP status", answer.status, 200)
-    value = answer.json()
+    value = answer.json_object()
     types = {name: type(value.get(name)) for name in ADDITIONAL}
     expect.equal(
         "types",
@@ -555,7 +541,8 @@ def test_http_outputs_are_scalars(triton_http: HttpClient) -> None:
             "num_output_tokens": int,
         },
     )
-    expect.equal("entries of logprobs", len(json.loads(value["logprobs"])), 5)
+    entries = to_generation(GenerateRequest(PROMPT), answer).logprobs()
+    expect.equal("entries of logprobs", len(entries), 5)
 
 
 @pytest.mark.requirement("OUT-015")
@@ -616,7 +603,7 @@ def test_outputs_of_n_sequences_are_aligned(
     for seed in range(300, 400, 10):
         together = triton_grpc.generate(asking(stream, *per_sequence, **hot, n=2, seed=seed))
         for name in ("text_output", *per_sequence):
-            shapes = {response.outputs[name].shape for response in together.ok().data}
+            shapes = {response.tensor(name).shape for response in together.ok().data}
             expect.equal(f"shapes of {name}", shapes, {(2,)})
         ends: list[str] = []
         for index in range(2):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 
 import pytest
@@ -13,16 +12,20 @@ from pytest_vllm_triton.clients import (
     GenerateRequest,
     GrpcClient,
     HttpClient,
-    Response,
 )
-from pytest_vllm_triton.clients.http import http_body, text_of_event
+from pytest_vllm_triton.clients.http import (
+    fields_of_event,
+    http_body,
+    text_of_event,
+    to_generation,
+)
 from pytest_vllm_triton.known_answer import KnownAnswer
 from pytest_vllm_triton.models.under_test import ModelUnderTest
 from pytest_vllm_triton.servers.harness import Harness
 
 from .base_requests import PROMPT
 from .engine_limits import needs_context
-from .traffic import first_of, words_of
+from .traffic import first_of, on_one_stream, pieces, words_of
 from .waits import crowd_deadline
 
 FORTY_TOKENS = {"temperature": 0, "max_tokens": 40, "ignore_eos": True}
@@ -49,7 +52,7 @@ def test_server_sent_events(triton_http: HttpClient) -> None:
     expect.equal("bytes outside of events", answer.content.replace(joined, b"", 1), b"")
     for _, event in answer.events:
         expect.that("event", event, lambda e: e.startswith(b"data: {"), "data: {json}")
-        keys = json.loads(event.removeprefix(b"data: ")).keys()
+        keys = fields_of_event(event).keys()
         for key in ("model_name", "model_version", "text_output"):
             expect.contains("keys of an event", keys, key)
 
@@ -158,16 +161,10 @@ def test_responses_hold_few_tokens(
     """Longer and longer texts until one comes in many responses, as above."""
     seen = []
     for count in (200, 400, 800):
-        responses = dict.fromkeys(map(str, range(streams)), 0)
         sampling = {"temperature": 0, "max_tokens": count, "ignore_eos": True}
-        with triton_grpc.open(deadline=crowd_deadline(vllm_model)) as stream:
-            for name in responses:
-                stream.send(STREAM.but(sampling=sampling, id=name))
-            stream.half_close()
-            for response in stream:
-                expect.equal("error", response.error, None)
-                responses[response.id] += bool(response.text)
-        fewest = min(responses.values())
+        requests = dict.fromkeys(map(str, range(streams)), STREAM.but(sampling=sampling))
+        answers = on_one_stream(triton_grpc, requests, crowd_deadline(vllm_model))
+        fewest = min(sum(map(bool, pieces(responses))) for responses in answers.values())
         if fewest >= count / tokens:
             return
         seen.append(f"{count} tokens in {fewest} responses")
@@ -200,7 +197,7 @@ def test_early_failure_is_an_error_status(triton_http: HttpClient) -> None:
     malformed = triton_http.request("POST", path, content=b'{"text_input": ')
     expect.between("HTTP status of malformed JSON", malformed.status, 400, 599)
     expect.equal(
-        "Content-Type of malformed JSON", malformed.headers["content-type"], "application/json"
+        "Content-Type of malformed JSON", malformed.headers.get("content-type"), "application/json"
     )
 
 
@@ -258,19 +255,12 @@ def test_two_requests_on_one_stream(triton_grpc: GrpcClient, vllm_model: ModelUn
         key: triton_grpc.generate(UNARY.but(text_input=prompt)).text
         for key, prompt in prompts.items()
     }
-    responses: dict[str, list[Response]] = {key: [] for key in prompts}
-    with triton_grpc.open() as stream:
-        for key, prompt in prompts.items():
-            stream.send(STREAM.but(text_input=prompt, id=key, returns=("num_output_tokens",)))
-        stream.half_close()
-        for response in stream:
-            expect.one_of("request id", response.id, list(prompts))
-            responses[response.id].append(response)
-    for key, received in responses.items():
-        text = "".join(response.text for response in received)
+    counted = STREAM.but(returns=("num_output_tokens",))
+    requests = {key: counted.but(text_input=prompt) for key, prompt in prompts.items()}
+    for key, received in on_one_stream(triton_grpc, requests).items():
         expect.equal(
             f"joined text_output of request {key}",
-            vllm_model.stable_part(text),
+            vllm_model.stable_part("".join(pieces(received))),
             vllm_model.stable_part(expected[key]),
         )
         tokens = sum(response.value("num_output_tokens") for response in received)
@@ -319,15 +309,16 @@ def test_slow_reader_loses_nothing(
     request = STREAM.but(sampling=sampling, returns=("num_output_tokens",))
     body = json.dumps(http_body(request)).encode()
     with triton_http.opened("POST", triton_http.path("generate_stream"), body) as stream:
-        events = iter(stream.events())
-        pieces = [*itertools.islice(events, 1)]
+        events = stream.events()
+        first_of(events)
         others = [triton_grpc.generate(request) for _ in range(2)]
-        pieces += events
-    text = "".join(text_of_event(event) for _, event in pieces)
+        for _ in events:
+            pass
+        slow = to_generation(request, stream.answer())
     stable = vllm_model.stable_part
+    text = "".join(pieces(slow.responses))
     expect.equal("text of the slow reader", stable(text), stable(expected))
-    sent = [json.loads(event.removeprefix(b"data: ")) for _, event in pieces]
-    tokens = sum(event["num_output_tokens"] for event in sent)
+    tokens = sum(slow.all_values("num_output_tokens"))
     expect.equal("tokens of the slow reader", tokens, sampling["max_tokens"])
     for other in others:
         expect.equal("text of another reader", stable(other.text), stable(expected))
@@ -368,12 +359,9 @@ def test_concurrent_streams_keep_apart(triton_grpc: GrpcClient, known_answer: Kn
         word: known_answer.answer(prompt, max_tokens=12, ignore_eos=True).text
         for word, prompt in prompts.items()
     }
-    texts: dict[str, str] = dict.fromkeys(words, "")
-    with triton_grpc.open() as stream:
-        for word, prompt in prompts.items():
-            stream.send(STREAM.but(text_input=prompt, sampling=sampling, id=word))
-        stream.half_close()
-        for response in stream:
-            expect.one_of(f"id of a response ({response.error})", response.id, words)
-            texts[response.id] += response.text
+    requests = {
+        word: STREAM.but(text_input=prompt, sampling=sampling) for word, prompt in prompts.items()
+    }
+    answers = on_one_stream(triton_grpc, requests)
+    texts = {word: "".join(pieces(responses)) for word, responses in answers.items()}
     expect.equal("joined text_output by request", texts, expected)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from pytest_vllm_triton import expect
-from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient
+from pytest_vllm_triton.clients import GenerateRequest, Generation, GrpcClient, Response
 from pytest_vllm_triton.expect import Violation, Words
 from pytest_vllm_triton.known_answer import KnownAnswer
 from pytest_vllm_triton.models.under_test import ModelUnderTest, other_known_answer_model
@@ -62,6 +62,45 @@ def first_of(responses: Iterable[T]) -> T:
     raise Violation(
         "first response of the stream", Words("one"), Words("the stream ended without a response")
     )
+
+
+def on_one_stream(
+    client: GrpcClient, requests: Mapping[str, GenerateRequest], deadline: float | None = None
+) -> dict[str, list[Response]]:
+    """The responses to requests that are sent all at once, with these ids; by id."""
+    with client.open(deadline=deadline) as stream:
+        for name, request in requests.items():
+            stream.send(request.but(id=name))
+        stream.half_close()
+        return by_id(stream, requests)
+
+
+def by_id(responses: Iterable[Response], ids: Iterable[str]) -> dict[str, list[Response]]:
+    """The responses of a stream up to its end; by the id that they carry.
+
+    Raises:
+        Violation: it is none of those that were sent.
+    """
+    found: dict[str, list[Response]] = {name: [] for name in ids}
+    for response in responses:
+        if response.id not in found:
+            what = f"id of a response (error: {response.error})"
+            raise Violation(what, Words("one that was sent"), response.id)
+        found[response.id].append(response)
+    return found
+
+
+def pieces(responses: Iterable[Response]) -> list[str]:
+    """The text of each response.
+
+    Raises:
+        Violation: one of them is an error.
+    """
+    texts = []
+    for response in responses:
+        expect.equal("error", response.error, None)
+        texts.append(response.text)
+    return texts
 
 
 def text_or_error(answer: Generation | Exception) -> str:

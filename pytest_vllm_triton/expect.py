@@ -6,6 +6,7 @@ whose ``expected`` and ``actual`` the report prints as they are.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -146,6 +147,22 @@ def that(what: str, actual: T, is_right: Callable[[T], bool], expected: str) -> 
     """The predicate holds; ``expected`` says it in words."""
     if not is_right(actual):
         raise Violation(what, Words(expected), actual)
+
+
+def json_value(what: str, content: str | bytes) -> Any:
+    """The content is JSON; returned is its value."""
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise Violation(what, Words(f"JSON ({error})"), content) from None
+
+
+def json_object(what: str, content: str | bytes) -> dict[str, Any]:
+    """The content is a JSON object; returned are its fields."""
+    value = json_value(what, content)
+    if not isinstance(value, dict):
+        raise Violation(what, Words("a JSON object"), content)
+    return value
 
 
 def clean_error(error: str) -> None:

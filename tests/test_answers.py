@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from pytest_vllm_triton import expect
-from pytest_vllm_triton.clients import GenerateRequest, Generation, Response
-from pytest_vllm_triton.clients.http import text_of_event
+from pytest_vllm_triton.clients import GenerateRequest, Generation, HttpAnswer, Response
+from pytest_vllm_triton.clients.http import fields_of_event, text_of_event
 from pytest_vllm_triton.clients.messages import Tensor
 from pytest_vllm_triton.expect import Violation
 
@@ -46,6 +46,8 @@ def test_missing_sequence() -> None:
 def test_missing_output() -> None:
     with pytest.raises(Violation, match="outputs of a response"):
         answer("text_output", "a").last("finish_reason")
+    with pytest.raises(Violation, match="outputs of a response"):
+        answer("text_output", "a").responses[0].tensor("finish_reason")
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "3"])
@@ -68,3 +70,12 @@ def test_event_without_text(event: bytes) -> None:
     assert text_of_event(b'data: {"text_output": "a"}') == "a"
     with pytest.raises(Violation, match="event"):
         text_of_event(event)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"a": "\xff"}', b"[]", b"null"])
+def test_body_that_is_no_object(content: bytes) -> None:
+    assert HttpAnswer(200, {}, b'{"a": 1}', 0.0).json_object() == {"a": 1}
+    with pytest.raises(Violation, match="body"):
+        HttpAnswer(200, {}, content, 0.0).json_object()
+    with pytest.raises(Violation, match="event"):
+        fields_of_event(b"data: " + content)

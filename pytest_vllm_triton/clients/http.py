@@ -20,7 +20,7 @@ from pytest_vllm_triton.clients.messages import (
     Tensor,
     Unanswered,
 )
-from pytest_vllm_triton.expect import Violation, Words
+from pytest_vllm_triton.expect import Violation, Words, json_object, json_value
 from pytest_vllm_triton.plain_http import plain_client
 from pytest_vllm_triton.transcript import Transcript
 
@@ -54,7 +54,15 @@ class HttpAnswer:
         Raises:
             Violation: it is not JSON.
         """
-        return _parse(self.content)
+        return json_value("body", self.content)
+
+    def json_object(self) -> dict[str, Any]:
+        """The fields of the body.
+
+        Raises:
+            Violation: it is not a JSON object.
+        """
+        return json_object("body", self.content)
 
     @property
     def error(self) -> str | None:
@@ -64,10 +72,19 @@ class HttpAnswer:
             Violation: the body, or an event that is looked at, is not JSON.
         """
         for content in [event for _, event in self.events] or [self.content]:
-            value = _parse(content.removeprefix(_EVENT_PREFIX)) if content else {}
+            value = json_value("body", content.removeprefix(_EVENT_PREFIX)) if content else {}
             if isinstance(value, dict) and "error" in value:
                 return str(value["error"])
         return None
+
+
+def fields_of_event(event: bytes) -> dict[str, Any]:
+    """The fields of a server-sent event.
+
+    Raises:
+        Violation: it is not a JSON object.
+    """
+    return json_object("event", event.removeprefix(_EVENT_PREFIX))
 
 
 def text_of_event(event: bytes) -> str:
@@ -76,8 +93,7 @@ def text_of_event(event: bytes) -> str:
     Raises:
         Violation: it is an error, or of another form.
     """
-    value = _parse(event.removeprefix(_EVENT_PREFIX))
-    text = value.get("text_output") if isinstance(value, dict) else None
+    text = fields_of_event(event).get("text_output")
     if not isinstance(text, str):
         raise Violation("event", Words('data: {…, "text_output": "…"}'), event)
     return text
@@ -253,32 +269,23 @@ def to_generation(request: GenerateRequest, answer: HttpAnswer) -> Generation:
         pieces = [(answer.seconds, answer.content)]
     return Generation(
         request=request,
-        responses=[_response(_parse(content), at) for at, content in pieces],
+        responses=[_response(json_object("body", content), at) for at, content in pieces],
         status=answer.status,
         seconds=answer.seconds,
     )
 
 
-def _response(value: Any, at: float) -> Response:
-    if not isinstance(value, dict):
-        raise Violation("body", Words("a JSON object"), value)
+def _response(fields: Mapping[str, Any], at: float) -> Response:
     outputs = {
-        name: Tensor(field if isinstance(field, list) else [field])
-        for name, field in value.items()
+        name: Tensor(value if isinstance(value, list) else [value])
+        for name, value in fields.items()
         if name not in _NOT_OUTPUTS
     }
     return Response(
         outputs=outputs,
-        error=None if "error" not in value else str(value["error"]),
-        id=str(value.get("id", "")),
+        error=None if "error" not in fields else str(fields["error"]),
+        id=str(fields.get("id", "")),
         at=at,
-        model_name=str(value.get("model_name", "")),
-        model_version=str(value.get("model_version", "")),
+        model_name=str(fields.get("model_name", "")),
+        model_version=str(fields.get("model_version", "")),
     )
-
-
-def _parse(content: bytes) -> Any:
-    try:
-        return json.loads(content)
-    except ValueError as error:
-        raise Violation("body", Words(f"JSON ({error})"), content) from None

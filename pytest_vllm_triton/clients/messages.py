@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from pytest_vllm_triton.expect import Violation, Words
+from pytest_vllm_triton.expect import Violation, Words, json_value
 
 # The type of each output's elements, over either protocol.
 _ELEMENTS: Mapping[str, tuple[type, ...]] = {
@@ -115,15 +115,23 @@ class Response:
     model_name: str = ""
     model_version: str = ""
 
+    def tensor(self, name: str) -> Tensor:
+        """An output as it was sent.
+
+        Raises:
+            Violation: the response lacks it.
+        """
+        if name not in self.outputs:
+            raise Violation(f"outputs of a response (error: {self.error})", name, [*self.outputs])
+        return self.outputs[name]
+
     def values(self, name: str) -> list[Any]:
         """The values of an output.
 
         Raises:
             Violation: the response lacks it, or they are of another type than the contract's.
         """
-        if name not in self.outputs:
-            raise Violation(f"outputs of a response (error: {self.error})", name, [*self.outputs])
-        values = self.outputs[name].values
+        values = self.tensor(name).values
         kinds = _ELEMENTS.get(name, (object,))
         if not all(isinstance(value, kinds) and not isinstance(value, bool) for value in values):
             names = Words(" or ".join(kind.__name__ for kind in kinds))
@@ -242,10 +250,7 @@ Generate: TypeAlias = Callable[[GenerateRequest], Generation]
 
 
 def _logprob_entries(text: str) -> Iterator[dict[str, dict[str, Any]]]:
-    try:
-        entries = json.loads(text)
-    except ValueError:
-        raise Violation("logprobs", Words("JSON"), text) from None
+    entries = json_value("logprobs", text)
     if not isinstance(entries, list):
         raise Violation("logprobs", Words("a JSON list"), text)
     for entry in entries:
