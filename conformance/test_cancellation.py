@@ -28,7 +28,7 @@ from pytest_vllm_triton.clients import (
     HttpClient,
     Unanswered,
 )
-from pytest_vllm_triton.clients.grpc import infer_request
+from pytest_vllm_triton.clients.grpc import NO_PROXY, infer_request
 from pytest_vllm_triton.clients.http import http_body
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.models.under_test import ModelUnderTest
@@ -54,8 +54,6 @@ from .traffic import (
 )
 from .waits import GONE_SECONDS, until
 
-# tritonclient's own channels would go through a proxy of the user's.
-NO_PROXY = [("grpc.enable_http_proxy", 0)]
 # Where the requirement says 2 s, and where it says 5 s or nothing.
 CANCEL_NOTICED_SECONDS = 2.0
 ABORTED_SECONDS = 5.0
@@ -192,7 +190,7 @@ def test_unary_call_ends_as_cancelled(engine: OneAtATime) -> None:
     from tritonclient.utils import InferenceServerException
 
     results: queue.SimpleQueue[tuple[object, InferenceServerException | None]] = queue.SimpleQueue()
-    with InferenceServerClient(engine.grpc.address, channel_args=NO_PROXY) as client:
+    with InferenceServerClient(engine.grpc.address, channel_args=[NO_PROXY]) as client:
         client.start_stream(
             lambda result, error: results.put((result, error)), stream_timeout=STREAM_DEADLINE
         )
@@ -323,7 +321,7 @@ async def test_aio_iterator_cancel(engine: OneAtATime) -> None:
         for _ in range(engine.enough):
             yield {"model_name": engine.grpc.model, "inputs": _triton_inputs(LONG_STREAM)}
 
-    async with InferenceServerClient(engine.grpc.address, channel_args=NO_PROXY) as client:
+    async with InferenceServerClient(engine.grpc.address, channel_args=[NO_PROXY]) as client:
         responses = client.stream_infer(requests(), stream_timeout=STREAM_DEADLINE)
         _, error = await responses.__anext__()
         expect.equal("error of the first response", error, None)
@@ -334,12 +332,12 @@ async def test_aio_iterator_cancel(engine: OneAtATime) -> None:
     await asyncio.to_thread(engine.expect_free, "cancelling an asyncio stream")
 
 
-_DOOMED_CLIENT = """
+_DOOMED_CLIENT = f"""
 import sys
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 import grpc
 message = service_pb2.ModelInferRequest.FromString(sys.stdin.buffer.read())
-channel = grpc.insecure_channel(sys.argv[1], options=[("grpc.enable_http_proxy", 0)])
+channel = grpc.insecure_channel(sys.argv[1], options=[{NO_PROXY!r}])
 stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
 messages = [message] * int(sys.argv[2])
 for response in stub.ModelStreamInfer(iter(messages), timeout=float(sys.argv[3])):

@@ -19,6 +19,8 @@ import pytest
 from tritonclient.grpc import service_pb2_grpc
 
 from pytest_vllm_triton import expect
+from pytest_vllm_triton.clients.grpc import NO_PROXY
+from pytest_vllm_triton.expect import Violation, Words
 from pytest_vllm_triton.known_answer import KnownAnswer
 from pytest_vllm_triton.launchers.base import ServerHandle
 from pytest_vllm_triton.launchers.ports import reserved_ports
@@ -53,7 +55,8 @@ class Run:
     @property
     def sections(self) -> list[str]:
         """What stands between the separators, without the blank lines around."""
-        assert self.results is not None
+        if self.results is None:
+            raise Violation("results file", Words("one"), Words(f"none: {self.stdout!r}"))
         return [section.strip() for section in self.results.split(SEPARATOR)[:-1]]
 
     def passed(self) -> Run:
@@ -87,19 +90,27 @@ class SampleClient:
 
     def run(self, *arguments: str, results: str = "results.txt") -> Run:
         """Run it in a folder that holds prompts.txt; a later flag wins over the defaults."""
-        done = subprocess.run(
-            [sys.executable, str(self.samples / "client.py"), *self._default, *arguments],
-            cwd=self._folder,
-            # A proxy of the user's is no way to a server on this host.
-            env={k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            timeout=SECONDS,
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, str(self.samples / "client.py"), *self._default, *arguments],
+                cwd=self._folder,
+                # A proxy of the user's is no way to a server on this host.
+                env={k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                encoding="utf-8",
+                errors="backslashreplace",
+                timeout=SECONDS,
+            )
+        except subprocess.TimeoutExpired as late:
+            expected = Words(f"its end within {SECONDS:.0f} s")
+            shown = Words(f"none; standard output until then: {late.stdout!r}")
+            raise Violation("sample client", expected, shown) from None
         file = self._folder / results
-        text = file.read_text(encoding="utf-8") if file.is_file() else None
+        text = None
+        if file.is_file():
+            text = file.read_text(encoding="utf-8", errors="backslashreplace")
         return Run(done.returncode, done.stdout, done.stderr, text)
 
     def write(self, name: str, text: str) -> None:
@@ -170,8 +181,8 @@ def test_flags(client: SampleClient, alternate_model: str) -> None:
         ).passed()
         requests = seen.requests()
     expect.equal("models", {request.model_name for request in requests}, {alternate_model})
-    ids = sorted(int(request.id) for request in requests)
-    expect.equal("request ids", ids, list(range(100, 112)))
+    ids = sorted(request.id for request in requests)
+    expect.equal("request ids", ids, [*map(str, range(100, 112))])
     expect.equal("number of sections", len(run.sections), 12)
     for prompt, section in zip(["one", "two", "three", "vier"] * 3, run.sections, strict=True):
         expect.starts_with("section", section, prompt)
@@ -213,6 +224,7 @@ def test_one_refused_prompt_is_a_failure(client: SampleClient, alternate_model: 
     """The second of three is too long for this model; the others are answered all the same."""
     client.write("mixed.txt", "one\n" + "a " * 100_000 + "\nthree\n")
     run = client.run("-m", alternate_model, "--input-prompts", "mixed.txt").failed()
+    expect.that("sections", run.sections, lambda them: len(them) >= 3, "at least 3")
     expect.starts_with("first section", run.sections[0], "one")
     expect.starts_with("third section", run.sections[2], "three")
 
@@ -231,6 +243,7 @@ def test_verbose_and_help(client: SampleClient) -> None:
     for section in run.sections:
         expect.contains("standard output of -v", run.stdout, section)
     plain = client.run().passed()
+    expect.that("sections", plain.sections, bool, "some")
     expect.lacks("standard output without -v", plain.stdout, plain.sections[0])
     usage = client.run("--help")
     expect.equal("exit status of --help", usage.status, 0)
@@ -265,7 +278,7 @@ class Recorder(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
     def __init__(self, server: str, responses: int | None = None) -> None:
         self._responses = responses
         self._kept: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._channel = grpc.insecure_channel(server, options=[("grpc.enable_http_proxy", 0)])
+        self._channel = grpc.insecure_channel(server, options=[NO_PROXY])
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._server = grpc.server(futures.ThreadPoolExecutor(4))
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
@@ -313,4 +326,4 @@ def text_of(request: Any, name: str) -> str:
         if tensor.name == name:
             # One BYTES element: four bytes of length, then the text.
             return bytes(raw[4:]).decode("utf-8")
-    raise expect.Violation("inputs of the request", name, [t.name for t in request.inputs])
+    raise Violation("inputs of the request", name, [t.name for t in request.inputs])

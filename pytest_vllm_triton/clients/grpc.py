@@ -38,6 +38,8 @@ _NUMPY_OF = {
     "FP64": np.float64,
 }
 
+# An option of a channel, or it would go through a proxy of the user's.
+NO_PROXY = ("grpc.enable_http_proxy", 0)
 # What every gRPC client takes, as it is.
 _METADATA_BYTES = 8192
 
@@ -70,7 +72,7 @@ class GrpcClient:
                 ("grpc.max_send_message_length", -1),
                 # A channel of its own: tests that kill one connection must not share it.
                 ("grpc.use_local_subchannel_pool", 1),
-                ("grpc.enable_http_proxy", 0),
+                NO_PROXY,
                 # A client takes all trailers up to the first size (8 KiB by default) and none above
                 # the second (16 KiB); in between it refuses some, at random. A check must not
                 # depend on chance, so both sizes are the same.
