@@ -12,6 +12,11 @@ def suite_dir() -> Path:
     return _first(_PACKAGE / "conformance", _PACKAGE.parent / "conformance")
 
 
+def is_of_suite(module: Path) -> bool:
+    """Whether this file is a module of the conformance suite, and not a user's own tests."""
+    return module.parent == suite_dir()
+
+
 def is_installed() -> bool:
     """Whether this package was installed from a wheel, not linked to a checkout."""
     return suite_dir().parent == _PACKAGE

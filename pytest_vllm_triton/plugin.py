@@ -55,12 +55,11 @@ def pytest_pycollect_makemodule(
     module_path: Path, parent: pytest.Collector
 ) -> pytest.Module | None:
     """The suite's modules are collected by pytest's default names, whatever the user's are."""
-    suite = assets.suite_dir()
-    if module_path.parent != suite:
+    if not assets.is_of_suite(module_path):
         return None
     # Where the suite is installed, the id is the file's name alone. The one that pytest would make
     # contains the path of site-packages, or is empty for files outside of the user's folder.
-    in_checkout = not assets.is_installed() and parent.config.rootpath in suite.parents
+    in_checkout = not assets.is_installed() and parent.config.rootpath in module_path.parents
     nodeid = module_path.name
     if in_checkout:
         nodeid = module_path.relative_to(parent.config.rootpath).as_posix()

@@ -8,6 +8,7 @@ from itertools import combinations_with_replacement
 import pytest
 from plugin_helpers import Report, verdicts
 
+from pytest_vllm_triton import assets
 from pytest_vllm_triton.verdicts import Verdict, combine
 
 Judged = Callable[..., tuple[pytest.RunResult, Report]]
@@ -35,6 +36,30 @@ def test_pass(judged: Judged) -> None:
     ],
 )
 def test_outcome_of_the_call(judged: Judged, body: str, verdict: str, reason: str) -> None:
+    _, report = judged(f"@requirement('GEN-001')\ndef test_it():\n    {body}\n")
+    (row,) = report["requirements"]
+    assert row["verdict"] == verdict
+    assert reason in row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("body", "verdict", "reason"),
+    [
+        ("expect.equal('status', 500, 200)", "FAIL", "status"),
+        ("assert 1 == 2, 'plain'", "ERROR", "AssertionError: plain"),
+        ("raise RuntimeError('broken')", "ERROR", "RuntimeError: broken"),
+    ],
+)
+def test_the_suite_judges_by_violations_alone(
+    judged: Judged,
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    body: str,
+    verdict: str,
+    reason: str,
+) -> None:
+    """Its plain assertions are about itself, unlike those of a user's own tests."""
+    monkeypatch.setattr(assets, "suite_dir", lambda: pytester.path)
     _, report = judged(f"@requirement('GEN-001')\ndef test_it():\n    {body}\n")
     (row,) = report["requirements"]
     assert row["verdict"] == verdict
