@@ -18,6 +18,12 @@ _ENDINGS = (Exception, pytest.skip.Exception)
 _NO_VERDICT = (OSError, RuntimeError, UserError, psutil.Error, pytest.skip.Exception)
 
 
+def _is_no_verdict(ending: BaseException) -> bool:
+    """Whether it says nothing of the backend; a plain assertion is about the suite itself."""
+    is_own = isinstance(ending, AssertionError) and not isinstance(ending, Violation)
+    return is_own or isinstance(ending, _NO_VERDICT)
+
+
 class Seen:
     """What an experiment saw, by name.
 
@@ -64,7 +70,7 @@ class Seen:
             raise self._endings[name]
         for step, ending in self._broken_off.items():
             # Of several, those that are the backend's go first: nothing hides a failure.
-            if not isinstance(ending, _NO_VERDICT):
+            if not _is_no_verdict(ending):
                 reason = f"the experiment broke off at '{step}': {ending}"
                 raise Violation(name, Words("to be seen"), Words(reason))
         for ending in self._broken_off.values():

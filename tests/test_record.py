@@ -79,3 +79,18 @@ def test_what_a_broken_step_did_not_see_fails_the_check(experiment: Experiment) 
     with pytest.raises(Violation, match="broke off at 'second'"):
         ask()
     assert experiment.seen.logs() == "[second]\ntwo\nwithin\n"
+
+
+@pytest.mark.parametrize("error", [AssertionError("own"), OSError("no disk"), KeyError("n/a")])
+def test_what_a_step_breaks_off_with(error: Exception) -> None:
+    """An assertion of the suite's own, or what the host does, is not the backend's failure."""
+    seen = Seen()
+
+    def act() -> None:
+        raise error
+
+    assert not seen.step(act)
+    blames_the_backend = isinstance(error, KeyError)
+    with pytest.raises(Violation if blames_the_backend else type(error)) as raised:
+        seen["never"]
+    assert (raised.value is error) is not blames_the_backend

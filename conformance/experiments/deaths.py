@@ -223,7 +223,8 @@ class Deaths:
         engine = self._engine_processes()
         server = self.handle
         main = server.main_process()
-        assert main is not None
+        if main is None:
+            raise expect.Violation("tritonserver", expect.Words("to run"), expect.Words("ended"))
         regions = server.regions_of(engine) - server.regions_of([main])
         stubs = [process for process in server.processes() if is_stub(process, self.model)]
         if not stubs:
