@@ -111,10 +111,6 @@ class KnownAnswer:
             ) from error
         return list(self.vocabulary.tokenizer.encode(prompt).ids)
 
-    def token_text(self, token_id: int) -> str:
-        """A token's own text, U+FFFD for bytes that are no character by themselves."""
-        return self.vocabulary.token_bytes(token_id).decode("utf-8", "replace")
-
     def successor(self, token_id: int) -> int:
         """The token that greedy decoding puts after `token_id`."""
         return self.successors.next_ids[token_id]
@@ -158,19 +154,6 @@ class KnownAnswer:
         return tuple(
             self._decoded_token(token_ids[max(0, i - _CONTEXT) : i], token_id)
             for i, token_id in enumerate(token_ids)
-        )
-
-    def greedy_probability(self, prompt: str, *, temperature: float, max_tokens: int) -> float:
-        """Probability that sampling at `temperature` gives exactly the greedy answer."""
-        answer = self.answer(prompt, max_tokens=max_tokens)
-        before = [self.tokenize(prompt)[-1], *answer.token_ids[:-1]]
-        return float(
-            np.exp(
-                sum(
-                    self.expected_logprob(previous, token, temperature=temperature)
-                    for previous, token in zip(before, answer.token_ids, strict=True)
-                )
-            )
         )
 
     def choice(self, prompt: str, choices: Sequence[str]) -> str:
@@ -224,60 +207,43 @@ class KnownAnswer:
         """
         prompt_ids = self.tokenize(prompt) if isinstance(prompt, str) else list(prompt)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        self._check_prompt(prompt_ids, max_model_len)
+        _check_limits(max_tokens, min_tokens, stops)
         room = max_model_len - len(prompt_ids)
+        ending = _Ending(
+            limit=room if max_tokens is None else min(max_tokens, room),
+            min_tokens=min_tokens,
+            stops=stops,
+            stop_token_ids=frozenset(stop_token_ids),
+            ignore_eos=ignore_eos,
+            include_stop=include_stop,
+        )
+        token_bytes = self.vocabulary.token_bytes if skip_special_tokens else self._shown_bytes
+        telling = _Telling(ending, Detokenizer(token_bytes, prompt_ids))
+        logprobs = []
+        previous = prompt_ids[-1]
+        while telling.end is None:
+            token = self._best(previous, ending.masked(len(telling.token_ids)))
+            logprobs.append(self.expected_logprob(previous, token))
+            telling.add(token)
+            previous = token
+        finish_reason, stop_reason = telling.end
+        return Answer(
+            text="".join(telling.fragments),
+            token_ids=tuple(telling.token_ids),
+            finish_reason=finish_reason,
+            stop_reason=stop_reason,
+            num_input_tokens=len(prompt_ids),
+            fragments=tuple(telling.fragments),
+            decoded_tokens=self.decoded_tokens(telling.token_ids),
+            logprobs=tuple(logprobs),
+        )
+
+    def _check_prompt(self, prompt_ids: Sequence[int], max_model_len: int) -> None:
         if not prompt_ids or not all(0 <= i < self.vocab_size for i in prompt_ids):
             raise ValueError("a prompt has at least one token, and only tokens of the vocabulary")
-        if room < 1:
+        if max_model_len - len(prompt_ids) < 1:
             raise ValueError(f"a prompt of {len(prompt_ids)} tokens leaves no room to answer")
-        if max_tokens is not None and max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
-        if min_tokens < 0 or (max_tokens is not None and min_tokens > max_tokens):
-            raise ValueError(f"min_tokens must be from 0 to max_tokens, not {min_tokens}")
-        if not all(stops):
-            raise ValueError("stop strings must not be empty")
-
-        limit = room if max_tokens is None else min(max_tokens, room)
-        ends = {*stop_token_ids, *(() if ignore_eos else (EOS,))}
-        # vLLM masks EOS below min_tokens even when EOS is ignored.
-        masked = {*stop_token_ids, EOS}
-        detokenizer = Detokenizer(
-            self.vocabulary.token_bytes if skip_special_tokens else self._shown_bytes, prompt_ids
-        )
-        previous = prompt_ids[-1]
-        token_ids: list[int] = []
-        fragments: list[str] = []
-        logprobs: list[float] = []
-
-        def finished(reason: FinishReason, cause: str | int | None = None) -> Answer:
-            return Answer(
-                "".join(fragments),
-                tuple(token_ids),
-                reason,
-                cause,
-                len(prompt_ids),
-                tuple(fragments),
-                self.decoded_tokens(token_ids),
-                tuple(logprobs),
-            )
-
-        while True:
-            token = self._best(previous, masked if len(token_ids) < min_tokens else ())
-            token_ids.append(token)
-            logprobs.append(self.expected_logprob(previous, token))
-            ended = token in ends
-            fragments.append("" if ended and not include_stop else detokenizer.step(token))
-            if stops and len(token_ids) > min_tokens:
-                found = _find_stop("".join(fragments), len(fragments[-1]), stops)
-                if found is not None:
-                    stop_string, start = found
-                    length = start + len(stop_string) if include_stop else start
-                    fragments = _truncate(fragments, length)
-                    return finished("stop", stop_string)
-            if ended:
-                return finished("stop", None if token == EOS and not ignore_eos else token)
-            if len(token_ids) == limit:
-                return finished("length")
-            previous = token
 
     def _best(self, previous: int, masked: Collection[int]) -> int:
         ranked = self.successors.ranked(previous)
@@ -304,6 +270,93 @@ class KnownAnswer:
         if token_id < len(SPECIAL_TOKENS):
             return SPECIAL_TOKENS[token_id].encode()
         return self.vocabulary.token_bytes(token_id)
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """What an answer ends at.
+
+    Attributes:
+        limit: its tokens, at most.
+        min_tokens: its tokens, at least.
+        stops: texts that end it.
+        stop_token_ids: tokens that end it, beside EOS.
+        ignore_eos: EOS does not end it.
+        include_stop: what ended it is part of its text.
+    """
+
+    limit: int
+    min_tokens: int
+    stops: Sequence[str]
+    stop_token_ids: Collection[int]
+    ignore_eos: bool
+    include_stop: bool
+
+    def masked(self, count: int) -> Collection[int]:
+        """Tokens that cannot come after so many of the answer."""
+        # vLLM masks EOS below min_tokens even when EOS is ignored.
+        return {*self.stop_token_ids, EOS} if count < self.min_tokens else ()
+
+    def is_end(self, token: int) -> bool:
+        return token in self.stop_token_ids or self._is_plain_eos(token)
+
+    def stop_reason(self, token: int) -> int | None:
+        """What vLLM calls the reason of an end with this token."""
+        return None if self._is_plain_eos(token) else token
+
+    def _is_plain_eos(self, token: int) -> bool:
+        return token == EOS and not self.ignore_eos
+
+
+class _Telling:
+    """An answer that grows by a token at a time until it ends.
+
+    Attributes:
+        token_ids, fragments: see `Answer`.
+        end: finish reason and stop reason, see `Answer`; None before it.
+    """
+
+    def __init__(self, ending: _Ending, detokenizer: Detokenizer) -> None:
+        self.token_ids: list[int] = []
+        self.fragments: list[str] = []
+        self.end: tuple[FinishReason, str | int | None] | None = None
+        self._ending = ending
+        self._detokenizer = detokenizer
+
+    def add(self, token: int) -> None:
+        ending = self._ending
+        is_end = ending.is_end(token)
+        self.token_ids.append(token)
+        is_shown = ending.include_stop or not is_end
+        self.fragments.append(self._detokenizer.step(token) if is_shown else "")
+        if (stop := self._cut_at_stop()) is not None:
+            self.end = "stop", stop
+        elif is_end:
+            self.end = "stop", ending.stop_reason(token)
+        elif len(self.token_ids) == ending.limit:
+            self.end = "length", None
+
+    def _cut_at_stop(self) -> str | None:
+        """The stop string that the newest fragment completes, if any; the text ends there."""
+        ending = self._ending
+        if not ending.stops or len(self.token_ids) <= ending.min_tokens:
+            return None
+        found = _find_stop("".join(self.fragments), len(self.fragments[-1]), ending.stops)
+        if found is None:
+            return None
+        stop, start = found
+        length = start + len(stop) if ending.include_stop else start
+        self.fragments = _truncate(self.fragments, length)
+        return stop
+
+
+def _check_limits(max_tokens: int | None, min_tokens: int, stops: Sequence[str]) -> None:
+    if max_tokens is not None and max_tokens < 1:
+        raise ValueError(f"max_tokens must be at least 1, not {max_tokens}")
+    if min_tokens < 0 or (max_tokens is not None and min_tokens > max_tokens):
+        raise ValueError(f"min_tokens must be from 0 to max_tokens, not {min_tokens}")
+    if not all(stops):
+        raise ValueError("stop strings must not be empty")
 
 
 def _find_stop(text: str, new: int, stops: Sequence[str]) -> tuple[str, int] | None:
