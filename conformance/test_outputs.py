@@ -300,6 +300,7 @@ def test_logprobs_of_sampled_tokens_are_the_models(
     entries = generate(request).logprobs()
     expect.equal("tokens with logprobs", len(entries), 24)
     for entry in entries:
+        expect.equal("alternatives of a token", len(entry), 1)
         ((token, value),) = entry.items()
         expected = known_answer.expected_logprob(previous, int(token))
         expect.between("logprob", value["logprob"], expected - 0.02, expected + 0.02)

@@ -50,7 +50,7 @@ def test_missing_output() -> None:
         answer("text_output", "a").responses[0].tensor("finish_reason")
 
 
-@pytest.mark.parametrize("text", ["{", "{}", "3"])
+@pytest.mark.parametrize("text", ["{", "{}", "3", "[{}]", '[{"5": {"logprob": -1}}]'])
 def test_logprobs_of_another_form(text: str) -> None:
     with pytest.raises(Violation, match="logprobs"):
         answer("logprobs", text).logprobs()

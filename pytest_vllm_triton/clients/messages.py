@@ -254,7 +254,7 @@ def _logprob_entries(text: str) -> Iterator[dict[str, dict[str, Any]]]:
     if not isinstance(entries, list):
         raise Violation("logprobs", Words("a JSON list"), text)
     for entry in entries:
-        candidates = entry.values() if isinstance(entry, dict) else [None]
+        candidates = entry.values() if isinstance(entry, dict) and entry else [None]
         if not all(isinstance(item, dict) and set(item) >= _CANDIDATE for item in candidates):
             raise Violation(
                 "an entry of logprobs", Words(f"token id -> {sorted(_CANDIDATE)}"), entry
