@@ -19,7 +19,7 @@ def client_of(folder: Path, code: str) -> SampleClient:
     samples.mkdir()
     (samples / "client.py").write_text(code)
     (samples / "prompts.txt").write_text("one\n")
-    provision = SimpleNamespace(backend_dir=folder / "backend")
+    provision = SimpleNamespace(samples_dir=samples)
     harness: Any = SimpleNamespace(provision=provision, model_name="m")
     server: Any = SimpleNamespace(endpoints=SimpleNamespace(grpc="127.0.0.1:1"))
     return SampleClient(harness, server, folder)
