@@ -15,7 +15,7 @@ import functools
 import inspect
 import locale
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vllm_triton_backend.engine_limits import EngineLimits
@@ -37,7 +37,8 @@ Sink = Callable[[Any], None]
 @dataclasses.dataclass(slots=True)
 class Handle:
     """One request inside the engine. `abort_id` is the id that `abort` takes; `internal` tells
-    which of vLLM's two id spaces it is from; `task` drives the fallback path."""
+    which of vLLM's two id spaces it is from; `task` hands on its outputs where vLLM's own loop
+    cannot."""
 
     abort_id: str
     internal: bool
@@ -81,7 +82,7 @@ class Vllm:
             raise self._unsupported(error) from error
         for owner, name in (
             (AsyncLLM, "from_vllm_config"),
-            (AsyncLLM, "generate"),
+            (AsyncLLM, "add_request"),
             (AsyncLLM, "abort"),
             (AsyncLLM, "errored"),
             (RequestOutputKind, "DELTA"),
@@ -248,7 +249,7 @@ class Engine:
         self.limits = _limits(engine)
         self._loop = asyncio.get_running_loop()
         self._renderer = _renderer(engine)
-        self._parameters = frozenset(inspect.signature(engine.generate).parameters)
+        self._takes_text = "prompt_text" in inspect.signature(engine.add_request).parameters
         self.tracing = bool(
             getattr(getattr(engine, "observability_config", None), "otlp_traces_endpoint", None)
         )
@@ -304,27 +305,19 @@ class Engine:
         options: dict[str, Any] = {"lora_request": lora, "priority": priority}
         if trace_headers and self.tracing:
             options["trace_headers"] = dict(trace_headers)
-        if prompt_text is not None and "prompt_text" in self._parameters:
+        if prompt_text is not None and self._takes_text:
             options["prompt_text"] = prompt_text
-        if hasattr(self._engine, "add_request"):
-            try:
-                collector = await self._engine.add_request(request_id, prompt, params, **options)
-            except Exception:
-                # vLLM notes a request before it finds out that it cannot be sent to the engine.
-                with contextlib.suppress(Exception):
-                    await self._engine.abort(request_id)
-                raise
-            if _tap(collector, sink):
-                internal = getattr(collector, "request_id", None)
-                return Handle(internal or request_id, internal is not None)
-            outputs = _drain(collector)
-        elif isinstance(params, self._vllm.pooling_params):
-            options.pop("prompt_text", None)
-            outputs = self._engine.encode(prompt, params, request_id, **options)
-        else:
-            outputs = self._engine.generate(prompt, params, request_id, **options)
-        handle = Handle(request_id, False)
-        handle.task = asyncio.get_running_loop().create_task(_pump(outputs, sink))
+        try:
+            collector = await self._engine.add_request(request_id, prompt, params, **options)
+        except Exception:
+            # vLLM notes a request before it finds out that it cannot be sent to the engine.
+            with contextlib.suppress(Exception):
+                await self._engine.abort(request_id)
+            raise
+        internal = getattr(collector, "request_id", None)
+        handle = Handle(internal or request_id, internal is not None)
+        if not _tap(collector, sink):
+            handle.task = asyncio.get_running_loop().create_task(_pump(collector, sink))
         return handle
 
     async def abort(self, handle: Handle) -> None:
@@ -513,20 +506,14 @@ def _tap(collector: Any, sink: Sink) -> bool:
     return True
 
 
-async def _drain(collector: Any) -> AsyncIterator[Any]:
-    finished = False
-    while not finished:
-        output = await collector.get()
-        finished = output.finished
-        yield output
-
-
-async def _pump(outputs: AsyncIterator[Any], sink: Sink) -> None:
+async def _pump(collector: Any, sink: Sink) -> None:
+    """Hand on the outputs of a collector that cannot be tapped, up to the last one or an error."""
     try:
-        async for output in outputs:
+        finished = False
+        while not finished:
+            output = await collector.get()
+            finished = output.finished
             sink(output)
-    except asyncio.CancelledError:
-        raise
     except Exception as error:
         sink(error)
 

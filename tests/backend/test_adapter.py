@@ -173,8 +173,6 @@ class FakeVllmEngine:
         self.known: set[str] = set()
         self.loading = asyncio.Event()
 
-    def generate(self) -> None: ...
-
     async def add_request(self, request_id: str, *_: Any, **__: Any) -> Any:
         self.known.add(request_id)
         raise OverflowError("can't serialize ints")
@@ -200,6 +198,42 @@ def test_a_request_that_cannot_be_sent_leaves_nothing_in_vllm() -> None:
         return fake.known
 
     assert asyncio.run(run()) == set()
+
+
+class Collector:
+    """vLLM's queue of one request's outputs, one of which is there from the beginning.
+
+    Nothing can be put in the place of its `put`, as in a version that this was not written for.
+    """
+
+    __slots__ = ("outputs", "request_id")
+
+    def __init__(self, outputs: list[Any]) -> None:
+        self.outputs, self.request_id = outputs, "7-internal"
+
+    async def get(self) -> Any:
+        output = self.outputs.pop(0)
+        if isinstance(output, Exception):
+            raise output
+        return output
+
+
+@pytest.mark.parametrize("last", [SimpleNamespace(finished=True), ChildProcessError("dead")])
+def test_outputs_come_from_a_collector_that_cannot_be_tapped(last: Any) -> None:
+    class Answering(FakeVllmEngine):
+        async def add_request(self, *_: Any, **__: Any) -> Any:
+            return Collector([first, last, AssertionError("asked for more than the last one")])
+
+    async def run() -> None:
+        handle = await engine_of(Answering()).generate("p", None, "7", seen.append)
+        assert (handle.abort_id, handle.internal) == ("7-internal", True)
+        assert handle.task is not None
+        await handle.task
+
+    first = SimpleNamespace(finished=False)
+    seen: list[Any] = []
+    asyncio.run(run())
+    assert seen == [first, last]
 
 
 def test_an_adapter_does_not_wait_for_a_dead_engine() -> None:
