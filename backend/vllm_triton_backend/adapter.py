@@ -255,6 +255,11 @@ class Engine:
         )
 
     @property
+    def runs_on_cpu(self) -> bool:
+        """Whether the model is computed by CPUs."""
+        return bool(self._engine.vllm_config.device_config.device_type == "cpu")
+
+    @property
     def alive(self) -> bool:
         """Whether the engine's processes are healthy, as far as vLLM has noticed."""
         return not self._engine.errored

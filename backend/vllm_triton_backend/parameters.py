@@ -78,8 +78,9 @@ class Parameters:
     drain_timeout: float = _parameter("DRAIN_TIMEOUT_SECONDS", _number(float), 20.0)
     #: Threads that hand responses to Triton.
     sender_threads: int = _parameter("SENDER_THREADS", _number(int, least=1), 2)
-    #: Seconds, times the number of live requests, between two responses of a stream; 0 = none.
-    stream_pause: float = _parameter("STREAM_PAUSE_MICROSECONDS", _microseconds, 1e-3)
+    #: Seconds, times the number of live requests, between two responses of a stream; 0 = none, and
+    #: None = as suits the engine.
+    stream_pause: float | None = _parameter("STREAM_PAUSE_MICROSECONDS", _microseconds, None)
     #: "true" lets all instances of the model use one engine.
     shared_engine: bool = _parameter("SHARED_ENGINE", _switch, False)
 

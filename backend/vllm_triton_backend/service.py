@@ -22,6 +22,7 @@ from vllm_triton_backend.live_requests import LiveRequests
 from vllm_triton_backend.lora import Adapter, LoraRegistry
 from vllm_triton_backend.metrics import MetricsExporter
 from vllm_triton_backend.parent_server import can_unload, has_metrics, socket_name
+from vllm_triton_backend.parameters import Parameters
 from vllm_triton_backend.requests import EmbedRequest, GenerateRequest, parse
 from vllm_triton_backend.responses import EmbedFormatter, GenerateFormatter
 from vllm_triton_backend.runner import RequestRunner
@@ -40,10 +41,13 @@ from vllm_triton_backend.streams import Formatter, ResponseStream, SenderPool
 from vllm_triton_backend.watchdog import Watchdog, stub_shm_regions
 
 _STOP_SECONDS = 5.0
-# Below this many live requests every token is sent at once; above, a reader of text cannot tell a
-# pause of a tenth of a second from none.
+# Below this many live requests every token is sent at once. Above, a reader of text cannot tell a
+# pause of a tenth of a second from none, which is what the second number makes of the pauses below.
 _CROWD = 16
-_LONGEST_PAUSE_SECONDS = 0.1
+_MOST_COUNTED = 100
+_PAUSE_SECONDS = 1e-3
+# An engine for CPUs has the same cores as what sends its tokens, and takes longer for each.
+_PAUSE_ON_CPU_SECONDS = 2e-3
 _DEFAULT_MODEL_LEN = 4096
 
 
@@ -114,6 +118,13 @@ def _exit_at_once() -> None:
     os._exit(0)
 
 
+def _pause_for_each(parameters: Parameters, engine: Engine) -> float:
+    """Seconds for each live request, of the pause between two responses of a stream."""
+    if parameters.stream_pause is not None:
+        return parameters.stream_pause
+    return _PAUSE_ON_CPU_SECONDS if engine.runs_on_cpu else _PAUSE_SECONDS
+
+
 class Service:
     """A vLLM engine behind Triton. Made by `load`, ended by `close`."""
 
@@ -140,6 +151,7 @@ class Service:
         self._engine = booted.engine
         self._unload_asked = False
         self._live = LiveRequests(parameters.max_inflight_requests)
+        self._pause_for_each = _pause_for_each(parameters, booted.engine)
         self._runner = RequestRunner(
             vllm,
             booted.engine,
@@ -269,7 +281,7 @@ class Service:
         count = len(self._live) * self._share.instances
         if count < _CROWD:
             return 0.0
-        return min(_LONGEST_PAUSE_SECONDS, count * self._parameters.stream_pause)
+        return min(count, _MOST_COUNTED) * self._pause_for_each
 
     def is_ready(self) -> bool:
         """Whether new requests can be served."""

@@ -16,6 +16,7 @@ import triton_python_backend_utils as pb_utils
 from vllm_triton_backend import service
 from vllm_triton_backend.errors import Code, LoadError, RequestError
 from vllm_triton_backend.event_loop import EventLoop
+from vllm_triton_backend.parameters import Parameters
 from vllm_triton_backend.service import Service
 from vllm_triton_backend.sharing import SingleInstance
 
@@ -64,7 +65,9 @@ class Load:
             async def start_engine(self, *_: Any) -> Any:
                 note("engine booted")
                 limits = SimpleNamespace(max_model_len=100)
-                return SimpleNamespace(alive=True, shutdown=shut_down, limits=limits)
+                return SimpleNamespace(
+                    alive=True, shutdown=shut_down, limits=limits, runs_on_cpu=False
+                )
 
         class NotedLoop(EventLoop):
             def stop(self, timeout: float) -> None:
@@ -126,6 +129,16 @@ class Load:
             "model_instance_kind": "MODEL",
         }
         return Service.load(arguments)
+
+
+@pytest.mark.parametrize(
+    ("given", "on_cpu", "seconds"), [("", False, 1e-3), ("", True, 2e-3), ("0", True, 0.0)]
+)
+def test_how_long_streams_of_a_crowd_pause(given: str, on_cpu: bool, seconds: float) -> None:
+    engine: Any = SimpleNamespace(runs_on_cpu=on_cpu)
+    model_config = {"parameters": {"STREAM_PAUSE_MICROSECONDS": {"string_value": given}}}
+    parameters = Parameters.from_model_config(model_config)
+    assert service._pause_for_each(parameters, engine) == seconds
 
 
 @pytest.fixture
