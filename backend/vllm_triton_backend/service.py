@@ -21,8 +21,8 @@ from vllm_triton_backend.event_loop import EventLoop
 from vllm_triton_backend.live_requests import LiveRequests
 from vllm_triton_backend.lora import Adapter, LoraRegistry
 from vllm_triton_backend.metrics import MetricsExporter
-from vllm_triton_backend.parent_server import can_unload, has_metrics, socket_name
 from vllm_triton_backend.parameters import Parameters
+from vllm_triton_backend.parent_server import can_unload, has_metrics, socket_name
 from vllm_triton_backend.requests import EmbedRequest, GenerateRequest, parse
 from vllm_triton_backend.responses import EmbedFormatter, GenerateFormatter
 from vllm_triton_backend.runner import RequestRunner
