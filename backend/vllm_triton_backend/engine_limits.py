@@ -1,4 +1,5 @@
-"""Requests with more in them than an engine can hold, which are refused before they reach it.
+"""What a request asks for beyond what an engine can hold: it is refused, or cut where that means
+the same, before it reaches the engine.
 
 vLLM itself finds out only inside the engine, where an exception ends the engine for everybody.
 """

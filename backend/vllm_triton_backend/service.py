@@ -41,13 +41,15 @@ from vllm_triton_backend.streams import Formatter, ResponseStream, SenderPool
 from vllm_triton_backend.watchdog import Watchdog, stub_shm_regions
 
 _STOP_SECONDS = 5.0
-# Below this many live requests every token is sent at once. Above, a reader of text cannot tell a
-# pause of a tenth of a second from none, which is what the second number makes of the pauses below.
+# Below this many live requests every token is sent at once. With more of them a stream pauses
+# between two responses, for each of at most so many: up to 0.1 s, which a reader of text hardly
+# notices.
 _CROWD = 16
 _MOST_COUNTED = 100
-_PAUSE_SECONDS = 1e-3
-# An engine for CPUs has the same cores as what sends its tokens, and takes longer for each.
-_PAUSE_ON_CPU_SECONDS = 2e-3
+_PAUSE_PER_REQUEST_SECONDS = 1e-3
+# Up to 0.2 s where the engine shares its cores with what sends its tokens, and takes longer for
+# each.
+_PAUSE_PER_REQUEST_ON_CPU_SECONDS = 2e-3
 _DEFAULT_MODEL_LEN = 4096
 
 
@@ -118,11 +120,13 @@ def _exit_at_once() -> None:
     os._exit(0)
 
 
-def _pause_for_each(parameters: Parameters, engine: Engine) -> float:
-    """Seconds for each live request, of the pause between two responses of a stream."""
+def _pause_per_request(parameters: Parameters, engine: Engine) -> float:
+    """Seconds that each live request adds to the pause between two responses of a stream."""
     if parameters.stream_pause is not None:
         return parameters.stream_pause
-    return _PAUSE_ON_CPU_SECONDS if engine.runs_on_cpu else _PAUSE_SECONDS
+    if engine.runs_on_cpu:
+        return _PAUSE_PER_REQUEST_ON_CPU_SECONDS
+    return _PAUSE_PER_REQUEST_SECONDS
 
 
 class Service:
@@ -151,7 +155,7 @@ class Service:
         self._engine = booted.engine
         self._unload_asked = False
         self._live = LiveRequests(parameters.max_inflight_requests)
-        self._pause_for_each = _pause_for_each(parameters, booted.engine)
+        self._pause_per_request = _pause_per_request(parameters, booted.engine)
         self._runner = RequestRunner(
             vllm,
             booted.engine,
@@ -281,7 +285,7 @@ class Service:
         count = len(self._live) * self._share.instances
         if count < _CROWD:
             return 0.0
-        return min(count, _MOST_COUNTED) * self._pause_for_each
+        return min(count, _MOST_COUNTED) * self._pause_per_request
 
     def is_ready(self) -> bool:
         """Whether new requests can be served."""

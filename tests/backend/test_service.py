@@ -138,7 +138,7 @@ def test_how_long_streams_of_a_crowd_pause(given: str, on_cpu: bool, seconds: fl
     engine: Any = SimpleNamespace(runs_on_cpu=on_cpu)
     model_config = {"parameters": {"STREAM_PAUSE_MICROSECONDS": {"string_value": given}}}
     parameters = Parameters.from_model_config(model_config)
-    assert service._pause_for_each(parameters, engine) == seconds
+    assert service._pause_per_request(parameters, engine) == seconds
 
 
 @pytest.fixture
